@@ -1,0 +1,192 @@
+"""The demo fleet: small HTTP servers, one for each way a workspace proxy can be.
+
+``python -m project.fleet serve 8000`` serves them all, on the ports after that of the web server;
+``... stop paris`` and ``... start paris`` take one down and bring it back while it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A demo proxy. ``port`` is counted from the web server's; 0: it has no URL."""
+
+    name: str
+    display_name: str
+    port: int
+    behaviour: str
+    status: str
+    reason: str = ""
+
+    def url(self, base_port: int) -> str:
+        return f"http://{HOST}:{base_port + self.port}" if self.port else ""
+
+
+FLEET = (
+    Member("paris", "Paris", 1, "healthy", "ok"),
+    Member("sao-paulo", "São Paulo", 2, "warnings", "ok"),
+    Member("sydney", "Sydney", 3, "errors", "unhealthy", "report_errors"),
+    Member("tokyo", "Tokyo", 4, "error_500", "unhealthy", "status_code"),
+    Member("mumbai", "Mumbai", 5, "web_page", "unhealthy", "not_json"),
+    Member("cape-town", "Cape Town", 6, "slow", "unreachable", "timeout"),
+    Member("dublin", "Dublin", 7, "refusing", "unreachable", "connect"),
+    Member("oslo", "Oslo", 0, "unregistered", "unregistered"),
+)
+
+CONTROL_PORT = 8  # counted from the web server's, like those of the members
+REDIS_PORT = 9
+
+BUSY = {  # what is served where; a refusing proxy has a port, and nothing listens there
+    **{member.port: member.name for member in FLEET if member.port},
+    CONTROL_PORT: "the control of the demo fleet",
+}
+
+
+def _report(errors: list[str] | None = None, warnings: list[str] | None = None) -> tuple[int, str, str]:
+    return 200, "application/json", json.dumps({"errors": errors, "warnings": warnings})
+
+
+ANSWERS: dict[str, Callable[[], tuple[int, str, str]]] = {
+    "healthy": _report,
+    "warnings": lambda: _report(warnings=["The version of this proxy is older than the control plane's."]),
+    "errors": lambda: _report(
+        errors=["The control plane cannot be reached from here: connection timed out."],
+        warnings=["The certificate of the wildcard host name ends in 9 days."],
+    ),
+    "error_500": lambda: (500, "text/plain", "internal server error\n"),
+    "web_page": lambda: (200, "text/html; charset=utf-8", "<!doctype html><h1>Welcome to nginx!</h1>"),
+}
+
+
+class DemoProxy:
+    """One proxy of the fleet, that can be stopped and started again on its port."""
+
+    def __init__(self, member: Member, base_port: int) -> None:
+        self.member = member
+        self.address = (HOST, base_port + member.port)
+        self._server: ThreadingHTTPServer | None = None
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def running(self) -> bool:
+        return self._server is not None
+
+    def start(self) -> None:
+        with self._lock:
+            if self._server is None and self.member.behaviour != "refusing":
+                self._stopping.clear()
+                self._server = ThreadingHTTPServer(self.address, self._handler())
+                self._server.daemon_threads = True
+                threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        with self._lock:
+            if self._server is not None:
+                self._stopping.set()
+                self._server.shutdown()
+                self._server.server_close()
+                self._server = None
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        behaviour, stopping = self.member.behaviour, self._stopping
+
+        class Handler(_Handler):
+            def do_GET(self) -> None:
+                if self.path != "/healthz-report":
+                    self.answer(404, "text/plain", "a demo proxy has /healthz-report only\n")
+                elif behaviour == "slow":
+                    stopping.wait(60)  # longer than any probe waits
+                    self.close_connection = True
+                else:
+                    self.answer(*ANSWERS[behaviour]())
+
+        return Handler
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def answer(self, status: int, content_type: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet: a round every few seconds is no news."""
+
+
+def serve(base_port: int) -> None:
+    """Serve the fleet and its control until SIGTERM."""
+    proxies = {member.name: DemoProxy(member, base_port) for member in FLEET if member.port}
+
+    class Control(_Handler):
+        """GET / says what runs; POST /<name>/stop and /<name>/start change it."""
+
+        def do_GET(self) -> None:
+            states = {name: proxy.running for name, proxy in proxies.items()}
+            self.answer(200, "application/json", json.dumps(states))
+
+        def do_POST(self) -> None:
+            name, _, verb = self.path.strip("/").partition("/")
+            if name not in proxies or verb not in ("start", "stop"):
+                self.answer(404, "text/plain", f"POST /<{'|'.join(proxies)}>/<start|stop>\n")
+                return
+            getattr(proxies[name], verb)()
+            state = "running" if proxies[name].running else "stopped"
+            print(f"{name} is {state}", flush=True)
+            self.answer(200, "text/plain", f"{name} is {state}\n")
+
+    for proxy in proxies.values():
+        proxy.start()
+        member = proxy.member
+        print(f"{member.url(base_port)}  {member.name}: {member.behaviour}", flush=True)
+    control = ThreadingHTTPServer((HOST, base_port + CONTROL_PORT), Control)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=control.shutdown).start())
+    control.serve_forever(0.05)
+    for proxy in proxies.values():
+        proxy.stop()
+
+
+def order(base_port: int, verb: str, name: str) -> int:
+    """Have the running fleet stop or start one proxy; returns an exit code."""
+    url = f"http://{HOST}:{base_port + CONTROL_PORT}/{name}/{verb}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=5) as response:
+            print(response.read().decode().strip())
+    except urllib.error.HTTPError as error:
+        print(error.read().decode().strip(), file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"The demo fleet does not answer at {url}: {error}. Is `make run` running?", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["serve", port] if port.isdecimal():
+            serve(int(port))
+            return 0
+        case ["start" | "stop" as verb, name]:
+            return order(int(os.environ.get("PORT", "8000")), verb, name)
+    print("usage: python -m project.fleet serve PORT | start NAME | stop NAME", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""``make run``: the whole thing on this machine, with a demo fleet, until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from honcho.command import main as honcho
+
+from project.fleet import BUSY, FLEET, HOST, REDIS_PORT
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VAR = BASE_DIR / "var"
+
+# The demo is to be looked at: what changes shows soon.
+DEMO_DEFAULTS = {"DEBUG": "1", "PROXYHEALTH_INTERVAL": "10", "PROXYHEALTH_TIMEOUT": "3"}
+
+USER = "demo"
+
+
+class CannotRun(Exception):
+    """Says in one line why not."""
+
+
+def main() -> int:
+    os.chdir(BASE_DIR)
+    VAR.mkdir(exist_ok=True)
+    try:
+        port = _port()
+        embedded = "REDIS_URL" not in os.environ
+        _require_free_ports(port, embedded)
+        _set_environment(port, embedded)
+        print("make run: preparing the database", flush=True)
+        password = _prepare_database(port)
+    except CannotRun as error:
+        print(f"make run: {error}", file=sys.stderr)
+        return 1
+    processes = ["fleet", "worker", "beat", "web"]
+    if embedded:
+        processes.insert(0, "redis")
+    print(f"make run: starting {', '.join(processes)}; Ctrl-C stops all of it", flush=True)
+    threading.Thread(target=_announce, args=(port, embedded, password), daemon=True).start()
+    try:
+        honcho(["start", *processes])
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("make run: stopped")
+            return 0
+        print(f"make run: a part ended by itself (exit code {stop.code}); see above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _port() -> int:
+    text = os.environ.get("PORT", "8000")
+    if not text.isdecimal() or not 1 <= int(text) <= 65535 - REDIS_PORT:
+        raise CannotRun(f"PORT must be a number from 1 to {65535 - REDIS_PORT}, not {text!r}")
+    return int(text)
+
+
+def _require_free_ports(port: int, embedded: bool) -> None:
+    wanted = {0: "the web server", **BUSY}
+    if embedded:
+        wanted[REDIS_PORT] = "the embedded Redis"
+    for offset, what in wanted.items():
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((HOST, port + offset))
+            except OSError as error:
+                raise CannotRun(
+                    f"port {port + offset}, for {what}, cannot be used ({error.strerror}); "
+                    f"choose others with PORT={port + 100} make run"
+                ) from None
+
+
+def _set_environment(port: int, embedded: bool) -> None:
+    for name, value in DEMO_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ["WEB_PORT"] = str(port)  # honcho gives each part a PORT of its own
+    if embedded:
+        os.environ["REDIS_URL"] = f"redis://{HOST}:{port + REDIS_PORT}/0"
+    os.environ.setdefault("SECRET_KEY", _secret_key())
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
+
+
+def _secret_key() -> str:
+    """A key of this checkout's own, so that a sign-in outlives a restart."""
+    path = VAR / "secret_key"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(48))
+    return path.read_text()
+
+
+def _prepare_database(port: int) -> str:
+    """Migrate, and make the demo's user and rows; returns the user's password, if it is known."""
+    import django
+    from django.core.management import call_command
+    from django.db import Error
+
+    django.setup()
+    try:
+        call_command("migrate", verbosity=0)
+        _prepare_fleet(port)
+        return _prepare_user()
+    except Error as error:
+        raise CannotRun(f"the database cannot be used: {str(error).strip()}") from error
+
+
+def _prepare_fleet(port: int) -> None:
+    from proxyhealth.models import WorkspaceProxy
+
+    for member in FLEET:
+        values = {"display_name": member.display_name, "url": member.url(port), "deleted": False}
+        # update() and bulk_create() send no signals: there is nobody yet who would hear them.
+        if not WorkspaceProxy.objects.filter(name=member.name).update(**values):
+            WorkspaceProxy.objects.bulk_create(
+                [WorkspaceProxy(name=member.name, version="v2.29.1", **values)]
+            )
+
+
+def _prepare_user() -> str:
+    from django.contrib.auth import get_user_model
+
+    users = get_user_model().objects
+    # A password that everybody knows is for the demo's own database only.
+    password = secrets.token_urlsafe(12) if "DATABASE_URL" in os.environ else USER
+    if users.filter(username=USER).exists():
+        return "" if "DATABASE_URL" in os.environ else USER
+    users.create_superuser(USER, "", password)
+    return password
+
+
+def _announce(port: int, embedded: bool, password: str) -> None:
+    """Say where everything is, once the web server answers."""
+    home = f"http://{HOST}:{port}/"
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(home, timeout=2).close()
+            break
+        except urllib.error.HTTPError:
+            break
+        except OSError:
+            time.sleep(0.2)
+    else:
+        print(f"make run: the web server does not answer at {home}", file=sys.stderr)
+        return
+    sign_in = f"{USER} / {password}" if password else f"{USER}, with the password it was made with"
+    lines = [
+        "",
+        f"  home page     {home}",
+        f"  health page   {home}admin/proxyhealth/workspaceproxy/health/",
+        f"  JSON          {home}api/v2/workspaceproxies",
+        f"  metrics       {home}metrics",
+        f"  sign-in       {sign_in}",
+        f"  Redis         {os.environ['REDIS_URL']}{' (embedded)' if embedded else ''}",
+        f"  rounds        every {os.environ['PROXYHEALTH_INTERVAL']} s",
+        f"  demo fleet    {', '.join(f'{m.name} ({m.status})' for m in FLEET)}",
+        "  play          make stop-proxy NAME=paris, make start-proxy NAME=paris",
+        "",
+    ]
+    print("\n".join(lines), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The proxies with their statuses, and the health page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.forms import ModelForm
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.loader import render_to_string
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.safestring import SafeString, mark_safe
+from django.views.decorators.http import require_POST
+
+from proxyhealth import health
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.report import ProxyStatus, Status
+
+if TYPE_CHECKING:  # generic for type checkers only
+    ModelAdmin = admin.ModelAdmin[WorkspaceProxy]
+else:
+    ModelAdmin = admin.ModelAdmin
+
+# What an operator has to look at comes first.
+BY_URGENCY = (Status.UNREACHABLE, Status.UNHEALTHY, Status.UNKNOWN, Status.UNREGISTERED, Status.OK)
+
+ROWS_A_PAGE = 200
+
+# Seconds that an admin waits to hear whether the broker has taken a task.
+_PATIENCE = 0.5
+
+
+class DeletedFilter(admin.SimpleListFilter):
+    """Deleted proxies are out of sight until they are asked for."""
+
+    title = "deleted"
+    parameter_name = "deleted"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "Yes"), ("all", "All")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() == "all":
+            return queryset
+        return queryset.filter(deleted=self.value() == "yes")
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        choices = super().choices(changelist)
+        yield {**next(choices), "display": "No"}
+        yield from choices
+
+
+@admin.register(WorkspaceProxy)
+class WorkspaceProxyAdmin(ModelAdmin):
+    list_display = ("name", "display_name", "status", "reason", "latency", "last_check", "url", "version")
+    list_filter = (DeletedFilter,)
+    search_fields = ("name", "display_name", "url")
+    readonly_fields = ("id", "created_at", "updated_at")
+    actions = ("check_now",)
+    fieldsets = (
+        (None, {"fields": ("name", "display_name", "icon")}),
+        ("Where it is", {"fields": ("url", "wildcard_hostname", "version")}),
+        ("Life", {"fields": ("deleted", "id", "created_at", "updated_at")}),
+    )
+
+    class Media:
+        css = {"all": ("proxyhealth/health.css",)}  # noqa: RUF012  Django's own shape
+
+    # The list
+
+    @admin.display(description="status")
+    def status(self, row: WorkspaceProxy) -> SafeString:
+        # Rendered by a template, which has escaped what is not ours.
+        return mark_safe(  # noqa: S308
+            render_to_string("proxyhealth/badge.html", {"status": health.status_of(row).status})
+        )
+
+    @admin.display(description="reason", empty_value="")
+    def reason(self, row: WorkspaceProxy) -> str:
+        return health.status_of(row).reason
+
+    @admin.display(description="latency", empty_value="")
+    def latency(self, row: WorkspaceProxy) -> str | None:
+        latency = health.status_of(row).latency
+        return None if latency is None else f"{latency * 1000:,.0f} ms"
+
+    @admin.display(description="last check")
+    def last_check(self, row: WorkspaceProxy) -> Any:
+        return health.status_of(row).checked_at
+
+    @admin.action(description="Check now", permissions=["change"])
+    def check_now(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
+        ids = list(queryset.values_list("pk", flat=True))
+        self._request_check(request, ids, f"{len(ids)} {'proxy is' if len(ids) == 1 else 'proxies are'}")
+
+    def _request_check(self, request: HttpRequest, ids: Iterable[UUID] | None, what: str) -> None:
+        if _sent(health.request_check(ids)):
+            self.message_user(request, f"{what} being checked now.", messages.SUCCESS)
+        else:
+            self.message_user(
+                request,
+                "The workers cannot be asked now, because the broker does not answer. "
+                "The next round checks every proxy.",
+                messages.WARNING,
+            )
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().changelist_view(request, {**(extra_context or {}), "snapshot": health.snapshot()})
+
+    # Deleting keeps the row
+
+    def delete_model(self, request: HttpRequest, obj: WorkspaceProxy) -> None:
+        obj.deleted = True
+        obj.save()
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
+        for proxy in queryset:
+            self.delete_model(request, proxy)
+
+    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> type[ModelForm[Any]]:
+        form = super().get_form(request, *args, **kwargs)
+        for name in ("url", "icon", "wildcard_hostname"):
+            if name in form.base_fields:
+                form.base_fields[name].widget.attrs["class"] = "vLargeTextField"
+        return form
+
+    # The health page
+
+    def get_urls(self) -> list[URLPattern]:
+        prefix = "proxyhealth_workspaceproxy"
+        view = self.admin_site.admin_view
+        return [
+            path("health/", view(self.health_view), name=f"{prefix}_health"),
+            path("health/check/", view(require_POST(self.check_all_view)), name=f"{prefix}_check_all"),
+            *super().get_urls(),
+        ]
+
+    def health_view(self, request: HttpRequest) -> HttpResponse:
+        """The snapshot as it is now: counts, and a row a proxy, the worst ones first."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        statuses = health.statuses_of(WorkspaceProxy.objects.active())
+        counts = dict.fromkeys(BY_URGENCY, 0)
+        for found in statuses:
+            counts[found.status] += 1
+        chosen = request.GET.get("status", "")
+        rows = [status for status in statuses if chosen in ("", status.status)]
+        rows.sort(key=_urgency)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Health of the workspace proxies",
+            "snapshot": health.snapshot(),
+            "counts": list(counts.items()),
+            "total": len(statuses),
+            "chosen": chosen,
+            "page": Paginator(rows, ROWS_A_PAGE).get_page(request.GET.get("page")),
+            "may_check": self.has_change_permission(request),
+        }
+        return TemplateResponse(request, "admin/proxyhealth/workspaceproxy/health.html", context)
+
+    def check_all_view(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_change_permission(request):
+            raise PermissionDenied
+        self._request_check(request, None, "All proxies are")
+        return HttpResponseRedirect(reverse(f"{self.admin_site.name}:proxyhealth_workspaceproxy_health"))
+
+
+def _urgency(status: ProxyStatus) -> tuple[int, str]:
+    return BY_URGENCY.index(status.status), status.proxy.name.lower()
+
+
+def _sent(request: Future[None]) -> bool:
+    """Whether the broker has taken a request by now."""
+    try:
+        request.result(timeout=_PATIENCE)
+    except FutureTimeoutError:
+        return False
+    except Exception:  # the sender has logged it
+        return False
+    return True

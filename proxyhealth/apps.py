@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core import checks
+
+
+class ProxyHealthConfig(AppConfig):
+    name = "proxyhealth"
+    verbose_name = "Proxy health"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from prometheus_client import REGISTRY
+
+        from proxyhealth import signals  # noqa: F401  its receivers connect themselves
+        from proxyhealth.checks import check_settings
+        from proxyhealth.metrics import collector
+
+        checks.register(check_settings)
+        REGISTRY.register(collector)

@@ -1,0 +1,91 @@
+"""System checks: what is wrong with the settings, before it goes wrong in production."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from proxyhealth.conf import NAMES, conf
+
+HINTS = {
+    "INTERVAL": "Seconds between two rounds, for example 60. 0 or less means 60.",
+    "TIMEOUT": "Seconds that a whole probe may take, for example 5.",
+    "CONCURRENCY": "How many probes may run at once in a process, for example 512.",
+    "SHARD_SIZE": "How many proxies one task of a round takes, for example 1000.",
+    "CACHE": "The alias, in CACHES, of the Redis cache that is to hold the snapshot.",
+    "READ_INTERVAL": "Seconds between two looks for a newer snapshot in a process, for example 0.5.",
+    "STALE_AFTER": "Seconds without a full round, for example 180, or None for three intervals.",
+    "CA_BUNDLE": "The path of a PEM file with the certificates of your own authorities, or empty.",
+    "ADDRESS_DENY": "A list of networks as strings, for example ['169.254.0.0/16'].",
+    "ADDRESS_ALLOW": "A list of networks as strings; empty allows all that is not denied.",
+    "METRICS_NAMESPACE": "A word for the front of all metrics' names, for example 'coderd', or empty.",
+}
+
+IDS = {name: f"proxyhealth.E{number:03}" for number, name in enumerate(HINTS, start=10)}
+
+
+def check_settings(**kwargs: Any) -> list[CheckMessage]:
+    """Everything about ``PROXYHEALTH``: the ids are listed in the README."""
+    options = getattr(settings, "PROXYHEALTH", {})
+    if not isinstance(options, Mapping):
+        return [
+            Error(
+                "PROXYHEALTH must be a dictionary.",
+                hint="For example PROXYHEALTH = {'INTERVAL': 60}.",
+                id="proxyhealth.E001",
+            )
+        ]
+    messages: list[CheckMessage] = []
+    for name in options:
+        if name not in NAMES:
+            close = difflib.get_close_matches(str(name).upper(), NAMES, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(NAMES)}."
+            messages.append(Error(f"PROXYHEALTH has no {name!r}.", hint=hint, id="proxyhealth.E002"))
+    for name in NAMES:
+        try:
+            getattr(conf, name)
+        except ImproperlyConfigured as error:
+            # Other settings may be built on this one; it alone is named.
+            if repr(name) in str(error):
+                messages.append(Error(str(error), hint=HINTS[name], id=IDS[name]))
+    if not messages:
+        messages = [*_check_cache(), *_check_stale_after()]
+    return messages
+
+
+def _check_cache() -> list[CheckMessage]:
+    backend = str(settings.CACHES[conf.CACHE].get("BACKEND", ""))
+    try:
+        kinds: tuple[type, ...] = import_string(backend).__mro__
+    except ImportError:
+        return []  # Django says so itself
+    if any("redis" in kind.__module__ for kind in kinds):
+        return []
+    return [
+        Error(
+            f"The cache {conf.CACHE!r} is {backend}: the workers and the web servers cannot "
+            "share a snapshot in it.",
+            hint="Use django.core.cache.backends.redis.RedisCache, or name another alias "
+            "with PROXYHEALTH['CACHE'].",
+            id="proxyhealth.E003",
+        )
+    ]
+
+
+def _check_stale_after() -> list[CheckMessage]:
+    if conf.STALE_AFTER > conf.INTERVAL:
+        return []
+    return [
+        Warning(
+            "PROXYHEALTH['STALE_AFTER'] is not longer than INTERVAL: every snapshot is stale before "
+            "the next round can end.",
+            hint="Leave STALE_AFTER out for three intervals.",
+            id="proxyhealth.W001",
+        )
+    ]

@@ -1,0 +1,208 @@
+"""The settings of the app: ``PROXYHEALTH = {...}``, read at access."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+T = TypeVar("T")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+DEFAULT_INTERVAL = 60.0
+LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
+
+
+class Settings:
+    """One typed property a setting. A wrong value raises ``ImproperlyConfigured``, with what to do."""
+
+    @property
+    def INTERVAL(self) -> float:
+        """Seconds between two rounds; 0 or less means 60."""
+        return interval_of(_options())
+
+    @property
+    def TIMEOUT(self) -> float:
+        """Seconds that a whole probe may take."""
+        return _get("TIMEOUT", 5.0, _positive)
+
+    @property
+    def CONCURRENCY(self) -> int:
+        """Probes at once in a process."""
+        return _get("CONCURRENCY", 512, _count)
+
+    @property
+    def SHARD_SIZE(self) -> int:
+        """Proxies that one task of a round takes."""
+        return _get("SHARD_SIZE", 1000, _count)
+
+    @property
+    def CACHE(self) -> str:
+        """Alias, in ``CACHES``, of the Redis cache that holds the snapshot."""
+        return _get("CACHE", "default", _cache_alias)
+
+    @property
+    def READ_INTERVAL(self) -> float:
+        """Seconds for which a process reads its copy of the snapshot before it asks for a newer one."""
+        return _get("READ_INTERVAL", 0.5, _not_negative)
+
+    @property
+    def STALE_AFTER(self) -> float:
+        """Seconds after which a snapshot without a full round is stale; default three intervals."""
+        return _get("STALE_AFTER", None, _optional(_positive)) or 3 * self.INTERVAL
+
+    @property
+    def CA_BUNDLE(self) -> str:
+        """Path of a PEM file with certificate authorities to trust besides the public ones, or empty."""
+        return _get("CA_BUNDLE", "", _file)
+
+    @property
+    def ADDRESS_DENY(self) -> tuple[Network, ...]:
+        """Networks that no probe may connect to."""
+        return _get("ADDRESS_DENY", LINK_LOCAL, _networks)
+
+    @property
+    def ADDRESS_ALLOW(self) -> tuple[Network, ...]:
+        """If not empty, the only networks that a probe may connect to; goes before ADDRESS_DENY."""
+        return _get("ADDRESS_ALLOW", (), _networks)
+
+    @property
+    def METRICS_NAMESPACE(self) -> str:
+        """Put, with an underscore, in front of the names of all metrics."""
+        return _get("METRICS_NAMESPACE", "", _metric_prefix)
+
+
+conf = Settings()
+
+NAMES = tuple(name for name in vars(Settings) if name.isupper())
+
+
+class BeatEntry(TypedDict):
+    task: str
+    schedule: timedelta
+    options: dict[str, Any]
+
+
+def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEntry]:
+    """The entry for Celery beat that runs the rounds.
+
+    In the settings module give it the ``PROXYHEALTH`` dictionary, because there Django's
+    settings cannot be read yet: ``CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)``.
+    A tick that waited for one interval is dropped, so that workers that were away do not
+    find a backlog.
+    """
+    try:
+        interval = interval_of(_options() if options is None else options)
+    except ImproperlyConfigured:
+        interval = DEFAULT_INTERVAL  # the system check reports it; a settings module must load
+    return {
+        "proxyhealth-round": {
+            "task": "proxyhealth.tasks.check_all",
+            "schedule": timedelta(seconds=interval),
+            "options": {"expires": interval},
+        }
+    }
+
+
+def interval_of(options: Mapping[str, Any]) -> float:
+    """``INTERVAL`` of these options, in seconds."""
+    interval = _convert("INTERVAL", options.get("INTERVAL", DEFAULT_INTERVAL), _number)
+    return interval if interval > 0 else DEFAULT_INTERVAL
+
+
+def _options() -> Mapping[str, Any]:
+    options = getattr(settings, "PROXYHEALTH", {})
+    if not isinstance(options, Mapping):
+        raise ImproperlyConfigured("PROXYHEALTH must be a dictionary.")
+    return options
+
+
+def _get(name: str, default: Any, convert: Callable[[Any], T]) -> T:
+    return _convert(name, _options().get(name, default), convert)
+
+
+def _convert(name: str, value: Any, convert: Callable[[Any], T]) -> T:
+    try:
+        return convert(value)
+    except (ValueError, TypeError) as error:
+        raise ImproperlyConfigured(f"PROXYHEALTH[{name!r}] {error}, not {value!r}.") from None
+
+
+# Converters. What they raise completes the sentence "PROXYHEALTH['X'] ...".
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("must be a number of seconds")
+    return float(value)
+
+
+def _positive(value: Any) -> float:
+    number = _number(value)
+    if number <= 0:
+        raise ValueError("must be a number of seconds above 0")
+    return number
+
+
+def _not_negative(value: Any) -> float:
+    number = _number(value)
+    if number < 0:
+        raise ValueError("must be a number of seconds, 0 or more")
+    return number
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("must be a whole number, 1 or more")
+    return value
+
+
+def _optional(convert: Callable[[Any], T]) -> Callable[[Any], T | None]:
+    return lambda value: None if value is None else convert(value)
+
+
+def _cache_alias(value: Any) -> str:
+    if not isinstance(value, str) or value not in settings.CACHES:
+        raise ValueError(f"must be an alias in CACHES ({', '.join(settings.CACHES)})")
+    return value
+
+
+def _file(value: Any) -> str:
+    if not isinstance(value, str | Path):
+        raise TypeError("must be the path of a file")
+    if str(value) in ("", "."):
+        return ""
+    if not Path(value).is_file():
+        raise ValueError("must be the path of a file that exists")
+    return str(value)
+
+
+def _networks(value: Any) -> tuple[Network, ...]:
+    if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):
+        raise TypeError("must be a list of networks such as '10.0.0.0/8'")
+    return _parse_networks(tuple(value))
+
+
+@lru_cache(maxsize=16)
+def _parse_networks(value: tuple[Any, ...]) -> tuple[Network, ...]:
+    networks = []
+    for item in value:
+        try:
+            networks.append(ipaddress.ip_network(item))
+        except ValueError as error:
+            raise ValueError(f"must be a list of networks such as '10.0.0.0/8' ({error})") from None
+    return tuple(networks)
+
+
+def _metric_prefix(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", value):
+        raise ValueError("must be empty, or letters, digits and underscores, and not begin with a digit")
+    return value

@@ -1,0 +1,78 @@
+"""What other code calls: the statuses, the hosts, and a round now.
+
+Nothing here waits for a proxy, except :func:`force_update`; and no read raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from uuid import UUID
+
+from proxyhealth import rounds, store, tasks
+from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
+from proxyhealth.report import Proxy, ProxyStatus, Snapshot, Status
+from proxyhealth.rounds import RoundFailed
+from proxyhealth.tasks import request_check
+
+__all__ = [
+    "RoundFailed",
+    "force_update",
+    "health_status",
+    "proxy_hosts",
+    "request_check",
+    "snapshot",
+    "status_of",
+    "statuses_of",
+]
+
+
+def health_status() -> Mapping[UUID, ProxyStatus]:
+    """The last known status of every proxy, by id; empty when nothing is known."""
+    return store.read().statuses
+
+
+def proxy_hosts(*, healthy_only: bool = False) -> list[str]:
+    """``host[:port]`` of every registered proxy, or of the usable ones only."""
+    snapshot = store.read()
+    return list(snapshot.healthy_hosts if healthy_only else snapshot.hosts)
+
+
+def snapshot() -> Snapshot:
+    """The statuses with when they were checked, and whether they are stale and why."""
+    return store.read()
+
+
+def force_update() -> Snapshot:
+    """Run one full round now, in this process, and return the snapshot that it led to.
+
+    Takes up to about ``TIMEOUT`` seconds, and waits for a round that is under way to end first.
+    Raises ``RoundFailed``, and leaves the cache alone, if the proxies cannot be read, the cache
+    cannot be used, or another round does not end.
+    """
+    wait = rounds.time_limit(len(store.read().statuses)) + 30
+    if not tasks.run_round(wait=wait):
+        raise RoundFailed(f"another round is still running after {wait:.0f} s")
+    store.forget()
+    return store.read()
+
+
+def statuses_of(rows: WorkspaceProxyQuerySet) -> list[ProxyStatus]:
+    """These rows of the database, by name, with what is known of each: one query.
+
+    ``unknown`` is a proxy that no probe has seen yet, or not under the URL that it has now. The
+    values are those of the rows, the judgement is that of the snapshot.
+    """
+    known = store.read().statuses
+    return [_join(proxy, known.get(proxy.id)) for proxy in rounds.values_of(rows)]
+
+
+def status_of(row: WorkspaceProxy) -> ProxyStatus:
+    """The same for one row that is already loaded: no query."""
+    return _join(rounds.value_of(row), store.read().statuses.get(row.pk))
+
+
+def _join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:
+    if status is None or status.proxy.url != proxy.url:
+        return ProxyStatus(proxy, proxy_host="", status=Status.UNKNOWN)
+    return replace(status, proxy=proxy)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar, Self
+
+from django.db import models
+from django.db.models.functions import Lower
+
+from proxyhealth.validators import validate_proxy_name, validate_proxy_url
+
+
+class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
+    def active(self) -> Self:
+        """The proxies that are not deleted: those that a round probes."""
+        return self.filter(deleted=False)
+
+
+class WorkspaceProxy(models.Model):
+    """A relay in another region, run by somebody else, that users may be sent to."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.SlugField(
+        max_length=64,
+        # The constraint below is the unique index, without regard to case.
+        db_index=False,
+        validators=[validate_proxy_name],
+        help_text="Letters, digits, hyphens and underscores. Unique without regard to case.",
+    )
+    display_name = models.CharField(
+        max_length=128, blank=True, help_text="What users see. The name, if empty."
+    )
+    icon = models.CharField(
+        max_length=512, blank=True, help_text="URL or path of an icon, for example /emojis/1f1eb.png"
+    )
+    url = models.CharField(
+        "URL",
+        max_length=512,
+        blank=True,
+        validators=[validate_proxy_url],
+        help_text="http:// or https://, a host, and a port if need be. Empty until the proxy has registered.",
+    )
+    wildcard_hostname = models.CharField(
+        max_length=255,
+        blank=True,
+        help_text="Host name under which the proxy serves applications, for example *.paris.example.com",
+    )
+    version = models.CharField(max_length=64, blank=True)
+    deleted = models.BooleanField(
+        default=False, help_text="A deleted proxy is neither probed nor shown, but kept."
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects: ClassVar[WorkspaceProxyQuerySet] = WorkspaceProxyQuerySet.as_manager()  # type: ignore[assignment]
+
+    class Meta:
+        verbose_name = "workspace proxy"
+        verbose_name_plural = "workspace proxies"
+        ordering: ClassVar[list[str]] = ["name"]
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(
+                Lower("name"),
+                # The name of a deleted proxy is free again.
+                condition=models.Q(deleted=False),
+                name="proxyhealth_unique_name",
+                violation_error_message="There is already a proxy with this name "
+                "(upper and lower case are the same).",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.display_name or self.name

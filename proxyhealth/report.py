@@ -1,0 +1,324 @@
+"""What is known of proxies, as frozen values. Pure Python: no Django, no I/O."""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Self
+from uuid import UUID
+
+MAX_ITEMS = 50
+MAX_ITEM_LENGTH = 1_000
+
+_WHITE_SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
+# C0 and C1 controls, the marks that turn text around, and lone surrogates, which UTF-8 cannot carry.
+_UNWANTED = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class Status(enum.StrEnum):
+    """The judgement on a proxy. ``number`` is its value in metrics."""
+
+    OK = "ok"
+    UNHEALTHY = "unhealthy"
+    UNREACHABLE = "unreachable"
+    UNREGISTERED = "unregistered"
+    UNKNOWN = "unknown"
+
+    @property
+    def number(self) -> int:
+        return _NUMBERS[self]
+
+
+_NUMBERS = {
+    Status.UNKNOWN: -3,
+    Status.UNREACHABLE: -2,
+    Status.UNHEALTHY: -1,
+    Status.UNREGISTERED: 0,
+    Status.OK: 1,
+}
+
+
+class Reason(enum.StrEnum):
+    """Why a proxy is not ``ok``; ``NONE``, the empty string, where the status says it all."""
+
+    NONE = ""
+    INVALID_URL = "invalid_url"
+    BLOCKED = "blocked"
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    PROTOCOL = "protocol"
+    STATUS_CODE = "status_code"
+    TRUNCATED = "truncated"
+    TOO_LARGE = "too_large"
+    NOT_JSON = "not_json"
+    BAD_REPORT = "bad_report"
+    REPORT_ERRORS = "report_errors"
+    INTERNAL = "internal"
+
+
+class BadReport(Exception):
+    """A body that is no health report: ``reason`` is ``not_json`` or ``bad_report``."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """What a proxy says of itself: at most 50 items a list, 1,000 characters an item, no controls."""
+
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, errors: Sequence[str] = (), warnings: Sequence[str] = ()) -> Self:
+        """A report of texts from anywhere, made safe to keep and to show; what is cut is marked."""
+        return cls(_clean_items(errors), _clean_items(warnings))
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """The report in the body of a response; raises :class:`BadReport` if there is none."""
+        try:
+            text = body.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise BadReport(Reason.NOT_JSON, "the body is not UTF-8") from None
+        if not text.strip():
+            raise BadReport(Reason.NOT_JSON, "the body is empty")
+        try:
+            # Numbers have no place in a report; converting one of a million digits would only cost.
+            document = json.loads(
+                text,
+                object_pairs_hook=_Object,
+                parse_int=_ignore,
+                parse_float=_ignore,
+                parse_constant=_refuse_constant,
+            )
+        except RecursionError:
+            raise BadReport(Reason.BAD_REPORT, "the JSON is nested too deeply") from None
+        except ValueError as error:
+            raise BadReport(Reason.NOT_JSON, f"the body is not JSON ({error})") from None
+        if not isinstance(document, _Object):
+            raise BadReport(Reason.BAD_REPORT, "the JSON is not an object")
+        return cls.of(document.texts("errors"), document.texts("warnings"))
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as its pairs, so that no repeated key is lost."""
+
+    def texts(self, key: str) -> list[str]:
+        found: list[str] = []
+        for name, value in self:
+            if name.lower() != key or value is None:
+                continue
+            if (
+                isinstance(value, _Object)
+                or not isinstance(value, list)
+                or not all(isinstance(item, str) for item in value)
+            ):
+                raise BadReport(Reason.BAD_REPORT, f'"{key}" is not a list of strings')
+            # Two lists under one key are both heard: no error may hide behind a second key.
+            found += value
+        return found
+
+
+def _ignore(digits: str) -> float:
+    return 0.0
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _clean_items(items: Sequence[str]) -> tuple[str, ...]:
+    if len(items) <= MAX_ITEMS:
+        return tuple(clean(item) for item in items)
+    kept = MAX_ITEMS - 1
+    return (*(clean(item) for item in items[:kept]), f"… and {len(items) - kept:,} more")
+
+
+def clean(text: str, length: int = MAX_ITEM_LENGTH) -> str:
+    """``text`` on one line, without control characters, ``length`` characters at most; a cut ends in …."""
+    cut = text[: 8 * length]  # a megabyte of controls is not worth a look
+    result = _UNWANTED.sub("", _WHITE_SPACE.sub(" ", cut))
+    if len(result) > length or len(cut) < len(text):
+        result = result[: length - 1] + "…"
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The values of a ``WorkspaceProxy`` row at one moment."""
+
+    id: UUID
+    name: str
+    display_name: str
+    icon: str
+    url: str
+    wildcard_hostname: str
+    version: str
+    deleted: bool
+    created_at: datetime
+    updated_at: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": str(self.id),
+            "name": self.name,
+            "display_name": self.display_name,
+            "icon": self.icon,
+            "url": self.url,
+            "wildcard_hostname": self.wildcard_hostname,
+            "version": self.version,
+            "deleted": self.deleted,
+            "created_at": rfc3339(self.created_at),
+            "updated_at": rfc3339(self.updated_at),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            **{
+                **data,
+                "id": UUID(data["id"]),
+                "created_at": datetime.fromisoformat(data["created_at"]),
+                "updated_at": datetime.fromisoformat(data["updated_at"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStatus:
+    """One judgement on one proxy.
+
+    ``proxy`` holds the row's values when it was checked, ``proxy_host`` the ``host[:port]`` of its
+    URL (empty without one). ``latency`` is the seconds from the start of the probe to its
+    judgement, None if no response came. ``checked_at`` is None only if ``status`` is ``unknown``.
+    """
+
+    proxy: Proxy
+    proxy_host: str
+    status: Status
+    reason: Reason = Reason.NONE
+    report: HealthReport = HealthReport()
+    checked_at: datetime | None = None
+    latency: float | None = None
+
+    @property
+    def healthy(self) -> bool:
+        return self.status is Status.OK
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "proxy": self.proxy.to_json(),
+            "proxy_host": self.proxy_host,
+            "status": self.status.value,
+            "reason": self.reason.value,
+            "errors": self.report.errors,
+            "warnings": self.report.warnings,
+            "checked_at": self.checked_at and rfc3339(self.checked_at),
+            "latency": self.latency,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        checked_at = data["checked_at"]
+        return cls(
+            proxy=Proxy.from_json(data["proxy"]),
+            proxy_host=data["proxy_host"],
+            status=Status(data["status"]),
+            reason=Reason(data["reason"]),
+            report=HealthReport(tuple(data["errors"]), tuple(data["warnings"])),
+            checked_at=checked_at and datetime.fromisoformat(checked_at),
+            latency=data["latency"],
+        )
+
+
+@dataclass(frozen=True)
+class RoundHistogram:
+    """How long rounds took, since the snapshot began: ``counts[i]`` rounds of at most ``BOUNDS[i]``
+    seconds and above the bound before, the last one of those above all bounds; ``sum`` in seconds."""
+
+    BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
+
+    counts: tuple[int, ...] = (0,) * 12
+    sum: float = 0.0
+
+    def observe(self, seconds: float) -> RoundHistogram:
+        """This histogram and one round more."""
+        place = sum(bound < seconds for bound in self.BOUNDS)
+        counts = tuple(count + (i == place) for i, count in enumerate(self.counts))
+        return RoundHistogram(counts, self.sum + seconds)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The statuses of all active proxies, as of one commit.
+
+    ``checked_at``, ``duration`` (seconds) and ``stale_at`` are of the last full round, None before
+    the first. ``number`` goes up by one with every commit. ``outcomes`` counts rounds by how they
+    ended, ``error`` says why the last failed one did, at ``error_at``. ``fault`` says why this is
+    only the last copy that a process has, when it could not get a newer one.
+    """
+
+    statuses: Mapping[UUID, ProxyStatus] = field(default_factory=lambda: MappingProxyType({}))
+    checked_at: datetime | None = None
+    duration: float | None = None
+    number: int = 0
+    stale_at: datetime | None = None
+    rounds: RoundHistogram = RoundHistogram()
+    outcomes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    error: str = ""
+    error_at: datetime | None = None
+    fault: str = ""
+
+    @property
+    def stale(self) -> bool:
+        """Whether the snapshot is older than it should be, now."""
+        return bool(self.stale_reason)
+
+    @property
+    def stale_reason(self) -> str:
+        """What is wrong, as a sentence; empty if the snapshot is not stale."""
+        if self.fault:
+            return self.fault
+        if self.checked_at is None or self.stale_at is None:
+            return "No round has ended yet. Are the Celery worker and beat running?"
+        if datetime.now(UTC) >= self.stale_at:
+            return (
+                f"No round has ended since the one of {self.checked_at:%Y-%m-%d %H:%M:%S} UTC. "
+                "Are the Celery worker and beat running, and does the last round's error say more?"
+            )
+        return ""
+
+    @cached_property
+    def hosts(self) -> tuple[str, ...]:
+        """``host[:port]`` of every registered proxy, each once, in the order of their names."""
+        return self._hosts(healthy_only=False)
+
+    @cached_property
+    def healthy_hosts(self) -> tuple[str, ...]:
+        """``host[:port]`` of every proxy that is ``ok``."""
+        return self._hosts(healthy_only=True)
+
+    def _hosts(self, *, healthy_only: bool) -> tuple[str, ...]:
+        return tuple(
+            dict.fromkeys(
+                status.proxy_host
+                for status in self.statuses.values()
+                if status.proxy_host and (status.healthy or not healthy_only)
+            )
+        )
+
+
+def rfc3339(moment: datetime) -> str:
+    """``moment`` (aware) as RFC 3339 in UTC, to the microsecond."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

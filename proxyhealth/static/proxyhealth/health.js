@@ -1,0 +1,54 @@
+// Keeps the health page fresh, and says so when it cannot: a stale page must never look fresh.
+"use strict";
+(() => {
+  const live = document.getElementById("proxyhealth-live");
+  const offline = document.getElementById("proxyhealth-offline");
+  const seconds = Number(live.dataset.refresh);
+  let shownSince = new Date();
+
+  const controls = () => [...live.querySelectorAll("a, button")];
+
+  function ago(moment) {
+    const age = Math.max(0, Math.round((Date.now() - moment) / 1000));
+    if (age < 120) return `${age} s ago`;
+    if (age < 7200) return `${Math.round(age / 60)} min ago`;
+    return `${Math.round(age / 3600)} h ago`;
+  }
+
+  function showAges() {
+    for (const time of live.querySelectorAll("time[data-ago]")) {
+      time.dataset.text ??= time.textContent;
+      time.textContent = `${time.dataset.text} (${ago(new Date(time.dateTime))})`;
+    }
+  }
+
+  async function refresh() {
+    try {
+      const response = await fetch(location.href, {
+        cache: "no-store",
+        signal: AbortSignal.timeout(seconds * 1000),
+      });
+      if (!response.ok) throw new Error(`the server answered ${response.status}`);
+      if (response.redirected) throw new Error("you are not signed in any more");
+      const page = new DOMParser().parseFromString(await response.text(), "text/html");
+      const fresh = page.getElementById("proxyhealth-live");
+      if (!fresh) throw new Error("the server answered with another page");
+      const focused = controls().indexOf(document.activeElement);
+      live.replaceChildren(...fresh.childNodes);
+      controls()[focused]?.focus({ preventScroll: true }); // the keyboard stays where it was
+      shownSince = new Date();
+      offline.hidden = true;
+    } catch (error) {
+      offline.textContent =
+        `This page could not be refreshed since ${shownSince.toLocaleTimeString()}: ${error.message}. ` +
+        "What it shows may be out of date.";
+      offline.hidden = false;
+    }
+    showAges();
+    setTimeout(refresh, seconds * 1000);
+  }
+
+  showAges();
+  setInterval(showAges, 1000);
+  setTimeout(refresh, seconds * 1000);
+})();

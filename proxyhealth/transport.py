@@ -1,0 +1,241 @@
+"""One fresh connection, bounded as a whole: name look-up, address policy, TLS, deadline, bytes.
+
+The timeouts of sockets, and of what is built on them, bound each single operation; a peer
+that sends a byte a second never meets them. Here every operation gets what is left of one
+deadline.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import certifi
+
+from proxyhealth.conf import Network
+
+# More than a health report ever needs, and little enough for thousands of probes at once.
+MAX_HEADER_BYTES = 64 * 1024
+MAX_BODY_BYTES = 512 * 1024
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class AddressBlocked(Exception):
+    """All addresses of a host are refused by the address policy."""
+
+
+class TooManyBytes(http.client.HTTPException):
+    """The peer sent more than any response of ours can need."""
+
+
+class Deadline:
+    """The end of a probe; ``phase`` says what the time is being spent on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.phase = "starting"
+        self._end = time.monotonic() + seconds
+
+    def remaining(self) -> float:
+        """Seconds left; raises ``TimeoutError`` when there are none."""
+        seconds = self._end - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError
+        return seconds
+
+
+class AddressPolicy(NamedTuple):
+    """Which addresses may be connected to."""
+
+    deny: tuple[Network, ...] = ()
+    allow: tuple[Network, ...] = ()
+
+    def permits(self, address: IPAddress) -> bool:
+        # An IPv4 address in IPv6 clothes reaches the same machine.
+        forms = [address]
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            forms = [address.ipv4_mapped]
+        if self.allow:
+            return any(form in network for form in forms for network in self.allow)
+        return not any(form in network for form in forms for network in self.deny)
+
+
+class _Bounded:
+    """What the sockets below share: each receive gets what is left of the deadline and of the bytes."""
+
+    deadline: Deadline
+    bytes_left = MAX_HEADER_BYTES
+    ended = False  # the peer has closed its side
+    settimeout: Callable[[float | None], None]
+
+    def _receive(self, receive: Callable[..., int], *args: Any) -> int:
+        self.settimeout(self.deadline.remaining())
+        count = receive(*args)
+        self.ended = self.ended or count == 0
+        self.bytes_left -= count
+        if self.bytes_left < 0:
+            raise TooManyBytes("more bytes than a health report can need")
+        return count
+
+
+class _PlainSocket(_Bounded, socket.socket):
+    def recv_into(self, *args: Any) -> int:
+        return self._receive(super().recv_into, *args)
+
+
+class _TLSSocket(_Bounded, ssl.SSLSocket):
+    def recv_into(self, *args: Any) -> int:
+        return self._receive(super().recv_into, *args)
+
+
+class Connection(http.client.HTTPConnection):
+    """An HTTP connection that looks its host up, checks the address, and connects, once."""
+
+    sock: _PlainSocket | _TLSSocket
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        deadline: Deadline,
+        policy: AddressPolicy,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        super().__init__(host, port)
+        if context is not None:
+            self.default_port = http.client.HTTPS_PORT  # what the Host header leaves out
+        self.deadline = deadline
+        self._policy = policy
+        self._context = context
+
+    def connect(self) -> None:
+        """Raises ``AddressBlocked``, or what the operating system and OpenSSL raise."""
+        self.deadline.phase = f"looking up {self.host}"
+        addresses = look_up(self.host, self.port, self.deadline)
+        permitted = [address for address in addresses if self._policy.permits(_ip(address))]
+        if not permitted:
+            refused = ", ".join(dict.fromkeys(str(_ip(address)) for address in addresses))
+            raise AddressBlocked(f"{self.host} is {refused}, refused by ADDRESS_DENY or ADDRESS_ALLOW")
+        sock = self._dial(permitted)
+        if self._context is not None:
+            self.deadline.phase += ", in the TLS handshake"
+            sock = self._wrap(sock, self._context)
+        sock.deadline = self.deadline
+        self.sock = sock
+        self.deadline.phase = f"waiting for {self.host} to answer"
+
+    def _dial(self, addresses: Sequence[_Address]) -> _PlainSocket | _TLSSocket:
+        for i, address in enumerate(addresses):
+            self.deadline.phase = f"connecting to {_ip(address)} port {self.port}"
+            sock = _PlainSocket(address.family, socket.SOCK_STREAM)
+            try:
+                # An address that keeps silent leaves its share of the time to those after it.
+                sock.settimeout(self.deadline.remaining() / (len(addresses) - i))
+                sock.connect(address.sockaddr)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(self.deadline.remaining())
+            except OSError:
+                sock.close()
+                if i == len(addresses) - 1:
+                    raise
+            else:
+                return sock
+        raise AssertionError("there is always an address")
+
+    def _wrap(self, sock: socket.socket, context: ssl.SSLContext) -> _TLSSocket:
+        try:
+            # The context makes sockets of the class that it was given.
+            return cast(_TLSSocket, context.wrap_socket(sock, server_hostname=self.host.removesuffix(".")))
+        except BaseException:
+            sock.close()
+            raise
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        """As the parent's, but headers that end with the connection are no response."""
+        self.sock.settimeout(self.deadline.remaining())
+        sock = self.sock  # the parent lets go of it when the response will close the connection
+        response = super().getresponse()
+        if sock.ended:
+            # The parser reads on only where a line is not complete yet.
+            raise ConnectionResetError("the connection was closed in the middle of the headers")
+        sock.bytes_left = MAX_BODY_BYTES
+        self.deadline.phase = f"reading the report of {self.host}"
+        return response
+
+
+class _Address(NamedTuple):
+    family: int
+    sockaddr: Any
+
+
+def _ip(address: _Address) -> IPAddress:
+    return ipaddress.ip_address(address.sockaddr[0])
+
+
+def look_up(host: str, port: int, deadline: Deadline) -> list[_Address]:
+    """The addresses of ``host``, looked up anew; raises ``TimeoutError`` or ``socket.gaierror``.
+
+    The resolver of the C library cannot be interrupted, so it gets a thread that nobody waits
+    for longer than the deadline. A literal address needs neither.
+    """
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        if ip.version == 6:
+            return [_Address(socket.AF_INET6, (host, port, 0, 0))]
+        return [_Address(socket.AF_INET, (host, port))]
+
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=resolve, name=f"look-up {host}", daemon=True).start()
+    try:
+        answer = answers.get(timeout=deadline.remaining())
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise answer
+    return list(
+        dict.fromkeys(
+            _Address(family, sockaddr)
+            for family, _type, _protocol, _name, sockaddr in answer
+            if family in (socket.AF_INET, socket.AF_INET6)
+        )
+    )
+
+
+def tls_context(ca_bundle: str) -> ssl.SSLContext:
+    """The context of all probes: public authorities, and those in ``ca_bundle`` if it is not empty.
+
+    Building one costs 20 ms, so there is one for all, and a new one when the file changes.
+    """
+    return _tls_context(ca_bundle, Path(ca_bundle).stat().st_mtime_ns if ca_bundle else 0)
+
+
+@lru_cache(maxsize=2)
+def _tls_context(ca_bundle: str, mtime: int) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=certifi.where())
+    if ca_bundle:
+        context.load_verify_locations(cafile=ca_bundle)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.sslsocket_class = _TLSSocket
+    return context

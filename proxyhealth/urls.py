@@ -1,0 +1,14 @@
+"""The places where clients of workspace proxies look: ``path("", include("proxyhealth.urls"))``."""
+
+from django.urls import path
+
+from proxyhealth import views
+
+app_name = "proxyhealth"
+
+urlpatterns = [
+    path("api/v2/workspaceproxies", views.proxies, name="proxies"),
+    path("api/v2/workspaceproxies/<str:id_or_name>", views.proxy, name="proxy"),
+    path("api/v2/workspaceproxies/<str:id_or_name>/check", views.check, name="check"),
+    path("api/v2/regions", views.regions, name="regions"),
+]

@@ -1,0 +1,119 @@
+"""What makes the name and the URL of a proxy usable. Both the model and the probe ask here."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import idna
+from django.core.exceptions import ValidationError
+
+RESERVED_NAMES = frozenset({"primary"})
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f-\x9f\\]|\s")
+_HOST_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+class ProxyURL(NamedTuple):
+    """A proxy's URL, taken apart.
+
+    ``host`` is what a name look-up takes: lower case, punycode, an IPv6 address without
+    its brackets. ``netloc`` is ``host[:port]`` as it stands in a URL, its port only where
+    the URL names one. ``path`` is empty or begins with a slash.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    netloc: str
+    path: str
+
+    @property
+    def base(self) -> str:
+        """The URL without one trailing slash, to append a path to."""
+        return f"{self.scheme}://{self.netloc}{self.path.removesuffix('/')}"
+
+
+def parse_proxy_url(url: str) -> ProxyURL:
+    """Take ``url`` apart; raises ``ValueError``, saying what is wrong, if no request can go there.
+
+    A path is let through here, because a request can be sent to it; what may be stored
+    for a proxy is narrower, see :func:`validate_proxy_url`.
+    """
+    if _NOT_IN_URLS.search(url):
+        raise ValueError("it contains a space, a control character or a backslash")
+    parts = urlsplit(url)  # itself raises ValueError for "http://[::1"
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise ValueError("it must begin with http:// or https://")
+    if "@" in parts.netloc:
+        # The value is not repeated: what stands before the @ may be a password.
+        raise ValueError("it must not contain a user name or a password")
+    if "?" in url or "#" in url:
+        raise ValueError("it must not contain a query (?) or a fragment (#)")
+    if not parts.hostname:
+        raise ValueError("it has no host")
+    host = _ascii_host(parts.hostname, bracketed="[" in parts.netloc)
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("its port must be a number from 1 to 65535") from None
+    if port == 0 or (port is None and parts.netloc.endswith(":")):
+        raise ValueError("its port must be a number from 1 to 65535")
+    netloc = f"[{host}]" if ":" in host else host
+    if port is not None:
+        netloc = f"{netloc}:{port}"
+    return ProxyURL(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme], netloc, parts.path)
+
+
+def _ascii_host(host: str, *, bracketed: bool) -> str:
+    if bracketed:
+        try:
+            return str(ipaddress.IPv6Address(host))
+        except ValueError:
+            raise ValueError(f"{_short(host)} is not an IPv6 address") from None
+    if not host.isascii():
+        try:
+            host = idna.encode(host, uts46=True).decode("ascii")
+        except (idna.IDNAError, UnicodeError) as error:
+            raise ValueError(f"{_short(host)} is not an internationalised name: {error}") from None
+    host = host.lower()
+    labels = host.removesuffix(".").split(".")
+    if _NUMBER.fullmatch(labels[-1]):
+        # A look-up would read "0177.0.0.1" and "2130706433" as addresses; nobody means that.
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError:
+            raise ValueError(f"{_short(host)} is not an IPv4 address") from None
+    if len(host) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in labels):
+        raise ValueError(f"{_short(host)} is not a host name")
+    return host
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 64 else text[:63] + "…")
+
+
+def validate_proxy_url(value: str) -> None:
+    """Validator of ``WorkspaceProxy.url``: what can be requested, and has no path of its own."""
+    try:
+        url = parse_proxy_url(value)
+        if url.path not in ("", "/"):
+            raise ValueError("it must not contain a path")
+    except ValueError as error:
+        raise ValidationError(
+            "This URL cannot be used: %(why)s.", code="invalid_url", params={"why": error}
+        ) from None
+
+
+def validate_proxy_name(value: str) -> None:
+    """Validator of ``WorkspaceProxy.name``: ``primary`` is the control plane itself."""
+    if value.casefold() in RESERVED_NAMES:
+        raise ValidationError(
+            "The name “%(name)s” is reserved for the control plane itself.",
+            code="reserved_name",
+            params={"name": value},
+        )
