@@ -18,6 +18,7 @@ from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.timezone import localtime
 from django.views.decorators.http import require_POST
 
 from proxyhealth import health
@@ -60,7 +61,7 @@ class DeletedFilter(admin.SimpleListFilter):
 
 @admin.register(WorkspaceProxy)
 class WorkspaceProxyAdmin(ModelAdmin):
-    list_display = ("name", "display_name", "status", "reason", "latency", "last_check", "url", "version")
+    list_display = ("name", "status", "reason", "latency", "last_check", "url")
     list_filter = (DeletedFilter,)
     search_fields = ("name", "display_name", "url")
     readonly_fields = ("id", "created_at", "updated_at")
@@ -92,9 +93,10 @@ class WorkspaceProxyAdmin(ModelAdmin):
         latency = health.status_of(row).latency
         return None if latency is None else f"{latency * 1000:,.0f} ms"
 
-    @admin.display(description="last check")
-    def last_check(self, row: WorkspaceProxy) -> Any:
-        return health.status_of(row).checked_at
+    @admin.display(description="last check", empty_value="never")
+    def last_check(self, row: WorkspaceProxy) -> str | None:
+        checked_at = health.status_of(row).checked_at
+        return localtime(checked_at).strftime("%Y-%m-%d %H:%M:%S") if checked_at else None
 
     @admin.action(description="Check now", permissions=["change"])
     def check_now(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:

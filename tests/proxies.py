@@ -1,0 +1,73 @@
+"""Well-behaved workspace proxies over real HTTP, for tests of what is built on the probe."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+
+class WorkspaceProxyServer:
+    """Answers every request with ``report``, after ``delay`` seconds and once ``gate`` is open."""
+
+    def __init__(self, report: Any = None, delay: float = 0, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.report = {"errors": [], "warnings": []} if report is None else report
+        self.delay = delay
+        self.requests = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.requests += 1
+                time.sleep(outer.delay)
+                outer.gate.wait(10)
+                body = json.dumps(outer.report).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 256
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A prober that has hung up is no error of the server's."""
+
+        self._server = Server((host, port), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self.port = self._server.server_port
+        self.host = f"{host}:{self.port}"
+        self.url = f"http://{self.host}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.gate.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 5, what: str = "") -> Any:
+    """Poll until ``condition()`` is true, and return what it returned; fails after ``seconds``."""
+    end = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < end, f"not within {seconds} s: {what or condition}"
+        time.sleep(0.02)

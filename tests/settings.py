@@ -1,0 +1,26 @@
+"""The project's settings, against a server of the tests' own."""
+
+import os
+import socket
+
+with socket.socket() as _sock:
+    _sock.bind(("127.0.0.1", 0))
+    REDIS_PORT = _sock.getsockname()[1]
+
+# A test that depends on the environment of whoever runs it is no test.
+for _name in list(os.environ):
+    if _name.lower().endswith("_proxy") or _name.startswith("PROXYHEALTH_") or _name == "DATABASE_URL":
+        del os.environ[_name]
+os.environ["SECRET_KEY"] = "a key for tests"
+os.environ["REDIS_URL"] = f"redis://127.0.0.1:{REDIS_PORT}/0"
+
+from project.settings import *  # noqa: E402, F403
+from project.settings import PROXYHEALTH  # noqa: E402
+
+PROXYHEALTH = {**PROXYHEALTH, "TIMEOUT": 1.0, "READ_INTERVAL": 0}
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}

@@ -1,0 +1,91 @@
+import pytest
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, connection
+
+from proxyhealth.models import WorkspaceProxy
+
+pytestmark = pytest.mark.django_db
+
+
+def errors_of(**values):
+    with pytest.raises(ValidationError) as caught:
+        WorkspaceProxy(**values).full_clean()
+    return caught.value.message_dict
+
+
+def test_full_clean__a_name_is_enough():
+    WorkspaceProxy(name="paris").full_clean()
+
+
+def test_full_clean__everything():
+    WorkspaceProxy(
+        name="Paris_2",
+        display_name="Paris №2",
+        icon="/emojis/1f1eb.png",
+        url="https://paris.example.com:8443/",
+        wildcard_hostname="*.paris.example.com",
+        version="v2.29.1",
+    ).full_clean()
+
+
+@pytest.mark.parametrize("name", ["primary", "Primary", "PRIMARY"])
+def test_full_clean__primary_is_reserved(name):
+    assert errors_of(name=name) == {
+        "name": [f"The name “{name}” is reserved for the control plane itself."],
+    }
+
+
+@pytest.mark.parametrize("name", ["", "a b", "paris/1", "zürich", "a" * 65])
+def test_full_clean__a_name_is_a_slug(name):
+    assert list(errors_of(name=name)) == ["name"]
+
+
+def test_full_clean__a_bad_url_says_why():
+    assert errors_of(name="paris", url="ftp://paris.example.com") == {
+        "url": ["This URL cannot be used: it must begin with http:// or https://."]
+    }
+    assert errors_of(name="paris", url="https://paris.example.com/path") == {
+        "url": ["This URL cannot be used: it must not contain a path."]
+    }
+
+
+def test_full_clean__a_taken_name_in_other_case():
+    WorkspaceProxy.objects.create(name="paris")
+    assert errors_of(name="PARIS") == {
+        "__all__": ["There is already a proxy with this name (upper and lower case are the same)."]
+    }
+
+
+def test_database__refuses_a_taken_name_in_other_case():
+    WorkspaceProxy.objects.create(name="paris")
+    with pytest.raises(IntegrityError):
+        WorkspaceProxy.objects.create(name="Paris")
+
+
+def test_database__frees_the_name_of_a_deleted_proxy():
+    WorkspaceProxy.objects.create(name="paris", deleted=True)
+    new = WorkspaceProxy(name="Paris")
+    new.full_clean()
+    new.save()
+    assert list(WorkspaceProxy.objects.active()) == [new]
+
+
+def test_active__leaves_out_the_deleted():
+    kept = WorkspaceProxy.objects.create(name="paris")
+    WorkspaceProxy.objects.create(name="oslo", deleted=True)
+    assert list(WorkspaceProxy.objects.active()) == [kept]
+
+
+def test_str__is_the_display_name_or_the_name():
+    assert str(WorkspaceProxy(name="paris")) == "paris"
+    assert str(WorkspaceProxy(name="paris", display_name="Paris")) == "Paris"
+
+
+def test_unique_name__uses_an_index():
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "EXPLAIN QUERY PLAN SELECT id FROM proxyhealth_workspaceproxy "
+            "WHERE lower(name) = 'paris' AND NOT deleted"
+        )
+        plan = str(cursor.fetchall())
+    assert "proxyhealth_unique_name" in plan

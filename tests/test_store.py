@@ -1,0 +1,448 @@
+import json
+import logging
+import re
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from django.conf import settings as django_settings
+from django.core.cache import caches
+
+from proxyhealth import store
+from proxyhealth.report import HealthReport, Proxy, ProxyStatus, Reason, RoundHistogram, Snapshot, Status
+from proxyhealth.store import Round, StoreError
+from tests.proxies import wait_for
+
+NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
+
+
+def make_proxy(name="paris", id=None):
+    return Proxy(
+        id=id or uuid4(),
+        name=name,
+        display_name="",
+        icon="",
+        url=f"https://{name}.example.com",
+        wildcard_hostname="",
+        version="",
+        deleted=False,
+        created_at=NOW,
+        updated_at=NOW,
+    )
+
+
+def make_status(proxy, status=Status.OK, **values):
+    return ProxyStatus(proxy, proxy_host=f"{proxy.name}.example.com", status=status, checked_at=NOW, **values)
+
+
+@pytest.fixture
+def key():
+    return caches["default"].make_key("proxyhealth:snapshot")
+
+
+def a_round(seconds=0.3):
+    return Round(datetime.now(UTC), seconds)
+
+
+def test_read__nothing_yet():
+    snapshot = store.read()
+    assert snapshot.statuses == {}
+    assert snapshot.number == 0
+    assert snapshot.stale
+    assert snapshot.fault == ""
+
+
+def test_commit__comes_back_equal():
+    paris = make_status(
+        make_proxy(),
+        Status.UNHEALTHY,
+        reason=Reason.REPORT_ERRORS,
+        report=HealthReport(("kaputt ✕",), ("warm",)),
+        latency=0.25,
+    )
+    begun = a_round()
+    store.commit([paris], store.take_ticket(), full_round=begun)
+    snapshot = store.read()
+    assert dict(snapshot.statuses) == {paris.proxy.id: paris}
+    assert snapshot.number == 1
+    assert snapshot.checked_at == begun.checked_at
+    assert snapshot.duration == 0.3
+    assert snapshot.stale_at == begun.checked_at + timedelta(seconds=180)
+    assert not snapshot.stale
+
+
+def test_commit__is_json_without_expiry(redis_client, key):
+    store.commit([make_status(make_proxy())], store.take_ticket(), full_round=a_round())
+    document = json.loads(redis_client.get(key))
+    assert document["format"] == 1
+    assert redis_client.ttl(key) == -1
+
+
+def test_commit__a_later_check_is_not_overwritten_by_an_earlier_one():
+    proxy = make_proxy()
+    slow = store.take_ticket()
+    quick = store.take_ticket()
+    store.commit([make_status(proxy, Status.OK)], quick)
+    store.commit([make_status(proxy, Status.UNREACHABLE)], slow, full_round=a_round())
+    assert store.read().statuses[proxy.id].status is Status.OK
+
+
+def test_commit__an_earlier_check_is_overwritten_whatever_the_clocks_say():
+    proxy = make_proxy()
+    store.commit([make_status(proxy, Status.OK)], store.take_ticket())
+    earlier = replace(make_status(proxy, Status.UNREACHABLE), checked_at=NOW - timedelta(hours=1))
+    store.commit([earlier], store.take_ticket())
+    assert store.read().statuses[proxy.id].status is Status.UNREACHABLE
+
+
+def test_commit__a_slow_round_does_not_bring_a_deleted_proxy_back():
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    slow = store.take_ticket()
+    store.commit([], store.take_ticket(), removed=[proxy.id])
+    assert store.read().statuses == {}
+    store.commit([make_status(proxy)], slow, full_round=a_round())
+    assert store.read().statuses == {}
+
+
+def test_commit__a_proxy_that_was_brought_back_is_seen_again():
+    proxy = make_proxy()
+    store.commit([], store.take_ticket(), removed=[proxy.id])
+    store.commit([make_status(proxy)], store.take_ticket())
+    assert list(store.read().statuses) == [proxy.id]
+
+
+def test_commit__a_round_takes_out_what_it_did_not_find():
+    gone, kept = make_proxy("gone"), make_proxy("kept")
+    store.commit([make_status(gone), make_status(kept)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(kept)], store.take_ticket(), full_round=a_round())
+    assert list(store.read().statuses) == [kept.id]
+
+
+def test_commit__a_round_keeps_what_was_created_while_it_ran():
+    old, new = make_proxy("old"), make_proxy("new")
+    round_ticket = store.take_ticket()
+    store.commit([make_status(new)], store.take_ticket())
+    store.commit([make_status(old)], round_ticket, full_round=a_round())
+    assert [status.proxy.name for status in store.read().statuses.values()] == ["new", "old"]
+
+
+def test_commit__a_check_of_a_few_leaves_the_others_and_the_round_alone():
+    one, other = make_proxy("one"), make_proxy("other")
+    begun = a_round()
+    store.commit([make_status(one), make_status(other)], store.take_ticket(), full_round=begun)
+    store.commit([make_status(one, Status.UNHEALTHY)], store.take_ticket())
+    snapshot = store.read()
+    assert {s.proxy.name: s.status for s in snapshot.statuses.values()} == {
+        "one": Status.UNHEALTHY,
+        "other": Status.OK,
+    }
+    assert (snapshot.checked_at, snapshot.duration, snapshot.number) == (begun.checked_at, 0.3, 2)
+
+
+def test_commit__an_earlier_round_that_ends_later_does_not_make_the_snapshot_older():
+    slow, quick = store.take_ticket(), store.take_ticket()
+    newer = Round(NOW + timedelta(seconds=60), 1)
+    store.commit([], quick, full_round=newer)
+    store.commit([], slow, full_round=Round(NOW, 90))
+    assert store.read().checked_at == newer.checked_at
+    assert sum(store.read().rounds.counts) == 2
+
+
+def test_commit__tells_which_statuses_changed():
+    proxy = make_proxy()
+    (new,) = store.commit([make_status(proxy)], store.take_ticket())
+    assert (new.proxy, new.name, new.before, new.after.status) == (str(proxy.id), "paris", "", Status.OK)
+    assert store.commit([make_status(proxy)], store.take_ticket()) == []
+    (down,) = store.commit([make_status(proxy, Status.UNREACHABLE)], store.take_ticket())
+    assert (down.before, down.after.status) == ("ok", Status.UNREACHABLE)
+
+
+def test_commit__sorts_by_name_without_regard_to_case():
+    statuses = [make_status(make_proxy(name)) for name in ("b", "C", "a")]
+    store.commit(statuses, store.take_ticket())
+    assert [s.proxy.name for s in store.read().statuses.values()] == ["a", "b", "C"]
+
+
+def test_commit__many_at_once_lose_nothing():
+    proxies = [make_proxy(f"p{i}") for i in range(24)]
+
+    def commit(proxy):
+        store.commit([make_status(proxy)], store.take_ticket())
+
+    threads = [threading.Thread(target=commit, args=(proxy,)) for proxy in proxies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    snapshot = store.read()
+    assert set(snapshot.statuses) == {proxy.id for proxy in proxies}
+    assert snapshot.number == 24
+
+
+def test_commit__replaces_a_value_that_is_no_snapshot(redis_client, key, caplog):
+    redis_client.set(key, b"\x80\x05not ours")
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], store.take_ticket())
+    assert list(store.read().statuses) == [proxy.id]
+    assert "another format" in caplog.text
+
+
+def test_commit__a_lone_surrogate_in_one_row_does_not_spoil_the_others():
+    odd = replace(make_proxy("odd"), display_name="\ud800")
+    good = make_proxy("good")
+    store.commit([make_status(odd), make_status(good)], store.take_ticket())
+    assert store.read().statuses[odd.id].proxy.display_name == "?"
+    assert good.id in store.read().statuses
+
+
+def test_take_ticket__goes_up_even_if_the_time_of_the_cache_steps_back(redis_client):
+    ahead = 4_000_000_000_000_000
+    redis_client.set(caches["default"].make_key("proxyhealth:ticket"), ahead)
+    assert [store.take_ticket() for _ in range(3)] == [ahead + 1, ahead + 2, ahead + 3]
+
+
+def test_take_ticket__is_about_the_time():
+    assert abs(store.take_ticket() / 1e6 - time.time()) < 60
+
+
+def test_key_prefix__keeps_deployments_apart(settings):
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    other = {**django_settings.CACHES["default"], "KEY_PREFIX": "another"}
+    settings.CACHES = {"default": other}
+    assert store.read().number == 0
+
+
+def test_read__asks_the_cache_once_in_an_interval(configure, redis_client):
+    configure(READ_INTERVAL=30)
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    assert store.read().number == 1
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    before = redis_client.info("commandstats")["cmdstat_getrange"]["calls"]
+    assert [store.read().number for _ in range(100)] == [1] * 100
+    assert redis_client.info("commandstats")["cmdstat_getrange"]["calls"] == before
+
+
+def test_read__sees_a_commit_after_the_interval(configure):
+    configure(READ_INTERVAL=0.1)
+    assert store.read().number == 0
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    wait_for(lambda: store.read().number == 1, 2)
+
+
+def test_read__fetches_the_value_only_if_it_is_a_new_one(redis_client):
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    first = store.read()
+    before = redis_client.info("commandstats")["cmdstat_get"]["calls"]
+    assert all(store.read() is first for _ in range(10))
+    assert redis_client.info("commandstats")["cmdstat_get"]["calls"] == before
+
+
+def test_read__while_one_thread_asks_the_others_have_the_copy(redis_client, monkeypatch):
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.read()
+    asking, go_on = threading.Event(), threading.Event()
+
+    def slow_ask(self):
+        asking.set()
+        go_on.wait(5)
+
+    monkeypatch.setattr(store._Reader, "_ask", slow_ask)
+    thread = threading.Thread(target=store.read)
+    thread.start()
+    assert asking.wait(5)
+    begin = time.monotonic()
+    assert store.read().number == 1
+    assert time.monotonic() - begin < 1
+    go_on.set()
+    thread.join(5)
+
+
+def test_read__an_emptied_cache_serves_the_last_copy_and_says_so(redis_client, caplog):
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    assert not store.read().stale
+    redis_client.flushall()
+    snapshot = store.read()
+    assert list(snapshot.statuses) == [proxy.id]
+    assert snapshot.stale
+    assert snapshot.stale_reason == "The cache has lost the snapshot; this is the last that was read."
+    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    assert not store.read().stale
+
+
+def test_read__another_cache_has_nothing_of_the_last_one(settings):
+    store.commit([make_status(make_proxy())], store.take_ticket(), full_round=a_round())
+    assert store.read().number == 1
+    settings.CACHES = {"default": {**django_settings.CACHES["default"], "KEY_PREFIX": "another"}}
+    assert store.read() == Snapshot()
+
+
+def test_read__a_value_that_is_no_snapshot_is_a_fault(redis_client, key):
+    redis_client.set(key, b'{"format": 99}')
+    snapshot = store.read()
+    assert snapshot.statuses == {}
+    assert "another format" in snapshot.stale_reason
+
+
+def test_read__a_damaged_snapshot_serves_the_last_copy(redis_client, key, caplog):
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    store.read()
+    head = re.sub(rb"[0-9a-f]{32}", b"0" * 32, redis_client.get(key)[:80], count=1)
+    redis_client.set(key, head)
+    snapshot = store.read()
+    assert list(snapshot.statuses) == [proxy.id]
+    assert snapshot.stale_reason.startswith("The snapshot cannot be read (JSONDecodeError")
+
+
+@pytest.fixture
+def stopped(valkey, empty_cache):
+    """Stops the server, and starts it again behind the test."""
+
+    def stop():
+        valkey.stop()
+
+    yield stop
+    if not valkey._process:
+        valkey.start()
+
+
+def test_read__server_down_without_a_copy_is_empty_and_logged(stopped, caplog):
+    stopped()
+    begin = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        snapshot = store.read()
+    assert time.monotonic() - begin < 1
+    assert snapshot.statuses == {}
+    assert snapshot.stale_reason.startswith("The cache cannot be read (")
+    assert "snapshot stale: The cache cannot be read" in caplog.text
+
+
+def test_read__server_down_serves_the_last_copy_and_recovers(stopped, valkey, monkeypatch):
+    monkeypatch.setattr(store, "_RETRY_INTERVAL", 0.05)
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    store.read()
+    stopped()
+    snapshot = store.read()
+    assert list(snapshot.statuses) == [proxy.id]
+    assert "Connection refused" in snapshot.stale_reason or "Connection closed" in snapshot.stale_reason
+    valkey.start()
+    wait_for(lambda: "lost the snapshot" in store.read().stale_reason, 3)
+    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    wait_for(lambda: not store.read().stale, 3)
+
+
+def test_read__a_server_that_says_nothing_holds_nobody_up_for_long(settings):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings.CACHES = {
+            "default": {
+                **django_settings.CACHES["default"],
+                "LOCATION": f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
+            }
+        }
+        begin = time.monotonic()
+        assert "cannot be read" in store.read().stale_reason
+        assert time.monotonic() - begin < 2.5
+        begin = time.monotonic()
+        store.read()
+        assert time.monotonic() - begin < 0.1, "a server that failed is left alone for a while"
+
+
+def test_writes__server_down_raise_store_error(stopped):
+    stopped()
+    with pytest.raises(StoreError):
+        store.take_ticket()
+    with pytest.raises(StoreError):
+        store.commit([], 1)
+    with pytest.raises(StoreError):
+        store.count_round("success")
+    with pytest.raises(StoreError), store.round_lock(1):
+        pass
+
+
+def test_cache__that_is_not_redis_is_a_fault_and_a_store_error(settings):
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    assert "is not a Redis cache" in store.read().stale_reason
+    with pytest.raises(StoreError, match="is not a Redis cache"):
+        store.take_ticket()
+
+
+def test_cache__django_redis_works_too(settings):
+    settings.CACHES = {
+        "default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": django_settings.REDIS_URL}
+    }
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    assert store.read().number == 1
+
+
+def test_round_lock__one_at_a_time():
+    with store.round_lock(30) as first:
+        assert first is not None
+        with store.round_lock(30) as second:
+            assert second is None
+    with store.round_lock(30) as third:
+        assert third is not None
+
+
+def test_round_lock__waits_if_told_to():
+    held, end = threading.Event(), threading.Event()
+
+    def hold():
+        with store.round_lock(30):
+            held.set()
+            end.wait(5)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(5)
+    timer = threading.Timer(0.3, end.set)
+    timer.start()
+    with store.round_lock(30, wait=5) as lock:
+        assert lock is not None
+        assert end.is_set()
+    holder.join(5)
+    timer.join(5)
+
+
+def test_round_lock__frees_itself_when_its_holder_died():
+    with store.round_lock(0.2) as dead:
+        assert dead is not None
+        with store.round_lock(30, wait=3) as heir:
+            assert heir is not None
+            with pytest.raises(StoreError, match="lost"):
+                dead.hold_for(30)
+
+
+def test_count_round__counts_and_remembers_the_last_error():
+    store.count_round("success")
+    store.count_round("failure", "the database is gone")
+    store.count_round("failure", "it is still gone")
+    snapshot = store.read()
+    assert dict(snapshot.outcomes) == {"success": 1, "failure": 2}
+    assert snapshot.error == "it is still gone"
+    assert abs((snapshot.error_at - datetime.now(UTC)).total_seconds()) < 60
+
+
+def test_rounds__are_observed_in_the_histogram():
+    for seconds in (0.0005, 0.3, 5.0, 31.0):
+        store.commit([], store.take_ticket(), full_round=a_round(seconds))
+    rounds = store.read().rounds
+    assert rounds.sum == pytest.approx(36.3005)
+    by_bound = dict(zip([*RoundHistogram.BOUNDS, "more"], rounds.counts, strict=True))
+    assert {bound for bound, count in by_bound.items() if count} == {0.001, 0.5, 5.0, "more"}
+
+
+def test_removed__is_forgotten_in_time(redis_client, key):
+    id = UUID(int=1)
+    ticket = store.take_ticket()
+    store.commit([], ticket - 2 * store._REMOVED_FOR, removed=[id])
+    assert str(id) in json.loads(redis_client.get(key))["removed"]
+    store.commit([], ticket)
+    assert json.loads(redis_client.get(key))["removed"] == {}
