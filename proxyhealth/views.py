@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from django.db.models.functions import Lower
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
@@ -97,10 +98,14 @@ def regions(request: HttpRequest) -> HttpResponse:
 
 def _find(id_or_name: str) -> WorkspaceProxyQuerySet:
     active = WorkspaceProxy.objects.active()
+    if "\0" in id_or_name:
+        return active.none()  # PostgreSQL cannot even be asked
+    by_name = active.alias(lower_name=Lower("name")).filter(lower_name=id_or_name.lower())
     try:
-        return active.filter(pk=UUID(id_or_name))
+        by_id = active.filter(pk=UUID(id_or_name))
     except ValueError:
-        return active.filter(name__iexact=id_or_name)
+        return by_name
+    return by_id if by_id.exists() else by_name
 
 
 def _not_found(id_or_name: str) -> HttpResponse:

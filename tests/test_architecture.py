@@ -1,0 +1,97 @@
+"""Imports point down only: data flows from the models to the admin, never back."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+APP = Path(__file__).parent.parent / "proxyhealth"
+
+# What each module may import of the app. The order is that of the flow.
+ALLOWED = {
+    "validators": set(),
+    "models": {"validators"},
+    "conf": set(),
+    "report": set(),
+    "transport": {"conf"},
+    "probe": {"conf", "report", "transport", "validators"},
+    "rounds": {"conf", "models", "probe", "report"},
+    "store": {"conf", "report"},
+    "tasks": {"conf", "report", "rounds", "store"},
+    "signals": {"models", "tasks"},
+    "health": {"models", "report", "rounds", "store", "tasks"},
+    "views": {"health", "models", "report"},
+    "urls": {"views"},
+    "metrics": {"conf", "report", "store"},
+    "admin": {"health", "models", "report"},
+    "checks": {"conf"},
+    "apps": {"checks", "metrics", "signals"},
+}
+
+MODULES = [path for path in APP.rglob("*.py") if "migrations" not in path.parts and path.stem != "__init__"]
+
+
+def imports_of(path):
+    """Every (module, name) that a file imports, at any depth of it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def own_imports(path):
+    for module, name in imports_of(path):
+        if module == "proxyhealth":
+            if (APP / f"{name}.py").exists():
+                yield name
+        elif module.startswith("proxyhealth."):
+            yield module.split(".")[1]
+
+
+def users_of(package):
+    return {
+        path.stem for path in MODULES for module, _ in imports_of(path) if module.split(".")[0] == package
+    }
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in MODULES} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_point_down_only(path):
+    assert set(own_imports(path)) <= ALLOWED[path.stem]
+
+
+def test_the_order_itself_points_down():
+    above = set()
+    for module, allowed in ALLOWED.items():
+        assert allowed <= above, module
+        above.add(module)
+
+
+def test_the_app_does_not_know_the_project():
+    assert users_of("project") == set()
+    assert users_of("tests") == set()
+
+
+def test_only_the_probe_uses_requests():
+    assert users_of("requests") == {"probe"}
+
+
+def test_only_the_store_uses_redis():
+    assert users_of("redis") == {"store"}
+    cache = {p.stem for p in MODULES for module, _ in imports_of(p) if module == "django.core.cache"}
+    assert cache == {"store"}
+
+
+def test_report_is_pure_python():
+    modules = {module.split(".")[0] for module, _ in imports_of(APP / "report.py")}
+    assert not modules & {"django", "celery", "redis", "requests"}
+
+
+def test_probe_threads_have_no_orm():
+    for name in ("probe", "transport"):
+        assert not [module for module, _ in imports_of(APP / f"{name}.py") if module.startswith("django.db")]

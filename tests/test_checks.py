@@ -1,0 +1,171 @@
+import pytest
+from django.core.checks import registry, run_checks
+from django.core.exceptions import ImproperlyConfigured
+
+from proxyhealth.checks import HINTS, IDS, check_settings
+from proxyhealth.conf import NAMES, beat_schedule, conf
+
+
+def ids(messages):
+    return [message.id for message in messages]
+
+
+def test_checks__are_registered_and_silent_by_default():
+    assert check_settings in registry.registry.get_checks()
+    assert [m for m in run_checks() if m.id.startswith("proxyhealth.")] == []
+
+
+def test_checks__every_setting_has_an_id_and_a_hint():
+    assert set(HINTS) == set(IDS) == set(NAMES)
+    assert len(set(IDS.values())) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("INTERVAL", "60", "must be a number of seconds, not '60'"),
+        ("INTERVAL", True, "must be a number of seconds, not True"),
+        ("INTERVAL", float("nan"), "must be a number of seconds, not nan"),
+        ("TIMEOUT", 0, "must be a number of seconds above 0, not 0"),
+        ("TIMEOUT", -1, "must be a number of seconds above 0, not -1"),
+        ("TIMEOUT", None, "must be a number of seconds, not None"),
+        ("TIMEOUT", float("inf"), "must be a number of seconds, not inf"),
+        ("CONCURRENCY", 0, "must be a whole number, 1 or more, not 0"),
+        ("CONCURRENCY", 1.5, "must be a whole number, 1 or more, not 1.5"),
+        ("SHARD_SIZE", "many", "must be a whole number, 1 or more, not 'many'"),
+        ("CACHE", "nowhere", "must be an alias in CACHES (default), not 'nowhere'"),
+        ("CACHE", None, "must be an alias in CACHES (default), not None"),
+        ("READ_INTERVAL", -0.5, "must be a number of seconds, 0 or more, not -0.5"),
+        ("STALE_AFTER", 0, "must be a number of seconds above 0, not 0"),
+        ("CA_BUNDLE", "/no/such/file", "must be the path of a file that exists, not '/no/such/file'"),
+        ("CA_BUNDLE", 5, "must be the path of a file, not 5"),
+        ("ADDRESS_DENY", "10.0.0.0/8", "must be a list of networks such as '10.0.0.0/8', not '10.0.0.0/8'"),
+        (
+            "ADDRESS_DENY",
+            ["10.0.0.1/8"],
+            (
+                "must be a list of networks such as '10.0.0.0/8' (10.0.0.1/8 has host bits set), "
+                "not ['10.0.0.1/8']"
+            ),
+        ),
+        ("ADDRESS_ALLOW", 10, "must be a list of networks such as '10.0.0.0/8', not 10"),
+        (
+            "METRICS_NAMESPACE",
+            "my-name",
+            "must be empty, or letters, digits and underscores, and not begin with a digit, not 'my-name'",
+        ),
+    ],
+)
+def test_checks__a_wrong_value(configure, name, value, message):
+    configure(**{name: value})
+    (error,) = check_settings()
+    assert error.msg == f"PROXYHEALTH['{name}'] {message}."
+    assert error.id == IDS[name]
+    assert error.hint == HINTS[name]
+    with pytest.raises(ImproperlyConfigured, match=name):
+        getattr(conf, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "result"),
+    [
+        ("INTERVAL", 0, 60.0),
+        ("INTERVAL", -5, 60.0),
+        ("INTERVAL", 30, 30.0),
+        ("STALE_AFTER", None, 180.0),
+        ("STALE_AFTER", 90, 90.0),
+        ("READ_INTERVAL", 0, 0.0),
+        ("CA_BUNDLE", "", ""),
+        ("CA_BUNDLE", __file__, __file__),
+        ("ADDRESS_DENY", [], ()),
+        ("METRICS_NAMESPACE", "coderd", "coderd"),
+    ],
+)
+def test_settings__good_values(configure, name, value, result):
+    configure(**{name: value})
+    assert check_settings() == []
+    assert getattr(conf, name) == result
+
+
+def test_settings__defaults(settings):
+    del settings.PROXYHEALTH
+    assert {name: getattr(conf, name) for name in NAMES} == {
+        "INTERVAL": 60.0,
+        "TIMEOUT": 5.0,
+        "CONCURRENCY": 512,
+        "SHARD_SIZE": 1000,
+        "CACHE": "default",
+        "READ_INTERVAL": 0.5,
+        "STALE_AFTER": 180.0,
+        "CA_BUNDLE": "",
+        "ADDRESS_DENY": conf.ADDRESS_DENY,
+        "ADDRESS_ALLOW": (),
+        "METRICS_NAMESPACE": "",
+    }
+    assert [str(network) for network in conf.ADDRESS_DENY] == ["169.254.0.0/16", "fe80::/10"]
+
+
+def test_checks__a_misspelt_name(configure):
+    configure(TIME_OUT=5)
+    (error,) = check_settings()
+    assert (error.id, error.msg) == ("proxyhealth.E002", "PROXYHEALTH has no 'TIME_OUT'.")
+    assert error.hint == "Did you mean 'TIMEOUT'?"
+
+
+def test_checks__a_name_like_no_other(configure):
+    configure(XYZ=5)
+    assert check_settings()[0].hint.startswith("There are INTERVAL, TIMEOUT,")
+
+
+def test_checks__not_a_dictionary(settings):
+    settings.PROXYHEALTH = ["INTERVAL"]
+    assert ids(check_settings()) == ["proxyhealth.E001"]
+    with pytest.raises(ImproperlyConfigured, match="must be a dictionary"):
+        _ = conf.TIMEOUT
+
+
+def test_checks__a_cache_that_other_processes_cannot_read(settings):
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    assert ids(check_settings()) == ["proxyhealth.E003"]
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "django.core.cache.backends.redis.RedisCache",
+        "django_prometheus.cache.backends.redis.NativeRedisCache",
+        "django_redis.cache.RedisCache",
+        "no.such.backend",  # Django's own check names it
+    ],
+)
+def test_checks__caches_that_are_let_through(settings, backend):
+    settings.CACHES = {"default": {"BACKEND": backend}}
+    assert check_settings() == []
+
+
+def test_checks__stale_before_the_next_round(configure):
+    configure(INTERVAL=60, STALE_AFTER=60)
+    assert ids(check_settings()) == ["proxyhealth.W001"]
+
+
+def test_beat_schedule__from_the_settings_and_from_a_dictionary():
+    (entry,) = beat_schedule().values()
+    assert entry["task"] == "proxyhealth.tasks.check_all"
+    assert entry["schedule"].total_seconds() == 60
+    assert entry["options"] == {"expires": 60.0}
+    (entry,) = beat_schedule({"INTERVAL": 15}).values()
+    assert entry["schedule"].total_seconds() == 15
+    assert entry["options"] == {"expires": 15.0}
+
+
+def test_beat_schedule__a_wrong_value_is_left_to_the_system_check():
+    (entry,) = beat_schedule({"INTERVAL": "soon"}).values()
+    assert entry["schedule"].total_seconds() == 60
+
+
+def test_beat_schedule__names_a_task_that_there_is():
+    from project.celery import app
+
+    (entry,) = beat_schedule().values()
+    assert entry["task"] in app.tasks
+    assert app.conf.beat_schedule == beat_schedule()

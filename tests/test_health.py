@@ -1,0 +1,152 @@
+import threading
+from uuid import uuid4
+
+import pytest
+from django.core.cache import caches
+from django.db import OperationalError, connection
+
+from proxyhealth import store
+from proxyhealth.health import (
+    RoundFailed,
+    force_update,
+    health_status,
+    proxy_hosts,
+    snapshot,
+    status_of,
+    statuses_of,
+)
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.report import Status
+
+pytestmark = pytest.mark.django_db
+
+
+def test_health_status__before_any_round_is_empty():
+    assert health_status() == {}
+    assert proxy_hosts() == []
+    assert snapshot().stale
+
+
+def test_health_status__maps_ids_to_what_was_found(serve):
+    server = serve(report={"warnings": ["old version"]})
+    paris = WorkspaceProxy.objects.create(name="paris", display_name="Paris", url=server.url, version="v1")
+    force_update()
+    status = health_status()[paris.pk]
+    assert status.status is Status.OK
+    assert status.proxy.display_name == "Paris"
+    assert status.proxy.version == "v1"
+    assert status.proxy_host == server.host
+    assert status.report.warnings == ("old version",)
+    assert status.report.errors == ()
+    assert 0 < status.latency < 1
+    assert status.checked_at == snapshot().checked_at
+
+
+def test_health_status__cannot_be_written_to():
+    with pytest.raises(TypeError):
+        health_status()[uuid4()] = None
+
+
+def test_health_status__keeps_the_values_of_when_it_was_checked(serve):
+    paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    force_update()
+    WorkspaceProxy.objects.update(display_name="renamed")
+    assert health_status()[paris.pk].proxy.display_name == ""
+
+
+def test_health_status__makes_no_query(serve, django_assert_num_queries):
+    WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    force_update()
+    with django_assert_num_queries(0):
+        health_status()
+        proxy_hosts()
+        snapshot()
+
+
+def test_proxy_hosts__of_the_registered_and_of_the_usable(serve):
+    good, bad = serve(), serve(report={"errors": ["x"]})
+    WorkspaceProxy.objects.create(name="a-good", url=good.url + "/")
+    WorkspaceProxy.objects.create(name="b-bad", url=bad.url)
+    WorkspaceProxy.objects.create(name="c-same", url=good.url)
+    WorkspaceProxy.objects.create(name="d-none")
+    WorkspaceProxy.objects.create(name="e-unusable", url="http://[::1")
+    force_update()
+    assert proxy_hosts() == [good.host, bad.host]
+    assert proxy_hosts(healthy_only=True) == [good.host]
+
+
+def test_proxy_hosts__is_the_callers_own_list(serve):
+    WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    force_update()
+    proxy_hosts().clear()
+    assert len(proxy_hosts()) == 1
+
+
+def test_force_update__returns_the_snapshot(serve, configure):
+    configure(READ_INTERVAL=60)
+    paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    assert health_status() == {}
+    result = force_update()
+    assert list(result.statuses) == [paris.pk]
+    assert (result.number, result.stale) == (1, False)
+    assert result.duration > 0
+    assert health_status() == result.statuses
+
+
+def test_force_update__database_down(serve, redis_client):
+    WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    force_update()
+    key = caches["default"].make_key("proxyhealth:snapshot")
+    before = redis_client.get(key)
+
+    def refuse(*args):
+        raise OperationalError("gone")
+
+    with connection.execute_wrapper(refuse), pytest.raises(RoundFailed, match="gone"):
+        force_update()
+    assert redis_client.get(key) == before
+
+
+def test_force_update__waits_for_a_round_that_is_under_way(serve):
+    WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    held, end = threading.Event(), threading.Event()
+
+    def hold():
+        with store.round_lock(30):
+            held.set()
+            end.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(5)
+    timer = threading.Timer(0.3, end.set)
+    timer.start()
+    assert len(force_update().statuses) == 1
+    assert end.is_set()
+    holder.join(5)
+    timer.join(5)
+
+
+def test_force_update__does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr("proxyhealth.health.rounds.time_limit", lambda count: -29.8)
+    with store.round_lock(30), pytest.raises(RoundFailed, match="another round is still running"):
+        force_update()
+
+
+def test_statuses_of__joins_rows_and_judgements_in_one_query(serve, django_assert_num_queries):
+    paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    force_update()
+    WorkspaceProxy.objects.filter(pk=paris.pk).update(display_name="Paris!")
+    WorkspaceProxy.objects.create(name="new", url="http://127.0.0.1:1")
+    with django_assert_num_queries(1):
+        new, known = statuses_of(WorkspaceProxy.objects.active())
+    assert (new.proxy.name, new.status, new.checked_at) == ("new", Status.UNKNOWN, None)
+    assert (known.proxy.display_name, known.status) == ("Paris!", Status.OK)
+
+
+def test_status_of__a_url_that_was_not_probed_yet_is_unknown(serve):
+    paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    force_update()
+    assert status_of(paris).status is Status.OK
+    paris.url = "https://elsewhere.example.com"
+    assert status_of(paris).status is Status.UNKNOWN

@@ -1,0 +1,155 @@
+import re
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxyhealth import health, store
+from proxyhealth.metrics import SnapshotCollector
+from proxyhealth.models import WorkspaceProxy
+
+pytestmark = pytest.mark.django_db
+
+
+def scrape(client=None):
+    response = (client or Client()).get("/metrics")
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def samples(text, prefix="proxyhealth_"):
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith(prefix)
+    }
+
+
+@pytest.fixture
+def fleet(serve):
+    names = {}
+    for name, url in {
+        "good": serve().url,
+        "sick": serve(report={"errors": ["x"]}).url,
+        "dead": "http://127.0.0.1:1",
+        "new": "",
+    }.items():
+        names[name] = str(WorkspaceProxy.objects.create(name=name, url=url).pk)
+    health.force_update()
+    return names
+
+
+def test_metrics__before_any_round():
+    found = samples(scrape())
+    assert found["proxyhealth_snapshot_up",] == 0
+    assert found["proxyhealth_health_check_duration_seconds_count",] == 0
+    assert not [name for name, *labels in found if name == "proxyhealth_health_check_results"]
+
+
+def test_metrics__stand_beside_those_of_django_prometheus(fleet):
+    text = scrape()
+    assert "django_http_requests_before_middlewares_total" in text
+    assert "proxyhealth_health_check_results" in text
+
+
+def test_results__the_number_of_each_status(fleet):
+    found = samples(scrape())
+    results = {
+        name: found["proxyhealth_health_check_results", ("proxy_id", id)] for name, id in fleet.items()
+    }
+    assert results == {"good": 1, "sick": -1, "dead": -2, "new": 0}
+
+
+def test_info_and_failures(fleet):
+    found = samples(scrape())
+    host = health.proxy_hosts(healthy_only=True)[0]
+    assert found["proxyhealth_proxy_info", ("host", host), ("name", "good"), ("proxy_id", fleet["good"])] == 1
+    reasons = {key[2][1] for key in found if key[0] == "proxyhealth_probe_failure"}
+    assert reasons == {"report_errors", "connect"}
+    assert found["proxyhealth_probe_duration_seconds", ("proxy_id", fleet["good"])] > 0
+    assert ("proxyhealth_probe_duration_seconds", ("proxy_id", fleet["dead"])) not in found
+
+
+def test_histogram__observes_rounds_as_they_were(fleet):
+    found = samples(scrape())
+    seconds = health.snapshot().duration
+    assert found["proxyhealth_health_check_duration_seconds_sum",] == pytest.approx(seconds)
+    bounds = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0]
+    buckets = {
+        float(key[1][1]): value
+        for key, value in found.items()
+        if key[0] == "proxyhealth_health_check_duration_seconds_bucket"
+    }
+    assert sorted(buckets) == [*bounds, float("inf")]
+    assert buckets == {bound: float(seconds <= bound) for bound in buckets}
+
+
+def test_rounds__are_counted_by_outcome(fleet):
+    with store.round_lock(30):
+        health.tasks.run_round()
+    found = samples(scrape())
+    outcomes = {key[1][1]: value for key, value in found.items() if key[0] == "proxyhealth_rounds_total"}
+    assert outcomes == {"success": 1, "failure": 0, "skipped": 1}
+    assert found["proxyhealth_last_round_timestamp_seconds",] == pytest.approx(
+        health.snapshot().checked_at.timestamp()
+    )
+
+
+def test_deleted_proxies__leave_no_series(fleet):
+    gone = fleet["good"]
+    WorkspaceProxy.objects.filter(pk=gone).update(deleted=True)
+    health.tasks.run_check([store.UUID(gone)])
+    assert gone not in scrape()
+
+
+def test_namespace__is_put_in_front(fleet, configure):
+    configure(METRICS_NAMESPACE="coderd")
+    text = scrape()
+    assert samples(text) == {}
+    assert re.search(r"^coderd_proxyhealth_health_check_results\{proxy_id=", text, re.MULTILINE)
+    assert "coderd_proxyhealth_health_check_duration_seconds_bucket" in text
+
+
+def test_cache_down__answers_with_snapshot_up_0_and_no_old_values(fleet, settings):
+    scrape()
+    settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
+    assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
+
+
+def test_scrape__makes_no_query(fleet, django_assert_num_queries):
+    with django_assert_num_queries(0):
+        scrape()
+
+
+def test_labels__of_odd_names_are_escaped(serve):
+    WorkspaceProxy.objects.create(name='a"b\\c\nd', url=serve().url)
+    health.force_update()
+    names = {dict(key[1:]).get("name") for key in samples(scrape())}
+    assert 'a"b\\c\nd' in names
+
+
+def test_register__does_not_ask_the_cache(redis_client):
+    before = redis_client.info("stats")["total_commands_processed"]
+    registry = CollectorRegistry()
+    registry.register(SnapshotCollector())
+    assert redis_client.info("stats")["total_commands_processed"] == before + 1  # the INFO itself
+    assert b"proxyhealth_snapshot_up" in generate_latest(registry)
+
+
+def test_home_page__links_everything(fleet, client):
+    text = client.get("/").content.decode()
+    for path in ("/admin/proxyhealth/workspaceproxy/health/", "/api/v2/workspaceproxies", "/metrics"):
+        assert f'href="{path}"' in text
+    for count in ("1 ok", "1 unhealthy", "1 unreachable", "1 unregistered"):
+        assert count in text
+    assert "Stale." not in text
+    assert "signed in" in text
+    client.force_login(User.objects.create_user("maria"))
+    assert "Signed in as maria" in client.get("/").content.decode()
+
+
+def test_home_page__says_that_the_snapshot_is_stale(client):
+    assert "No round has ended yet." in client.get("/").content.decode()

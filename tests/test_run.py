@@ -1,0 +1,289 @@
+"""``make run`` as a new user would run it, in a copy of the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from project.fleet import FLEET
+from tests.proxies import WorkspaceProxyServer, wait_for
+
+ROOT = Path(__file__).parent.parent
+PORTS = 10  # what `make run` takes from PORT on
+
+INTERVAL = 10  # the demo's
+TIMEOUT = 3
+LEEWAY = 3
+
+EXPECTED = {member.name: (member.status, member.reason) for member in FLEET}
+NUMBERS = {"unreachable": -2, "unhealthy": -1, "unregistered": 0, "ok": 1}
+
+
+def free_ports():
+    """The first of ``PORTS`` ports in a row that are free."""
+    for base in range(20000 + os.getpid() % 10000, 60000, 50):
+        with_sockets = [socket.socket() for _ in range(PORTS)]
+        try:
+            for offset, sock in enumerate(with_sockets):
+                sock.bind(("127.0.0.1", base + offset))
+        except OSError:
+            continue
+        finally:
+            for sock in with_sockets:
+                sock.close()
+        return base
+    raise AssertionError("no free ports")
+
+
+def copy_checkout(to):
+    for name in ("Makefile", "Procfile", "manage.py", "requirements.txt"):
+        shutil.copy2(ROOT / name, to)
+    for name in ("project", "proxyhealth", "templates"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (to / ".venv").symlink_to(sys.prefix)  # its own set-up is for the test of a clean clone
+    return to
+
+
+def environment(**values):
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    return {**kept, **{name: str(value) for name, value in values.items()}}
+
+
+def processes_in(folder):
+    """Command lines of all processes that work in ``folder``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(process, "cwd").resolve().is_relative_to(folder):
+                found.append(Path(process, "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return [command for command in found if command]
+
+
+class Demo:
+    """A running ``make run``, and a session that is signed in to it."""
+
+    def __init__(self, folder, port):
+        self.folder = folder
+        self.port = port
+        self.base = f"http://127.0.0.1:{port}"
+        self.log = folder / "run.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                ["make", "run"],
+                cwd=folder,
+                env=environment(PORT=port),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.session = requests.Session()
+        self.session.trust_env = False
+
+    def answers(self):
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return self.session.get(self.base, timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    def sign_in(self):
+        url = f"{self.base}/admin/login/"
+        self.session.get(url, timeout=5)
+        token = self.session.cookies["csrftoken"]
+        form = {"username": "demo", "password": "demo", "csrfmiddlewaretoken": token, "next": "/"}
+        assert self.session.post(url, form, timeout=5).url == f"{self.base}/"
+
+    def statuses(self):
+        answer = self.session.get(f"{self.base}/api/v2/workspaceproxies", timeout=5)
+        answer.raise_for_status()
+        return {
+            region["name"]: (region["status"]["status"], region["status"]["reason"])
+            for region in answer.json()["regions"]
+        }
+
+    def metrics(self):
+        return self.session.get(f"{self.base}/metrics", timeout=5).text
+
+    def health_page(self):
+        return self.session.get(f"{self.base}/admin/proxyhealth/workspaceproxy/health/", timeout=5).text
+
+    def post(self, path, **form):
+        url = f"{self.base}{path}"
+        self.session.get(url, timeout=5).raise_for_status()
+        form["csrfmiddlewaretoken"] = self.session.cookies["csrftoken"]
+        answer = self.session.post(url, form, timeout=5)
+        answer.raise_for_status()
+        return answer
+
+    def make(self, target, name):
+        command = ["make", target, f"NAME={name}"]
+        env = environment(PORT=self.port)
+        return subprocess.run(
+            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    def close(self):
+        self.session.close()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+            self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    demo = Demo(copy_checkout(tmp_path_factory.mktemp("checkout")), free_ports())
+    try:
+        wait_for(demo.answers, 60, "make run answers")
+        demo.sign_in()
+        yield demo
+    finally:
+        demo.close()
+
+
+def test_run__shows_the_fleet_as_it_was_built(demo):
+    wait_for(lambda: demo.statuses() == EXPECTED, 10, "the statuses of the demo fleet")
+    metrics = demo.metrics()
+    ids = {
+        region["name"]: region["id"]
+        for region in demo.session.get(f"{demo.base}/api/v2/regions", timeout=5).json()["regions"]
+    }
+    for name, (status, _) in EXPECTED.items():
+        line = f'proxyhealth_health_check_results{{proxy_id="{ids[name]}"}} {NUMBERS[status]}.0'
+        assert line in metrics
+    page = demo.health_page()
+    for member in FLEET:
+        assert member.display_name in page
+        assert member.reason in page
+    assert "Stale." not in page
+
+
+def test_run__says_where_everything_is(demo):
+    wait_for(lambda: "sign-in       demo / demo" in demo.log.read_text(), 10)
+    log = demo.log.read_text()
+    for text in (
+        "make run: starting redis, fleet, worker, beat, web; Ctrl-C stops all of it",
+        f"home page     {demo.base}/",
+        f"health page   {demo.base}/admin/proxyhealth/workspaceproxy/health/",
+        f"metrics       {demo.base}/metrics",
+    ):
+        assert text in log
+
+
+def test_run__a_stopped_proxy_is_unreachable_and_comes_back(demo):
+    assert demo.make("stop-proxy", "paris").stdout == "paris is stopped\n"
+    down = ("unreachable", "connect")
+    wait_for(lambda: demo.statuses()["paris"] == down, INTERVAL + TIMEOUT + LEEWAY, "paris is down")
+    assert demo.make("start-proxy", "paris").stdout == "paris is running\n"
+    wait_for(lambda: demo.statuses()["paris"] == ("ok", ""), INTERVAL + TIMEOUT + LEEWAY, "paris is up")
+
+
+def test_run__an_unknown_demo_proxy_is_said_to_be_unknown(demo):
+    done = demo.make("stop-proxy", "atlantis")
+    assert done.returncode != 0
+    assert "POST /<paris|" in done.stderr
+
+
+def test_run__saving_and_deleting_show_long_before_the_next_round(demo):
+    added = "/admin/proxyhealth/workspaceproxy/add/"
+    with WorkspaceProxyServer(report={"warnings": ["hello"]}) as server:
+        demo.post(added, name="lima", url=server.url)
+        wait_for(lambda: demo.statuses().get("lima") == ("ok", ""), 4, "the new proxy is ok")
+        assert "hello" in demo.health_page()
+    region = demo.session.get(f"{demo.base}/api/v2/workspaceproxies/lima", timeout=5).json()
+    change = f"/admin/proxyhealth/workspaceproxy/{region['id']}"
+    demo.post(f"{change}/change/", name="lima", url="")
+    wait_for(lambda: demo.statuses()["lima"] == ("unregistered", ""), 4, "the changed proxy")
+    assert region["id"] in demo.metrics()
+    demo.post(f"{change}/delete/", post="yes")
+    assert "lima" not in demo.statuses()
+    assert "lima" not in demo.health_page()
+    wait_for(lambda: region["id"] not in demo.metrics(), 4, "its series are gone")
+
+
+def test_run__the_log_follows_rounds_and_changes(demo):
+    log = demo.log.read_text()
+    assert "round start ticket=" in log
+    assert "round end ticket=" in log
+    assert "name=cape-town from=none to=unreachable reason=timeout" in log
+    assert "Traceback" not in log
+
+
+def test_run__a_port_that_is_taken_is_one_clear_line(demo, tmp_path):
+    copy_checkout(tmp_path)
+    command = [".venv/bin/python", "-m", "project.run"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(PORT=demo.port),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"make run: port {demo.port}, for the web server, cannot be used (Address already in use); "
+        f"choose others with PORT={demo.port + 100} make run\n"
+    )
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65535", ""])
+def test_run__a_port_that_is_none_is_one_clear_line(tmp_path, port):
+    copy_checkout(tmp_path)
+    done = subprocess.run(
+        [".venv/bin/python", "-m", "project.run"],
+        cwd=tmp_path,
+        env=environment(PORT=port),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"make run: PORT must be a number from 1 to 65526, not {port!r}\n"
+
+
+def test_run__a_redis_and_a_database_of_ones_own(tmp_path, valkey):
+    """Nothing embedded then; and no user with a password that everybody knows."""
+    copy_checkout(tmp_path)
+    port = free_ports()
+    log = (tmp_path / "run.log").open("w+b")
+    env = environment(
+        PORT=port,
+        REDIS_URL=f"redis://127.0.0.1:{valkey.port}/1",
+        DATABASE_URL=f"sqlite:///{tmp_path}/own.sqlite3",
+    )
+    with log:
+        process = subprocess.Popen(
+            ["make", "run"], cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_for(lambda: b"demo fleet  " in (tmp_path / "run.log").read_bytes(), 60)
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(20)
+    text = (tmp_path / "run.log").read_text()
+    assert "starting fleet, worker, beat, web;" in text
+    assert "(embedded)" not in text
+    assert "demo / demo" not in text
+    assert (tmp_path / "own.sqlite3").exists()
+    assert not (tmp_path / "db.sqlite3").exists()
+
+
+def test_run__ctrl_c_leaves_no_process_behind(demo):
+    """The last one in this file: it ends the demo."""
+    assert len(processes_in(demo.folder)) >= 6
+    os.killpg(demo.process.pid, signal.SIGINT)
+    demo.process.wait(20)
+    assert processes_in(demo.folder) == []
+    assert demo.log.read_text().rstrip().endswith("make run: stopped")

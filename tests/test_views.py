@@ -1,0 +1,273 @@
+import json
+from datetime import datetime
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+
+from proxyhealth import health
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.store import caches
+
+pytestmark = pytest.mark.django_db
+
+LIST = "/api/v2/workspaceproxies"
+REGIONS = "/api/v2/regions"
+
+
+def signed_in(*permissions, **options):
+    user = User.objects.create_user(f"user{User.objects.count()}")
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client = Client(**options)
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def viewer():
+    return signed_in("view_workspaceproxy")
+
+
+@pytest.fixture
+def operator():
+    return signed_in("view_workspaceproxy", "change_workspaceproxy")
+
+
+@pytest.fixture
+def paris(serve):
+    proxy = WorkspaceProxy.objects.create(
+        name="paris",
+        display_name="Paris",
+        icon="/emojis/fr.png",
+        url=serve(report={"errors": ["kaputt"], "warnings": ["warm"]}).url,
+        wildcard_hostname="*.paris.example.com",
+        version="v2",
+    )
+    health.force_update()
+    return proxy
+
+
+def assert_error(response, status, message, detail=None):
+    assert response.status_code == status
+    assert response["Content-Type"] == "application/json"
+    body = response.json()
+    assert sorted(body) == ["detail", "message"]
+    assert body["message"] == message
+    if detail is not None:
+        assert body["detail"] == detail
+
+
+def test_list__shape(viewer, paris):
+    body = viewer.get(LIST).json()
+    (proxy,) = body["regions"]
+    latency = proxy["status"].pop("latency_ms")
+    assert 0 < latency < 1000
+    snapshot = health.snapshot()
+    assert proxy == {
+        "id": str(paris.pk),
+        "name": "paris",
+        "display_name": "Paris",
+        "icon_url": "/emojis/fr.png",
+        "healthy": False,
+        "path_app_url": paris.url,
+        "wildcard_hostname": "*.paris.example.com",
+        "status": {
+            "status": "unhealthy",
+            "reason": "report_errors",
+            "report": {"errors": ["kaputt"], "warnings": ["warm"]},
+            "checked_at": f"{snapshot.checked_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        },
+        "created_at": f"{paris.created_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "updated_at": f"{paris.updated_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "deleted": False,
+        "version": "v2",
+    }
+    assert body["snapshot"] == {
+        "number": 1,
+        "checked_at": f"{snapshot.checked_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "duration_ms": round(snapshot.duration * 1000, 3),
+        "stale_at": f"{snapshot.stale_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "stale": False,
+        "stale_reason": "",
+    }
+
+
+def test_list__before_any_round_and_without_proxies(viewer):
+    body = viewer.get(LIST).json()
+    assert body["regions"] == []
+    assert body["snapshot"]["stale"] is True
+    assert body["snapshot"]["checked_at"] is None
+    assert body["snapshot"]["stale_reason"]
+
+
+def test_list__a_proxy_that_was_not_probed_yet_is_unknown(viewer):
+    WorkspaceProxy.objects.create(name="new", url="http://127.0.0.1:1")
+    (proxy,) = viewer.get(LIST).json()["regions"]
+    assert proxy["healthy"] is False
+    assert proxy["display_name"] == "new"
+    assert proxy["status"] == {
+        "status": "unknown",
+        "reason": "",
+        "report": {"errors": [], "warnings": []},
+        "checked_at": None,
+        "latency_ms": None,
+    }
+
+
+def test_list__leaves_out_the_deleted_at_once(viewer, paris):
+    WorkspaceProxy.objects.update(deleted=True)
+    assert viewer.get(LIST).json()["regions"] == []
+
+
+def test_list__one_query_for_any_number_of_proxies(viewer, django_assert_num_queries):
+    WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i}") for i in range(50))
+    viewer.get(LIST)  # the session is in the cache now
+    with django_assert_num_queries(4):  # the user, two of permissions, the proxies
+        assert len(viewer.get(LIST).json()["regions"]) == 50
+
+
+def test_list__is_not_kept_by_caches(viewer):
+    assert "no-store" in viewer.get(LIST)["Cache-Control"]
+
+
+def test_list__server_down_serves_the_last_copy_and_says_what_is_wrong(viewer, paris, redis_client):
+    viewer.get(LIST)
+    redis_client.delete(caches["default"].make_key("proxyhealth:snapshot"))
+    body = viewer.get(LIST).json()
+    assert body["regions"][0]["status"]["status"] == "unhealthy"
+    assert body["snapshot"]["stale"] is True
+    assert "lost the snapshot" in body["snapshot"]["stale_reason"]
+
+
+@pytest.mark.parametrize("key", ["id", "name", "NAME"])
+def test_proxy__by_id_and_by_name(viewer, paris, key):
+    value = {"id": str(paris.pk), "name": "paris", "NAME": "PARIS"}[key]
+    body = viewer.get(f"{LIST}/{value}").json()
+    assert body == viewer.get(LIST).json()["regions"][0]
+
+
+def test_proxy__a_name_that_looks_like_an_id(viewer):
+    name = uuid4().hex
+    WorkspaceProxy.objects.create(name=name)
+    assert viewer.get(f"{LIST}/{name}").json()["name"] == name
+
+
+@pytest.mark.parametrize("value", ["nobody", "6a3f25bf-ea91-43a1-9955-5cb7034c04ce", "%00", "a b", "é"])
+def test_proxy__unknown(viewer, value):
+    assert_error(viewer.get(f"{LIST}/{value}"), 404, "Not found.")
+
+
+def test_proxy__deleted_is_unknown(viewer, paris):
+    WorkspaceProxy.objects.update(deleted=True)
+    detail = "There is no workspace proxy 'paris'."
+    assert_error(viewer.get(f"{LIST}/paris"), 404, "Not found.", detail)
+
+
+def test_check__asks_for_a_probe(operator, paris, sent):
+    response = operator.post(f"{LIST}/paris/check")
+    assert response.status_code == 202
+    assert response.json()["message"] == "Check requested."
+    health.request_check([]).result(5)  # what was asked for before is sent by now
+    assert sent == [{str(paris.pk)}]
+
+
+def test_check__unknown(operator, sent):
+    assert_error(operator.post(f"{LIST}/nobody/check"), 404, "Not found.")
+    assert sent == []
+
+
+def test_check__needs_csrf(paris, sent):
+    client = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
+    assert_error(client.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
+    assert sent == []
+    client.get("/admin/login/")  # sets the cookie
+    token = client.cookies["csrftoken"].value
+    assert client.post(f"{LIST}/paris/check", headers={"X-CSRFToken": token}).status_code == 202
+
+
+def test_regions__shape_for_any_user_who_is_signed_in(paris):
+    assert signed_in().get(REGIONS).json() == {
+        "regions": [
+            {
+                "id": str(paris.pk),
+                "name": "paris",
+                "display_name": "Paris",
+                "icon_url": "/emojis/fr.png",
+                "healthy": False,
+                "path_app_url": paris.url,
+                "wildcard_hostname": "*.paris.example.com",
+            }
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("get", LIST), ("get", f"{LIST}/paris"), ("post", f"{LIST}/paris/check"), ("get", REGIONS)],
+)
+def test_every_view__anonymous_is_401_and_no_redirect(paris, method, path):
+    response = getattr(Client(), method)(path)
+    assert_error(response, 401, "Not signed in.", "Sign in and send the session's cookie.")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "permission"),
+    [
+        ("get", LIST, "view"),
+        ("get", f"{LIST}/paris", "view"),
+        ("post", f"{LIST}/paris/check", "change"),
+    ],
+)
+def test_every_view__without_the_permission_is_403(paris, method, path, permission):
+    other = {"view": "change_workspaceproxy", "change": "view_workspaceproxy"}[permission]
+    response = getattr(signed_in(other), method)(path)
+    detail = f"This needs the permission proxyhealth.{permission}_workspaceproxy."
+    assert_error(response, 403, "Not allowed.", detail)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        (LIST, "GET, HEAD"),
+        (f"{LIST}/paris", "GET, HEAD"),
+        (f"{LIST}/paris/check", "POST"),
+        (REGIONS, "GET, HEAD"),
+    ],
+)
+@pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete", "options"])
+def test_every_view__other_methods_are_405(operator, paris, path, allowed, method):
+    if method.upper() in allowed:
+        assert getattr(operator, method)(path).status_code < 300
+        return
+    response = getattr(operator, method)(path)
+    assert_error(response, 405, "Method not allowed.", f"Allowed: {allowed}.")
+    assert response["Allow"] == allowed
+
+
+def test_every_view__head(viewer, paris):
+    for path in (LIST, f"{LIST}/paris", REGIONS):
+        response = viewer.head(path)
+        assert response.status_code == 200
+        assert response.content == b""
+
+
+def test_every_view__has_no_trailing_slash(viewer, paris):
+    assert viewer.get(f"{LIST}/").status_code == 404
+
+
+def test_texts_of_a_proxy__stay_data(viewer, serve):
+    text = '</script><script>alert("x")</script>'
+    WorkspaceProxy.objects.create(name="evil", url=serve(report={"errors": [text]}).url)
+    health.force_update()
+    response = viewer.get(LIST)
+    assert response["X-Content-Type-Options"] == "nosniff"
+    assert json.loads(response.content)["regions"][0]["status"]["report"]["errors"] == [text]
+
+
+def test_times__are_rfc_3339_in_utc(viewer, paris, settings):
+    settings.TIME_ZONE = "Asia/Tokyo"
+    (proxy,) = viewer.get(LIST).json()["regions"]
+    for text in (proxy["created_at"], proxy["updated_at"], proxy["status"]["checked_at"]):
+        assert text.endswith("Z")
+        assert abs((datetime.fromisoformat(text) - paris.created_at).total_seconds()) < 60
