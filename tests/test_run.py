@@ -1,23 +1,17 @@
-"""``make run`` as a new user would run it, in a copy of the checkout."""
+"""``make run`` as a new user would run it."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import requests
 
 from project.fleet import FLEET
+from tests.demo import copy_checkout, environment, free_ports, start_demo
 from tests.proxies import WorkspaceProxyServer, wait_for
-
-ROOT = Path(__file__).parent.parent
-PORTS = 10  # what `make run` takes from PORT on
 
 INTERVAL = 10  # the demo's
 TIMEOUT = 3
@@ -25,36 +19,6 @@ LEEWAY = 3
 
 EXPECTED = {member.name: (member.status, member.reason) for member in FLEET}
 NUMBERS = {"unreachable": -2, "unhealthy": -1, "unregistered": 0, "ok": 1}
-
-
-def free_ports():
-    """The first of ``PORTS`` ports in a row that are free."""
-    for base in range(20000 + os.getpid() % 10000, 60000, 50):
-        with_sockets = [socket.socket() for _ in range(PORTS)]
-        try:
-            for offset, sock in enumerate(with_sockets):
-                sock.bind(("127.0.0.1", base + offset))
-        except OSError:
-            continue
-        finally:
-            for sock in with_sockets:
-                sock.close()
-        return base
-    raise AssertionError("no free ports")
-
-
-def copy_checkout(to):
-    for name in ("Makefile", "Procfile", "manage.py", "requirements.txt"):
-        shutil.copy2(ROOT / name, to)
-    for name in ("project", "proxyhealth", "templates"):
-        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (to / ".venv").symlink_to(sys.prefix)  # its own set-up is for the test of a clean clone
-    return to
-
-
-def environment(**values):
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
-    return {**kept, **{name: str(value) for name, value in values.items()}}
 
 
 def processes_in(folder):
@@ -67,87 +31,6 @@ def processes_in(folder):
         except OSError:
             continue
     return [command for command in found if command]
-
-
-class Demo:
-    """A running ``make run``, and a session that is signed in to it."""
-
-    def __init__(self, folder, port):
-        self.folder = folder
-        self.port = port
-        self.base = f"http://127.0.0.1:{port}"
-        self.log = folder / "run.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                ["make", "run"],
-                cwd=folder,
-                env=environment(PORT=port),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.session = requests.Session()
-        self.session.trust_env = False
-
-    def answers(self):
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            return self.session.get(self.base, timeout=5).ok
-        except requests.ConnectionError:
-            return False
-
-    def sign_in(self):
-        url = f"{self.base}/admin/login/"
-        self.session.get(url, timeout=5)
-        token = self.session.cookies["csrftoken"]
-        form = {"username": "demo", "password": "demo", "csrfmiddlewaretoken": token, "next": "/"}
-        assert self.session.post(url, form, timeout=5).url == f"{self.base}/"
-
-    def statuses(self):
-        answer = self.session.get(f"{self.base}/api/v2/workspaceproxies", timeout=5)
-        answer.raise_for_status()
-        return {
-            region["name"]: (region["status"]["status"], region["status"]["reason"])
-            for region in answer.json()["regions"]
-        }
-
-    def metrics(self):
-        return self.session.get(f"{self.base}/metrics", timeout=5).text
-
-    def health_page(self):
-        return self.session.get(f"{self.base}/admin/proxyhealth/workspaceproxy/health/", timeout=5).text
-
-    def post(self, path, **form):
-        url = f"{self.base}{path}"
-        self.session.get(url, timeout=5).raise_for_status()
-        form["csrfmiddlewaretoken"] = self.session.cookies["csrftoken"]
-        answer = self.session.post(url, form, timeout=5)
-        answer.raise_for_status()
-        return answer
-
-    def make(self, target, name):
-        command = ["make", target, f"NAME={name}"]
-        env = environment(PORT=self.port)
-        return subprocess.run(
-            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=30, check=False
-        )
-
-    def close(self):
-        self.session.close()
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGINT)
-            self.process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    demo = Demo(copy_checkout(tmp_path_factory.mktemp("checkout")), free_ports())
-    try:
-        wait_for(demo.answers, 60, "make run answers")
-        demo.sign_in()
-        yield demo
-    finally:
-        demo.close()
 
 
 def test_run__shows_the_fleet_as_it_was_built(demo):
@@ -280,10 +163,13 @@ def test_run__a_redis_and_a_database_of_ones_own(tmp_path, valkey):
     assert not (tmp_path / "db.sqlite3").exists()
 
 
-def test_run__ctrl_c_leaves_no_process_behind(demo):
-    """The last one in this file: it ends the demo."""
-    assert len(processes_in(demo.folder)) >= 6
-    os.killpg(demo.process.pid, signal.SIGINT)
-    demo.process.wait(20)
+def test_run__ctrl_c_leaves_no_process_behind(tmp_path):
+    demo = start_demo(tmp_path)
+    try:
+        assert len(processes_in(demo.folder)) >= 6
+        os.killpg(demo.process.pid, signal.SIGINT)
+        demo.process.wait(20)
+    finally:
+        demo.close()
     assert processes_in(demo.folder) == []
     assert demo.log.read_text().rstrip().endswith("make run: stopped")

@@ -1,0 +1,199 @@
+"""The wheel, in a fresh virtual environment and a fresh project made after the README's own words."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.demo import free_ports
+from tests.proxies import WorkspaceProxyServer, wait_for
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def run(*command, cwd, **env):
+    environ = {**os.environ, **env}
+    environ.pop("DJANGO_SETTINGS_MODULE", None)
+    environ.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The built wheel. It is made from a copy: a build leaves things behind in its source."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
+        shutil.copy2(ROOT / name, source)
+    shutil.copytree(
+        ROOT / "proxyhealth", source / "proxyhealth", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", source / "dist", cwd=source)
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def host(wheel, valkey, tmp_path_factory):
+    """A fresh project with the app installed, as the README says; returns its folder."""
+    folder = tmp_path_factory.mktemp("host")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    # The constraints make the test repeatable; the ranges are the wheel's own.
+    constraints = folder / "constraints.txt"
+    pins = (ROOT / "requirements.txt").read_text().replace("celery[redis]", "celery")
+    constraints.write_text(pins)
+    run(python, "-m", "pip", "install", "--quiet", "-c", constraints, wheel, cwd=folder)
+    run(python, "-m", "django", "startproject", "host", folder, cwd=folder)
+    for block in blocks("python"):
+        first, _, rest = block.partition("\n")
+        if first.startswith("# host/"):
+            with (folder / first.removeprefix("# ")).open("a") as file:
+                file.write(rest)
+    run(python, "manage.py", "check", cwd=folder)
+    run(python, "manage.py", "migrate", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployment(host, valkey):
+    """The project's worker and beat, by the README's commands, and its web server."""
+    port = free_ports()
+    environ = {
+        **{name: value for name, value in os.environ.items() if name in ("HOME", "LANG")},
+        "PATH": f"{host / 'venv' / 'bin'}:{os.environ['PATH']}",
+        "REDIS_URL": f"redis://127.0.0.1:{valkey.port}/3",
+    }
+    console = "\n".join(blocks("console"))
+    commands = re.findall(r"^\$ (celery .*)$", console, re.MULTILINE)
+    assert len(commands) == 2
+    commands.append(f"python manage.py runserver --noreload 127.0.0.1:{port}")
+    with (host / "log").open("wb") as log:
+        processes = [
+            subprocess.Popen(command.split(), cwd=host, env=environ, stdout=log, stderr=log)
+            for command in commands
+        ]
+    try:
+        yield host, f"http://127.0.0.1:{port}", environ
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(20)
+
+
+def test_wheel__has_all_that_the_app_needs_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    ours = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "proxyhealth").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in names if ".dist-info/" not in name} == ours
+    assert {"proxyhealth/py.typed", "proxyhealth/static/proxyhealth/health.js"} <= names
+
+
+def test_wheel__depends_on_ranges_without_the_project_s_own_needs(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+    needs = re.findall(r"^Requires-Dist: ([a-z0-9-]+)(.*)$", archive.read(metadata).decode(), re.MULTILINE)
+    assert {name for name, _ in needs} == {
+        "celery",
+        "certifi",
+        "django",
+        "django-prometheus",
+        "idna",
+        "prometheus-client",
+        "redis",
+        "requests",
+        "urllib3",
+    }
+    assert not any("==" in version for _, version in needs)
+    assert ("celery", "[redis]<6,>=5.5") in needs
+
+
+def test_fresh_project__admin_json_and_metrics_work(deployment):
+    host, base, environ = deployment
+    with WorkspaceProxyServer(report={"warnings": ["hello from afar"]}) as server, requests.Session() as web:
+        code = (
+            "from django.contrib.auth.models import User\n"
+            "from proxyhealth.models import WorkspaceProxy\n"
+            "User.objects.create_superuser('root', '', 'root')\n"
+            f"print(WorkspaceProxy.objects.create(name='paris', url='{server.url}').pk)\n"
+        )
+        id = run("python", "manage.py", "shell", "-v0", "-c", code, cwd=host, **environ).strip()
+
+        def answers():
+            try:
+                return web.get(f"{base}/admin/login/", timeout=5).ok
+            except requests.ConnectionError:
+                return False
+
+        wait_for(answers, 60, "the web server of the fresh project")
+        form = {"username": "root", "password": "root", "csrfmiddlewaretoken": web.cookies["csrftoken"]}
+        web.post(f"{base}/admin/login/?next=/admin/", form, timeout=5).raise_for_status()
+
+        def proxies():
+            return web.get(f"{base}/api/v2/workspaceproxies", timeout=5).json()
+
+        wait_for(lambda: proxies()["regions"][0]["healthy"], 30, "the proxy is ok")
+        wait_for(lambda: not proxies()["snapshot"]["stale"], 30, "the first round has ended")
+        page = web.get(f"{base}/admin/proxyhealth/workspaceproxy/health/", timeout=5)
+        assert page.ok
+        assert "hello from afar" in page.text
+        for path in re.findall(r'(?:href|src)="(/static/proxyhealth/[^"]+)"', page.text):
+            assert web.get(base + path, timeout=5).ok
+        assert "/static/proxyhealth/health.js" in page.text
+        assert "paris" in web.get(f"{base}/admin/proxyhealth/workspaceproxy/", timeout=5).text
+        metrics = web.get(f"{base}/metrics", timeout=5).text
+        assert f'proxyhealth_health_check_results{{proxy_id="{id}"}} 1.0' in metrics
+        assert "python_info" in metrics
+
+
+def test_readme__python_samples_run(deployment):
+    host, _, environ = deployment
+    samples = [block for block in blocks("python") if not block.startswith("# host/")]
+    assert samples
+    for sample in samples:
+        run("python", "manage.py", "shell", "-v0", "-c", sample, cwd=host, **environ)
+
+
+def test_readme__commands_are_those_of_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = {target for line in targets for target in line.split()}
+    named = set(re.findall(r"(?:`|\$ |PORT=\d+ )make ([a-z-]+)", README))
+    assert {"run", "test", "start-proxy", "stop-proxy"} <= named
+    assert named <= targets
+
+
+def test_readme__names_every_setting_status_reason_and_check():
+    from proxyhealth.checks import IDS
+    from proxyhealth.conf import NAMES
+    from proxyhealth.report import Reason, Status
+
+    for word in [*NAMES, *Status, *(reason for reason in Reason if reason)]:
+        assert f"| `{word}` |" in README, word
+    assert f"`E010` to `{max(IDS.values()).removeprefix('proxyhealth.')}`" in README
