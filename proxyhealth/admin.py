@@ -11,6 +11,7 @@ from uuid import UUID
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
+from django.db import transaction
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -126,8 +127,13 @@ class WorkspaceProxyAdmin(ModelAdmin):
         obj.save()
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
-        for proxy in queryset:
-            self.delete_model(request, proxy)
+        with transaction.atomic():  # one transaction is one task
+            for proxy in queryset:
+                self.delete_model(request, proxy)
+
+    def get_fieldsets(self, request: HttpRequest, obj: WorkspaceProxy | None = None) -> Any:
+        fieldsets = super().get_fieldsets(request, obj)
+        return fieldsets if obj else fieldsets[:-1]  # a new proxy has no life yet
 
     def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> type[ModelForm[Any]]:
         form = super().get_form(request, *args, **kwargs)

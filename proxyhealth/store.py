@@ -16,13 +16,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import redis
-from django.conf import settings
-from django.core.cache import InvalidCacheBackendError, caches
-from redis.backoff import NoBackoff
 from redis.exceptions import LockError, RedisError, WatchError
-from redis.retry import Retry
 
+from proxyhealth.cache import StoreError, open_cache
 from proxyhealth.conf import conf
 from proxyhealth.report import ProxyStatus, RoundHistogram, Snapshot, rfc3339
 
@@ -53,10 +49,6 @@ return string.format('%.0f', ticket)
 """
 
 
-class StoreError(Exception):
-    """The cache cannot be used; the message says why."""
-
-
 class Change(NamedTuple):
     """A proxy whose status is another one now; ``before`` is empty for a new proxy."""
 
@@ -82,7 +74,7 @@ def take_ticket() -> int:
 
     Raises ``StoreError``.
     """
-    with _cache() as cache:
+    with open_cache() as cache:
         return int(cache.client.eval(_TICKET_SCRIPT, 1, cache.key("ticket")))
 
 
@@ -98,7 +90,7 @@ def commit(
     What was checked under a higher ticket stays as it is. A full round also takes out every
     proxy that it did not find. Raises ``StoreError``; then nothing is changed.
     """
-    with _cache() as cache:
+    with open_cache() as cache:
         key = cache.key("snapshot")
         for _ in range(_COMMIT_ATTEMPTS):
             with cache.client.pipeline() as pipe:
@@ -206,7 +198,7 @@ def round_lock(seconds: float, wait: float = 0) -> Iterator[RoundLock | None]:
 
     Raises ``StoreError``.
     """
-    with _cache() as cache:
+    with open_cache() as cache:
         lock = cache.client.lock(cache.key("round"), timeout=seconds, thread_local=False)
         acquired = lock.acquire(blocking=wait > 0, blocking_timeout=wait or None)
     if not acquired:
@@ -236,7 +228,7 @@ class RoundLock:
 
 def count_round(outcome: str, error: str = "") -> None:
     """Count a round under ``outcome`` and, if it failed, remember why; raises ``StoreError``."""
-    with _cache() as cache:
+    with open_cache() as cache:
         pipe = cache.client.pipeline()
         pipe.hincrby(cache.key("rounds"), f"count:{outcome}", 1)
         if error:
@@ -301,7 +293,7 @@ class _Reader:
         self._ask_at = time.monotonic() + pause
 
     def _ask(self) -> None:
-        with _cache() as cache:
+        with open_cache() as cache:
             if cache.source != self._source:
                 self.forget()  # what another cache said is not true of this one
                 self._source = cache.source
@@ -369,56 +361,3 @@ def _outcomes(data: Mapping[bytes, bytes]) -> dict[str, Any]:
         "error": data.get(b"error", b"").decode(),
         "error_at": _moment(data[b"error_at"].decode()) if b"error_at" in data else None,
     }
-
-
-# The cache
-
-
-class _Cache(NamedTuple):
-    client: Any  # redis.Redis; its stubs know its pipelines and scripts only in part
-    source: str
-    make_key: Any
-
-    def key(self, name: str) -> str:
-        return str(self.make_key(f"proxyhealth:{name}"))
-
-
-_clients: dict[str, Any] = {}
-
-
-@contextmanager
-def _cache() -> Iterator[_Cache]:
-    """The cache that the snapshot is in; raises ``StoreError`` for what goes wrong with it."""
-    try:
-        backend = caches[conf.CACHE]
-        source = repr(settings.CACHES[conf.CACHE])
-        if source not in _clients:
-            _clients.clear()
-            _clients[source] = _bounded_client(backend)
-        yield _Cache(_clients[source], source, backend.make_key)
-    except (RedisError, OSError, InvalidCacheBackendError) as error:
-        raise StoreError(f"{error}") from error
-
-
-def _bounded_client(backend: Any) -> Any:
-    """A client like the cache's own, but one that neither waits nor retries for long.
-
-    Django's values are pickles, and it knows no conditional writes; so the client beneath it is
-    used. By default that one waits without end for a server that says nothing.
-    """
-    try:
-        if hasattr(backend, "client"):  # django-redis
-            client = backend.client.get_client(write=True)
-        else:
-            client = backend._cache.get_client(write=True)
-    except AttributeError:
-        raise StoreError(f"the cache {conf.CACHE!r} is not a Redis cache") from None
-    pool = client.connection_pool
-    if type(pool) is not redis.ConnectionPool:
-        return client  # a pool that finds its servers in a way of its own
-    options = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, **pool.connection_kwargs}
-    # One more try at once serves the connection that a restart of the server has left behind.
-    options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
-    return redis.Redis(
-        connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
-    )

@@ -19,6 +19,7 @@ from celery import current_app, shared_task
 from celery.signals import worker_ready
 
 from proxyhealth import rounds, store
+from proxyhealth.cache import StoreError
 from proxyhealth.conf import conf
 from proxyhealth.report import ProxyStatus, Status
 from proxyhealth.rounds import RoundFailed
@@ -46,7 +47,7 @@ def run_round(wait: float = 0) -> bool:
             _run_round(lock)
             _count("success")
             return True
-    except (RoundFailed, store.StoreError) as error:
+    except (RoundFailed, StoreError) as error:
         logger.error("round failed: %s", error)
         _count("failure", str(error))
         if isinstance(error, RoundFailed):
@@ -55,7 +56,7 @@ def run_round(wait: float = 0) -> bool:
 
 
 def _count(outcome: str, error: str = "") -> None:
-    with suppress(store.StoreError):  # a round that was not counted was a round all the same
+    with suppress(StoreError):  # a round that was not counted was a round all the same
         store.count_round(outcome, error)
 
 
@@ -86,7 +87,7 @@ def run_check(ids: Iterable[UUID]) -> None:
         statuses = rounds.probe_all(proxies, checked_at)
         removed = wanted - {proxy.id for proxy in proxies}
         _log_changes(store.commit(statuses, ticket, removed=removed))
-    except store.StoreError as error:
+    except StoreError as error:
         raise RoundFailed(f"the cache cannot be used: {error}") from error
     logger.info("check end ticket=%d removed=%d %s", ticket, len(removed), _counts(statuses))
 

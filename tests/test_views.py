@@ -4,11 +4,11 @@ from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.core.cache import caches
 from django.test import Client
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.store import caches
 
 pytestmark = pytest.mark.django_db
 
