@@ -8,20 +8,21 @@ import logging
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 
 from proxyhealth import __version__
 from proxyhealth.conf import conf
 from proxyhealth.report import BadReport, HealthReport, Proxy, ProxyStatus, Reason, Status, clean
 from proxyhealth.transport import (
+    MAX_HEADER_BYTES,
     AddressBlocked,
     AddressPolicy,
     Connection,
@@ -29,13 +30,16 @@ from proxyhealth.transport import (
     TooManyBytes,
     tls_context,
 )
-from proxyhealth.validators import ProxyURL, parse_proxy_url
+from proxyhealth.validators import ProxyURL, parse_proxy_url, split_url
 
 logger = logging.getLogger(__name__)
 
 REPORT_PATH = "/healthz-report"
 MAX_REPORT_BYTES = 64 * 1024
 MAX_REDIRECTS = 10
+
+_READ_SIZE = 8 * 1024  # a body in tiny chunks is gathered in pieces of this size
+_TOO_LARGE = f"more than {MAX_REPORT_BYTES // 1024} KiB"
 
 _HEADERS = {
     "Accept": "application/json",
@@ -58,7 +62,6 @@ _REQUEST_ERRORS: tuple[tuple[type[Exception], Status, Reason, str], ...] = (
     (TimeoutError, Status.UNREACHABLE, Reason.TIMEOUT, _NO_RESPONSE),
     (OSError, Status.UNREACHABLE, Reason.CONNECT, _NO_RESPONSE),
     (http.client.HTTPException, Status.UNREACHABLE, Reason.PROTOCOL, _NO_RESPONSE),
-    (urllib3.exceptions.HTTPError, Status.UNREACHABLE, Reason.PROTOCOL, _NO_RESPONSE),
 )
 
 # Errors of connecting that tell of this machine, and nothing of the proxy.
@@ -76,21 +79,19 @@ def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
         return ProxyStatus(proxy, "", Status.UNREGISTERED, checked_at=checked_at)
     begin = time.monotonic()
     visit = _Visit()
+    status, reason = Status.OK, Reason.NONE
     try:
         report = visit.fetch_report(proxy.url)
-        status, reason = Status.OK, Reason.NONE
         if report.errors:
             status, reason = Status.UNHEALTHY, Reason.REPORT_ERRORS
     except _Judged as judged:
         status, reason = judged.status, judged.reason
-        report = HealthReport.of([str(judged)])
+        report = HealthReport.of([str(judged)], visit.warnings)
     except Exception:
         logger.exception("probe failed proxy=%s name=%s", proxy.id, proxy.name)
         status, reason = Status.UNHEALTHY, Reason.INTERNAL
-        report = HealthReport.of(["proxyhealth failed to probe this proxy; the worker's log says why"])
-    if visit.redirected_to:
-        warning = f"redirected to {visit.redirected_to}; set the proxy's URL to where its users are to go"
-        report = HealthReport.of(report.errors, [warning, *report.warnings])
+        message = "proxyhealth failed to probe this proxy; the worker's log says why"
+        report = HealthReport.of([message], visit.warnings)
     return ProxyStatus(
         proxy=proxy,
         proxy_host=visit.proxy_host,
@@ -115,13 +116,13 @@ class _Visit:
     """One probe under way, over all its redirects."""
 
     def __init__(self) -> None:
-        self.deadline = Deadline(conf.TIMEOUT)
-        self.policy = AddressPolicy(conf.ADDRESS_DENY, conf.ADDRESS_ALLOW)
         self.proxy_host = ""
-        self.answered = False
-        self.redirected_to = ""
+        self.answered = False  # by the one that was asked last
+        self.warnings: list[str] = []
 
     def fetch_report(self, proxy_url: str) -> HealthReport:
+        self.deadline = Deadline(conf.TIMEOUT)
+        self.policy = AddressPolicy(conf.ADDRESS_DENY, conf.ADDRESS_ALLOW)
         try:
             url = parse_proxy_url(proxy_url)
         except ValueError as error:
@@ -131,18 +132,20 @@ class _Visit:
         for _ in range(MAX_REDIRECTS + 1):
             with self._get(url, target) as response:
                 self.answered = True
-                if not response.is_redirect:
-                    return _read_report(response, self.deadline)
-                url, target = self._follow(target, response.headers["location"])
+                location = response.headers["location"].strip() if response.is_redirect else ""
+                if not location:
+                    return _read_report(response, self.deadline, self.warnings)
+                self.answered = False  # a redirect is no answer yet
+                url, target = self._follow(target, location)
         raise _Judged(
             Status.UNREACHABLE, Reason.PROTOCOL, f"{_NO_RESPONSE}more than {MAX_REDIRECTS} redirects"
         )
 
     def _follow(self, target: str, location: str) -> tuple[ProxyURL, str]:
         # Headers come as Latin-1; what servers send in them is UTF-8.
-        location = location.encode("latin-1", "replace").decode("utf-8", "replace").strip()
+        location = location.encode("latin-1", "replace").decode("utf-8", "replace")
         try:
-            parts = urlsplit(urljoin(target, location))
+            parts = split_url(location, base=target)
             url = parse_proxy_url(f"{parts.scheme}://{parts.netloc}")
         except ValueError as error:
             raise _Judged(
@@ -151,7 +154,8 @@ class _Visit:
                 f"{_NO_RESPONSE}redirected to a URL that cannot be used: {error}",
             ) from None
         # Shown without its query, which may hold a token.
-        self.redirected_to = clean(f"{url.base}{parts.path}", 200)
+        led_to = clean(f"{url.base}{parts.path}", 200)
+        self.warnings = [f"redirected to {led_to}; set the proxy's URL to where its users are to go"]
         return url, f"{url.base}{parts.path}" + (f"?{parts.query}" if parts.query else "")
 
     @contextmanager
@@ -195,17 +199,14 @@ class _FreshConnectionAdapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         self._connection.request("GET", request.path_url, headers=request.headers)
         answer = self._connection.getresponse()
-        raw = urllib3.HTTPResponse(
-            body=answer,
-            headers=urllib3.HTTPHeaderDict(answer.headers.items()),
-            status=answer.status,
-            reason=answer.reason,
-            preload_content=False,
-            decode_content=True,
-            original_response=answer,
-            request_method="GET",
-        )
-        return self.build_response(request, raw)
+        # Not build_response(): it parses cookies and charsets, which nobody here reads.
+        response = requests.Response()
+        response.status_code = answer.status
+        response.reason = answer.reason
+        response.headers = CaseInsensitiveDict(answer.headers.items())
+        response.raw = answer
+        response.request = request
+        return response
 
 
 def _describe(error: Exception, deadline: Deadline) -> str:
@@ -221,15 +222,22 @@ def _describe(error: Exception, deadline: Deadline) -> str:
             return f"no TLS is spoken there (while {deadline.phase}); is the URL to begin with http://?"
         case ssl.SSLError():
             return f"TLS failed while {deadline.phase}: {error.reason or error}"
+        case TooManyBytes():
+            return f"more than {MAX_HEADER_BYTES // 1024} KiB of headers while {deadline.phase}"
+        case http.client.UnknownProtocol(args=(version,)):
+            return f"the answer is not HTTP/1.1: it begins with {str(version)[:64]!r}"
         case http.client.BadStatusLine(args=(line,)) if not isinstance(error, ConnectionError):
-            return f"the answer is not HTTP: it begins with {str(line)[:64]!r}"
+            what = f"the answer is not HTTP: it begins with {str(line)[:64]!r}"
+            if str(line).startswith("\x15\x03"):  # an alert
+                what += "; TLS is spoken there, is the URL to begin with https://?"
+            return what
         case OSError() if error.strerror:
             return f"{error.strerror} while {deadline.phase}"
         case _:
             return f"{error} while {deadline.phase}"
 
 
-def _read_report(response: requests.Response, deadline: Deadline) -> HealthReport:
+def _read_report(response: requests.Response, deadline: Deadline, warnings: list[str]) -> HealthReport:
     if response.status_code != 200:
         reason = f": {response.reason}" if response.reason else ""
         raise _Judged(
@@ -238,37 +246,61 @@ def _read_report(response: requests.Response, deadline: Deadline) -> HealthRepor
             clean(f"unexpected status code {response.status_code}{reason}", 200),
         )
     try:
-        return HealthReport.parse(_read_body(response, deadline))
+        return HealthReport.parse(_read_body(response, deadline), warnings)
     except BadReport as bad:
-        message = f"{_NO_REPORT}{bad}"
+        message = str(bad)
         if bad.reason is Reason.NOT_JSON:
-            content_type = response.headers.get("content-type", "none")
+            content_type = clean(response.headers.get("content-type", "none"), 100)
             message += (
                 f"; its content type is {content_type}. A page that is not JSON usually means "
                 "that the URL is not that of a workspace proxy"
             )
-        raise _Judged(Status.UNHEALTHY, bad.reason, clean(message, 500)) from None
+        raise _no_report(bad.reason, message) from None
 
 
 def _read_body(response: requests.Response, deadline: Deadline) -> bytes:
-    """The body, decoded; raises ``_Judged`` if it is late, cut off, or over 64 KiB."""
-    reason, why = Reason.NONE, ""
-    body = b""
+    """The body, decoded; raises ``_Judged`` if it is late, cut off, or over 64 KiB, or ``BadReport``."""
+    body = bytearray()
     try:
-        while chunk := response.raw.read(MAX_REPORT_BYTES + 1 - len(body)):
+        while len(body) <= MAX_REPORT_BYTES and (chunk := response.raw.read(_READ_SIZE)):
             body += chunk
-            if len(body) > MAX_REPORT_BYTES:
-                reason, why = Reason.TOO_LARGE, f"more than {MAX_REPORT_BYTES // 1024} KiB"
-                break
-    except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
-        reason, why = Reason.TIMEOUT, f"not complete within {deadline.seconds:g} s"
-    except urllib3.exceptions.DecodeError as error:
-        reason, why = Reason.NOT_JSON, f"{error.args[0]}"
-    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
-        if isinstance(error.__cause__, TooManyBytes):
-            reason, why = Reason.TOO_LARGE, str(error.__cause__)
-        else:
-            reason, why = Reason.TRUNCATED, f"cut off after {len(body):,} bytes ({error})"
-    if reason:
-        raise _Judged(Status.UNHEALTHY, reason, clean(f"{_NO_REPORT}{why}", 500))
-    return body
+    except TimeoutError:
+        raise _no_report(Reason.TIMEOUT, f"not complete within {deadline.seconds:g} s") from None
+    except TooManyBytes:
+        raise _no_report(Reason.TOO_LARGE, _TOO_LARGE) from None
+    except (http.client.HTTPException, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise _no_report(Reason.TRUNCATED, f"cut off after {len(body):,} bytes: {why}") from None
+    if len(body) <= MAX_REPORT_BYTES:
+        body = _decompress(body, response.headers.get("content-encoding", ""))
+    if len(body) > MAX_REPORT_BYTES:
+        raise _no_report(Reason.TOO_LARGE, _TOO_LARGE)
+    return bytes(body)
+
+
+def _decompress(body: bytearray, encoding: str) -> bytearray:
+    """``body`` out of its content encoding, and no more of it than shows that it is too large."""
+    match encoding.strip().lower():
+        case "" | "identity":
+            return body
+        case "gzip" | "x-gzip":
+            formats = [zlib.MAX_WBITS | 16]
+        case "deflate":
+            formats = [zlib.MAX_WBITS, -zlib.MAX_WBITS]  # with and, as some send it, without a header
+        case _:
+            why = f"the body comes in an encoding that was not asked for, {clean(encoding, 50)}"
+            raise BadReport(Reason.NOT_JSON, why)
+    for format in formats:
+        inflater = zlib.decompressobj(format)
+        try:
+            content = inflater.decompress(body, MAX_REPORT_BYTES + 1)
+        except zlib.error:
+            continue
+        if not inflater.eof and len(content) <= MAX_REPORT_BYTES:
+            raise _no_report(Reason.TRUNCATED, f"cut off after {len(body):,} bytes of {encoding}")
+        return bytearray(content)
+    raise BadReport(Reason.NOT_JSON, f"the body is not in the encoding that it names, {encoding}")
+
+
+def _no_report(reason: Reason, why: str) -> _Judged:
+    return _Judged(Status.UNHEALTHY, reason, clean(f"{_NO_REPORT}{why}", 500))

@@ -85,8 +85,11 @@ class HealthReport:
         return cls(_clean_items(errors), _clean_items(warnings))
 
     @classmethod
-    def parse(cls, body: bytes) -> Self:
-        """The report in the body of a response; raises :class:`BadReport` if there is none."""
+    def parse(cls, body: bytes, warnings: Sequence[str] = ()) -> Self:
+        """The report in the body of a response, behind ``warnings`` of ours.
+
+        Raises :class:`BadReport` if there is none.
+        """
         try:
             text = body.decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -108,7 +111,7 @@ class HealthReport:
             raise BadReport(Reason.NOT_JSON, f"the body is not JSON ({error})") from None
         if not isinstance(document, _Object):
             raise BadReport(Reason.BAD_REPORT, "the JSON is not an object")
-        return cls.of(document.texts("errors"), document.texts("warnings"))
+        return cls.of(document.texts("errors"), [*warnings, *document.texts("warnings")])
 
 
 class _Object(list[tuple[str, Any]]):
@@ -140,9 +143,14 @@ def _refuse_constant(name: str) -> Any:
 
 def _clean_items(items: Sequence[str]) -> tuple[str, ...]:
     if len(items) <= MAX_ITEMS:
-        return tuple(clean(item) for item in items)
+        return tuple(_clean_item(item) for item in items)
     kept = MAX_ITEMS - 1
-    return (*(clean(item) for item in items[:kept]), f"… and {len(items) - kept:,} more")
+    return (*(_clean_item(item) for item in items[:kept]), f"… and {len(items) - kept:,} more")
+
+
+def _clean_item(item: str) -> str:
+    text = clean(item)
+    return "(empty)" if text.isspace() or not text else text  # a blank line explains nothing
 
 
 def clean(text: str, length: int = MAX_ITEM_LENGTH) -> str:

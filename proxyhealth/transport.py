@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import queue
+import re
 import socket
 import ssl
 import threading
@@ -29,13 +30,17 @@ MAX_BODY_BYTES = 512 * 1024
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+_CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
+_CLOSED = "the connection was closed"
+
 
 class AddressBlocked(Exception):
     """All addresses of a host are refused by the address policy."""
 
 
 class TooManyBytes(http.client.HTTPException):
-    """The peer sent more than any response of ours can need."""
+    """The peer sent more than any headers, or any report, can need."""
 
 
 class Deadline:
@@ -61,10 +66,13 @@ class AddressPolicy(NamedTuple):
     allow: tuple[Network, ...] = ()
 
     def permits(self, address: IPAddress) -> bool:
-        # An IPv4 address in IPv6 clothes reaches the same machine.
         forms = [address]
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            forms = [address.ipv4_mapped]
+            # An IPv4 address in IPv6 clothes reaches the same machine.
+            forms.append(address.ipv4_mapped)
+        if any(form.is_unspecified for form in forms):
+            # Connecting to 0.0.0.0 or :: reaches this machine.
+            forms += _LOOPBACK
         if self.allow:
             return any(form in network for form in forms for network in self.allow)
         return not any(form in network for form in forms for network in self.deny)
@@ -84,7 +92,7 @@ class _Bounded:
         self.ended = self.ended or count == 0
         self.bytes_left -= count
         if self.bytes_left < 0:
-            raise TooManyBytes("more bytes than a health report can need")
+            raise TooManyBytes
         return count
 
 
@@ -98,9 +106,52 @@ class _TLSSocket(_Bounded, ssl.SSLSocket):
         return self._receive(super().recv_into, *args)
 
 
+class Response(http.client.HTTPResponse):
+    """A response that is only one if it is complete.
+
+    The parent takes headers and bodies that end with the connection for whole ones, and
+    guesses where the length of a body is nonsense.
+    """
+
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._sock = sock
+
+    def begin(self) -> None:
+        start = self.fp.peek(1)[:64]
+        if not b"HTTP/".startswith(start[:5]):
+            # Waiting for the end of a line that is none would make it a timeout.
+            raise http.client.BadStatusLine(start.decode("latin-1"))
+        super().begin()
+        while 101 < self.status < 200:
+            # Informational; the parent skips no other than 100.
+            self.headers = None  # type: ignore[assignment]
+            super().begin()
+        if self._sock.ended:
+            # The parser reads on only where a line is not complete yet.
+            raise ConnectionResetError(f"{_CLOSED} in the middle of the headers")
+        lengths = {length.strip() for length in self.headers.get_all("Content-Length", ())}
+        if len(lengths) > 1:
+            raise http.client.HTTPException("more than one Content-Length came")
+        if not all(map(_CONTENT_LENGTH.fullmatch, lengths)):
+            raise http.client.HTTPException("a Content-Length that is no number of bytes came")
+
+    def read(self, amt: int | None = None) -> bytes:
+        """Raises ``HTTPException`` if the body is cut off, besides what the socket raises."""
+        try:
+            data = super().read(amt)
+        except (http.client.IncompleteRead, http.client.LineTooLong, ValueError):
+            why = _CLOSED if self._sock.ended else "its chunks are malformed"
+            raise http.client.HTTPException(why) from None
+        if not data and self.length:
+            raise http.client.HTTPException(_CLOSED)
+        return data
+
+
 class Connection(http.client.HTTPConnection):
     """An HTTP connection that looks its host up, checks the address, and connects, once."""
 
+    response_class = Response
     sock: _PlainSocket | _TLSSocket
 
     def __init__(
@@ -136,22 +187,23 @@ class Connection(http.client.HTTPConnection):
         self.deadline.phase = f"waiting for {self.host} to answer"
 
     def _dial(self, addresses: Sequence[_Address]) -> _PlainSocket | _TLSSocket:
-        for i, address in enumerate(addresses):
+        left = list(addresses)
+        while True:
+            address = left.pop(0)
             self.deadline.phase = f"connecting to {_ip(address)} port {self.port}"
             sock = _PlainSocket(address.family, socket.SOCK_STREAM)
             try:
                 # An address that keeps silent leaves its share of the time to those after it.
-                sock.settimeout(self.deadline.remaining() / (len(addresses) - i))
+                sock.settimeout(self.deadline.remaining() / (1 + len(left)))
                 sock.connect(address.sockaddr)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.settimeout(self.deadline.remaining())
             except OSError:
                 sock.close()
-                if i == len(addresses) - 1:
+                if not left:
                     raise
             else:
                 return sock
-        raise AssertionError("there is always an address")
 
     def _wrap(self, sock: socket.socket, context: ssl.SSLContext) -> _TLSSocket:
         try:
@@ -162,13 +214,9 @@ class Connection(http.client.HTTPConnection):
             raise
 
     def getresponse(self) -> http.client.HTTPResponse:
-        """As the parent's, but headers that end with the connection are no response."""
         self.sock.settimeout(self.deadline.remaining())
         sock = self.sock  # the parent lets go of it when the response will close the connection
         response = super().getresponse()
-        if sock.ended:
-            # The parser reads on only where a line is not complete yet.
-            raise ConnectionResetError("the connection was closed in the middle of the headers")
         sock.bytes_left = MAX_BODY_BYTES
         self.deadline.phase = f"reading the report of {self.host}"
         return response
@@ -213,13 +261,14 @@ def look_up(host: str, port: int, deadline: Deadline) -> list[_Address]:
         raise TimeoutError from None
     if isinstance(answer, Exception):
         raise answer
-    return list(
-        dict.fromkeys(
-            _Address(family, sockaddr)
-            for family, _type, _protocol, _name, sockaddr in answer
-            if family in (socket.AF_INET, socket.AF_INET6)
-        )
+    addresses = dict.fromkeys(
+        _Address(family, sockaddr)
+        for family, _type, _protocol, _name, sockaddr in answer
+        if family in (socket.AF_INET, socket.AF_INET6)
     )
+    if not addresses:
+        raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
+    return list(addresses)
 
 
 def tls_context(ca_bundle: str) -> ssl.SSLContext:

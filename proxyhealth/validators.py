@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import idna
 from django.core.exceptions import ValidationError
@@ -14,6 +14,7 @@ RESERVED_NAMES = frozenset({"primary"})
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f-\x9f\\]|\s")
+_BRACKETED = re.compile(r"\[[^][]*\](:[^][]*)?$")
 _HOST_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
@@ -46,7 +47,7 @@ def parse_proxy_url(url: str) -> ProxyURL:
     """
     if _NOT_IN_URLS.search(url):
         raise ValueError("it contains a space, a control character or a backslash")
-    parts = urlsplit(url)  # itself raises ValueError for "http://[::1"
+    parts = split_url(url)
     if parts.scheme not in _DEFAULT_PORTS:
         raise ValueError("it must begin with http:// or https://")
     if "@" in parts.netloc:
@@ -56,6 +57,8 @@ def parse_proxy_url(url: str) -> ProxyURL:
         raise ValueError("it must not contain a query (?) or a fragment (#)")
     if not parts.hostname:
         raise ValueError("it has no host")
+    if "[" in parts.netloc and not _BRACKETED.match(parts.netloc):
+        raise ValueError("its host cannot be read")  # urlsplit() takes "[::1]x" for "[::1]"
     host = _ascii_host(parts.hostname, bracketed="[" in parts.netloc)
     try:
         port = parts.port
@@ -69,12 +72,22 @@ def parse_proxy_url(url: str) -> ProxyURL:
     return ProxyURL(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme], netloc, parts.path)
 
 
+def split_url(url: str, base: str = "") -> SplitResult:
+    """``url``, as found in ``base``, split; raises ``ValueError``, without repeating a password in it."""
+    try:
+        return urlsplit(urljoin(base, url))
+    except ValueError:
+        raise ValueError("its host cannot be read") from None
+
+
 def _ascii_host(host: str, *, bracketed: bool) -> str:
     if bracketed:
         try:
-            return str(ipaddress.IPv6Address(host))
+            if "%" not in host:  # a zone means something on one machine only
+                return str(ipaddress.IPv6Address(host))
         except ValueError:
-            raise ValueError(f"{_short(host)} is not an IPv6 address") from None
+            pass
+        raise ValueError(f"{_short(host)} is not an IPv6 address")
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True).decode("ascii")

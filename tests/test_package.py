@@ -129,7 +129,6 @@ def test_wheel__depends_on_ranges_without_the_project_s_own_needs(wheel):
         "prometheus-client",
         "redis",
         "requests",
-        "urllib3",
     }
     assert not any("==" in version for _, version in needs)
     assert ("celery", "[redis]<6,>=5.5") in needs
