@@ -233,15 +233,10 @@ def _cpu_of(pid: int) -> float:
 
 @contextmanager
 def blackbox_exporter(url: str, files: Files, folder: Path) -> Iterator[Client]:
-    config = {
-        "modules": {
-            "report": {
-                "prober": "http",
-                "timeout": "5s",
-                "http": {"preferred_ip_protocol": "ip4", "tls_config": {"ca_file": files.bundle}},
-            }
-        }
-    }
+    http_options: dict[str, object] = {"preferred_ip_protocol": "ip4"}
+    if url.startswith("https"):
+        http_options["tls_config"] = {"ca_file": files.bundle}
+    config = {"modules": {"report": {"prober": "http", "timeout": "5s", "http": http_options}}}
     (folder / "blackbox.json").write_text(json.dumps(config))  # JSON is YAML
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]

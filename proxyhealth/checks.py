@@ -22,6 +22,7 @@ HINTS = {
     "READ_INTERVAL": "Seconds between two looks for a newer snapshot in a process, for example 0.5.",
     "STALE_AFTER": "Seconds without a full round, for example 180, or None for three intervals.",
     "CA_BUNDLE": "The path of a PEM file with the certificates of your own authorities, or empty.",
+    "TLS_EXPIRY_WARNING": "Days before the end of a certificate, for example 14; 0 for no warning.",
     "ADDRESS_DENY": "A list of networks as strings, for example ['169.254.0.0/16'].",
     "ADDRESS_ALLOW": "A list of networks as strings; empty allows all that is not denied.",
     "METRICS_NAMESPACE": "A word for the front of all metrics' names, for example 'coderd', or empty.",

@@ -65,6 +65,11 @@ class Settings:
         return _get("CA_BUNDLE", "", _file)
 
     @property
+    def TLS_EXPIRY_WARNING(self) -> float:
+        """Days before the end of a certificate from which on it is a warning; 0 for never."""
+        return _get("TLS_EXPIRY_WARNING", 14, _days)
+
+    @property
     def ADDRESS_DENY(self) -> tuple[Network, ...]:
         """Networks that no probe may connect to."""
         return _get("ADDRESS_DENY", LINK_LOCAL, _networks)
@@ -157,6 +162,13 @@ def _not_negative(value: Any) -> float:
     if number < 0:
         raise ValueError("must be a number of seconds, 0 or more")
     return number
+
+
+def _days(value: Any) -> float:
+    try:
+        return _not_negative(value)
+    except ValueError:
+        raise ValueError("must be a number of days, 0 or more") from None
 
 
 def _count(value: Any) -> int:

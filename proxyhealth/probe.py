@@ -11,11 +11,12 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
+from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
 from proxyhealth import __version__
@@ -41,12 +42,17 @@ MAX_REDIRECTS = 10
 _READ_SIZE = 8 * 1024  # a body in tiny chunks is gathered in pieces of this size
 _TOO_LARGE = f"more than {MAX_REPORT_BYTES // 1024} KiB"
 
-_HEADERS = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",
-    "Connection": "close",
-    "User-Agent": f"proxyhealth/{__version__}",
-}
+_HEADERS = CaseInsensitiveDict(
+    {
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+        "User-Agent": f"proxyhealth/{__version__}",
+    }
+)
+
+# The same URLs are asked for round after round.
+_quoted = lru_cache(maxsize=16_384)(requests.utils.requote_uri)
 
 _BAD_URL = "failed to parse proxy url: "
 _NOT_ALLOWED = "address not allowed: "
@@ -56,7 +62,6 @@ _NO_REPORT = "failed to decode health report: "
 # What may go wrong before the headers of a response are complete; the first that fits counts.
 _REQUEST_ERRORS: tuple[tuple[type[Exception], Status, Reason, str], ...] = (
     (AddressBlocked, Status.UNHEALTHY, Reason.BLOCKED, _NOT_ALLOWED),
-    (requests.RequestException, Status.UNHEALTHY, Reason.INVALID_URL, _BAD_URL),
     (socket.gaierror, Status.UNREACHABLE, Reason.DNS, _NO_RESPONSE),
     (ssl.SSLError, Status.UNREACHABLE, Reason.TLS, _NO_RESPONSE),
     (TimeoutError, Status.UNREACHABLE, Reason.TIMEOUT, _NO_RESPONSE),
@@ -100,6 +105,7 @@ def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
         report=report,
         checked_at=checked_at,
         latency=time.monotonic() - begin if visit.answered else None,
+        tls_expires_at=visit.tls_expires_at,
     )
 
 
@@ -118,7 +124,14 @@ class _Visit:
     def __init__(self) -> None:
         self.proxy_host = ""
         self.answered = False  # by the one that was asked last
-        self.warnings: list[str] = []
+        self.tls_expires_at: datetime | None = None  # the end of the certificate that ends first
+        self._redirect = ""
+        self._expiry = ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What we have to say, besides what the proxy says."""
+        return [text for text in (self._redirect, self._expiry) if text]
 
     def fetch_report(self, proxy_url: str) -> HealthReport:
         self.deadline = Deadline(conf.TIMEOUT)
@@ -155,7 +168,7 @@ class _Visit:
             ) from None
         # Shown without its query, which may hold a token.
         led_to = clean(f"{url.base}{parts.path}", 200)
-        self.warnings = [f"redirected to {led_to}; set the proxy's URL to where its users are to go"]
+        self._redirect = f"redirected to {led_to}; set the proxy's URL to where its users are to go"
         return url, f"{url.base}{parts.path}" + (f"?{parts.query}" if parts.query else "")
 
     @contextmanager
@@ -166,12 +179,21 @@ class _Visit:
         )
         with closing(connection):
             try:
-                request = requests.Request("GET", target, headers=_HEADERS).prepare()
-                response = _FreshConnectionAdapter(connection).send(request)
+                response = _FreshConnectionAdapter(connection).send(_request(target))
             except Exception as error:
                 raise self._judge(error) from error
             with closing(response):
+                if connection.tls_expires_at:
+                    self._note_expiry(connection.tls_expires_at)
                 yield response
+
+    def _note_expiry(self, moment: datetime) -> None:
+        if self.tls_expires_at is None or moment < self.tls_expires_at:
+            self.tls_expires_at = moment
+            left = moment - datetime.now(UTC)
+            if left < timedelta(days=conf.TLS_EXPIRY_WARNING):
+                when = f"{moment:%Y-%m-%d %H:%M} UTC, in {left.days} {'day' if left.days == 1 else 'days'}"
+                self._expiry = f"the TLS certificate ends on {when}; renew it"
 
     def _judge(self, error: Exception) -> Exception:
         if isinstance(error, OSError) and error.errno in _OUR_OWN_ERRNOS:
@@ -182,7 +204,17 @@ class _Visit:
         return error
 
 
-class _FreshConnectionAdapter(HTTPAdapter):
+def _request(target: str) -> requests.PreparedRequest:
+    # As Request.prepare() makes it, less another look at a URL that was looked at.
+    request = requests.PreparedRequest()
+    request.method = "GET"
+    request.url = _quoted(target)
+    request.headers = _HEADERS
+    request.hooks = {}
+    return request
+
+
+class _FreshConnectionAdapter(BaseAdapter):
     """Sends a request over the one connection it is given; nothing is pooled or retried.
 
     Used without a ``requests.Session``, so there are no cookies, no environment proxies, no netrc
@@ -193,13 +225,9 @@ class _FreshConnectionAdapter(HTTPAdapter):
         self._connection = connection
         super().__init__()
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """No pool."""
-
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         self._connection.request("GET", request.path_url, headers=request.headers)
         answer = self._connection.getresponse()
-        # Not build_response(): it parses cookies and charsets, which nobody here reads.
         response = requests.Response()
         response.status_code = answer.status
         response.reason = answer.reason
@@ -245,12 +273,16 @@ def _read_report(response: requests.Response, deadline: Deadline, warnings: list
             Reason.STATUS_CODE,
             clean(f"unexpected status code {response.status_code}{reason}", 200),
         )
+    body = b""
     try:
-        return HealthReport.parse(_read_body(response, deadline), warnings)
+        body = _read_body(response, deadline)
+        return HealthReport.parse(body, warnings)
     except BadReport as bad:
         message = str(bad)
         if bad.reason is Reason.NOT_JSON:
             content_type = clean(response.headers.get("content-type", "none"), 100)
+            beginning = body.strip()[:60].decode(errors="replace")
+            message += f", it begins with {beginning!r}" if beginning else ""
             message += (
                 f"; its content type is {content_type}. A page that is not JSON usually means "
                 "that the URL is not that of a workspace proxy"

@@ -209,7 +209,8 @@ class ProxyStatus:
 
     ``proxy`` holds the row's values when it was checked, ``proxy_host`` the ``host[:port]`` of its
     URL (empty without one). ``latency`` is the seconds from the start of the probe to its
-    judgement, None if no response came. ``checked_at`` is None only if ``status`` is ``unknown``.
+    judgement, None if no response came. ``tls_expires_at`` is when its certificate ends, None if
+    there was none to see. ``checked_at`` is None only if ``status`` is ``unknown``.
     """
 
     proxy: Proxy
@@ -219,6 +220,7 @@ class ProxyStatus:
     report: HealthReport = HealthReport()
     checked_at: datetime | None = None
     latency: float | None = None
+    tls_expires_at: datetime | None = None
 
     @property
     def healthy(self) -> bool:
@@ -234,11 +236,13 @@ class ProxyStatus:
             "warnings": self.report.warnings,
             "checked_at": self.checked_at and rfc3339(self.checked_at),
             "latency": self.latency,
+            "tls_expires_at": self.tls_expires_at and rfc3339(self.tls_expires_at),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         checked_at = data["checked_at"]
+        tls_expires_at = data["tls_expires_at"]
         return cls(
             proxy=Proxy.from_json(data["proxy"]),
             proxy_host=data["proxy_host"],
@@ -247,6 +251,7 @@ class ProxyStatus:
             report=HealthReport(tuple(data["errors"]), tuple(data["warnings"])),
             checked_at=checked_at and datetime.fromisoformat(checked_at),
             latency=data["latency"],
+            tls_expires_at=tls_expires_at and datetime.fromisoformat(tls_expires_at),
         )
 
 

@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -30,6 +31,7 @@ MAX_BODY_BYTES = 512 * 1024
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 _CLOSED = "the connection was closed"
@@ -67,9 +69,13 @@ class AddressPolicy(NamedTuple):
 
     def permits(self, address: IPAddress) -> bool:
         forms = [address]
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        if isinstance(address, ipaddress.IPv6Address):
             # An IPv4 address in IPv6 clothes reaches the same machine.
-            forms.append(address.ipv4_mapped)
+            embedded = address.ipv4_mapped or address.sixtofour
+            if address in _NAT64:
+                embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+            if embedded:
+                forms.append(embedded)
         if any(form.is_unspecified for form in forms):
             # Connecting to 0.0.0.0 or :: reaches this machine.
             forms += _LOOPBACK
@@ -167,6 +173,7 @@ class Connection(http.client.HTTPConnection):
         if context is not None:
             self.default_port = http.client.HTTPS_PORT  # what the Host header leaves out
         self.deadline = deadline
+        self.tls_expires_at: datetime | None = None  # when the certificate of the peer ends
         self._policy = policy
         self._context = context
 
@@ -178,15 +185,17 @@ class Connection(http.client.HTTPConnection):
         if not permitted:
             refused = ", ".join(dict.fromkeys(str(_ip(address)) for address in addresses))
             raise AddressBlocked(f"{self.host} is {refused}, refused by ADDRESS_DENY or ADDRESS_ALLOW")
-        sock = self._dial(permitted)
-        if self._context is not None:
+        sock, peer = self._dial(permitted)
+        if self._context is None:
+            self.sock = sock
+        else:
             self.deadline.phase += ", in the TLS handshake"
-            sock = self._wrap(sock, self._context)
-        sock.deadline = self.deadline
-        self.sock = sock
-        self.deadline.phase = f"waiting for {self.host} to answer"
+            self.sock = self._wrap(sock, self._context)
+        self.sock.deadline = self.deadline
+        at = "" if str(peer) == self.host else f" at {peer}"
+        self.deadline.phase = f"waiting for {self.host}{at} to answer"
 
-    def _dial(self, addresses: Sequence[_Address]) -> _PlainSocket | _TLSSocket:
+    def _dial(self, addresses: Sequence[_Address]) -> tuple[_PlainSocket, IPAddress]:
         left = list(addresses)
         while True:
             address = left.pop(0)
@@ -203,15 +212,19 @@ class Connection(http.client.HTTPConnection):
                 if not left:
                     raise
             else:
-                return sock
+                return sock, _ip(address)
 
-    def _wrap(self, sock: socket.socket, context: ssl.SSLContext) -> _TLSSocket:
+    def _wrap(self, sock: _PlainSocket, context: ssl.SSLContext) -> _TLSSocket:
         try:
             # The context makes sockets of the class that it was given.
-            return cast(_TLSSocket, context.wrap_socket(sock, server_hostname=self.host.removesuffix(".")))
+            wrapped = cast(_TLSSocket, context.wrap_socket(sock, server_hostname=self.host.removesuffix(".")))
         except BaseException:
             sock.close()
             raise
+        certificate = cast(dict[str, Any], wrapped.getpeercert())  # there is one: it was verified
+        end = ssl.cert_time_to_seconds(certificate["notAfter"])
+        self.tls_expires_at = datetime.fromtimestamp(end, UTC)
+        return wrapped
 
     def getresponse(self) -> http.client.HTTPResponse:
         self.sock.settimeout(self.deadline.remaining())
@@ -227,8 +240,11 @@ class _Address(NamedTuple):
     sockaddr: Any
 
 
+_parse_ip = lru_cache(maxsize=16_384)(ipaddress.ip_address)  # the same ones, round after round
+
+
 def _ip(address: _Address) -> IPAddress:
-    return ipaddress.ip_address(address.sockaddr[0])
+    return _parse_ip(address.sockaddr[0])
 
 
 def look_up(host: str, port: int, deadline: Deadline) -> list[_Address]:
@@ -237,13 +253,9 @@ def look_up(host: str, port: int, deadline: Deadline) -> list[_Address]:
     The resolver of the C library cannot be interrupted, so it gets a thread that nobody waits
     for longer than the deadline. A literal address needs neither.
     """
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    else:
-        if ip.version == 6:
-            return [_Address(socket.AF_INET6, (host, port, 0, 0))]
+    if ":" in host:
+        return [_Address(socket.AF_INET6, (host, port, 0, 0))]
+    if host.rpartition(".")[2].isdecimal():  # no name ends in a number
         return [_Address(socket.AF_INET, (host, port))]
 
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -39,6 +40,7 @@ class ProxyURL(NamedTuple):
         return f"{self.scheme}://{self.netloc}{self.path.removesuffix('/')}"
 
 
+@lru_cache(maxsize=16_384)  # the same URLs, round after round
 def parse_proxy_url(url: str) -> ProxyURL:
     """Take ``url`` apart; raises ``ValueError``, saying what is wrong, if no request can go there.
 

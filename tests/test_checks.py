@@ -39,6 +39,8 @@ def test_checks__every_setting_has_an_id_and_a_hint():
         ("STALE_AFTER", 0, "must be a number of seconds above 0, not 0"),
         ("CA_BUNDLE", "/no/such/file", "must be the path of a file that exists, not '/no/such/file'"),
         ("CA_BUNDLE", 5, "must be the path of a file, not 5"),
+        ("TLS_EXPIRY_WARNING", -1, "must be a number of days, 0 or more, not -1"),
+        ("TLS_EXPIRY_WARNING", "soon", "must be a number of days, 0 or more, not 'soon'"),
         ("ADDRESS_DENY", "10.0.0.0/8", "must be a list of networks such as '10.0.0.0/8', not '10.0.0.0/8'"),
         (
             "ADDRESS_DENY",
@@ -98,6 +100,7 @@ def test_settings__defaults(settings):
         "READ_INTERVAL": 0.5,
         "STALE_AFTER": 180.0,
         "CA_BUNDLE": "",
+        "TLS_EXPIRY_WARNING": 14.0,
         "ADDRESS_DENY": conf.ADDRESS_DENY,
         "ADDRESS_ALLOW": (),
         "METRICS_NAMESPACE": "",

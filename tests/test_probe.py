@@ -89,7 +89,9 @@ def verdict(result: ProxyStatus) -> tuple[Status, Reason]:
     return result.status, result.reason
 
 
-def not_json(what: str, content_type: str = "application/json") -> str:
+def not_json(what: str, content_type: str = "application/json", begins: bytes = b"") -> str:
+    beginning = begins.strip().decode(errors="replace")
+    what += f", it begins with {beginning!r}" if beginning else ""
     return f"{BAD}{what}; its content type is {content_type}. {HINT}"
 
 
@@ -1216,7 +1218,7 @@ def test_probe__body_is_not_json(body: bytes, what: str | None) -> None:
     assert verdict(result) == NOT_JSON
     (message,) = result.report.errors
     if what is not None:
-        assert message == not_json(what, "text/html; charset=utf-8")
+        assert message == not_json(what, "text/html; charset=utf-8", body)
     else:
         assert message.startswith(f"{BAD}the body is not JSON (")
         assert message.endswith(f"; its content type is text/html; charset=utf-8. {HINT}")
@@ -1225,7 +1227,15 @@ def test_probe__body_is_not_json(body: bytes, what: str | None) -> None:
 def test_probe__body_is_not_json_and_has_no_type() -> None:
     with Server(send(b"HTTP/1.1 200 OK\r\n\r\nhello")) as server:
         (message,) = ask(server).report.errors
-    assert message == not_json("the body is not JSON (Expecting value: line 1 column 1 (char 0))", "none")
+    what = "the body is not JSON (Expecting value: line 1 column 1 (char 0))"
+    assert message == not_json(what, "none", b"hello")
+
+
+def test_probe__only_the_beginning_of_a_page_is_shown() -> None:
+    with Server(send(response(b"\n <h1>" + b"x" * 10_000, content_type="text/html"))) as server:
+        (message,) = ask(server).report.errors
+    what = "the body is not JSON (Expecting value: line 2 column 2 (char 2))"
+    assert message == not_json(what, "text/html", b"<h1>" + b"x" * 56)
 
 
 def test_probe__hint_survives_an_endless_content_type() -> None:
@@ -1522,3 +1532,95 @@ def test_probe__leaves_no_socket_and_no_thread_behind(script: servers.Script) ->
         while threading.active_count() > threads or len(os.listdir("/proc/self/fd")) > files:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+# Certificates that are going to end.
+
+
+def in_days(days: float) -> datetime:
+    return datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
+
+
+def ending(ca: trustme.CA, moment: datetime, name: str = "127.0.0.1") -> ssl.SSLContext:
+    return servers.server_context(ca, name, not_after=moment)
+
+
+def test_probe__tells_when_the_certificate_ends(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
+    configure(CA_BUNDLE=ca_file)
+    moment = in_days(90)
+    with Server(send(report()), tls=ending(ca, moment)) as server:
+        result = ask(server)
+    assert verdict(result) == OK
+    assert result.tls_expires_at == moment
+    assert result.report.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("days", "setting", "left"),
+    [(13.5, 14, "in 13 days"), (1.5, 14, "in 1 day"), (0.5, 14, "in 0 days"), (20.5, 30, "in 20 days")],
+)
+def test_probe__warns_of_a_certificate_that_ends_soon(
+    ca: trustme.CA, ca_file: Path, configure: Configure, days: float, setting: float, left: str
+) -> None:
+    configure(CA_BUNDLE=ca_file, TLS_EXPIRY_WARNING=setting)
+    moment = in_days(days)
+    with Server(send(report(warnings=["own"])), tls=ending(ca, moment)) as server:
+        result = ask(server)
+    assert verdict(result) == OK
+    ends = f"the TLS certificate ends on {moment:%Y-%m-%d %H:%M} UTC, {left}; renew it"
+    assert result.report.warnings == (ends, "own")
+
+
+@pytest.mark.parametrize(("days", "setting"), [(14.5, 14), (0.5, 0)])
+def test_probe__does_not_warn_of_a_certificate_in_good_time(
+    ca: trustme.CA, ca_file: Path, configure: Configure, days: float, setting: float
+) -> None:
+    configure(CA_BUNDLE=ca_file, TLS_EXPIRY_WARNING=setting)
+    with Server(send(report()), tls=ending(ca, in_days(days))) as server:
+        assert ask(server).report.warnings == ()
+
+
+def test_probe__warns_of_a_certificate_whatever_the_answer_is(
+    ca: trustme.CA, ca_file: Path, configure: Configure
+) -> None:
+    configure(CA_BUNDLE=ca_file)
+    with Server(send(b"HTTP/1.1 500 Oops\r\n\r\n"), tls=ending(ca, in_days(3.5))) as server:
+        result = ask(server)
+    assert verdict(result) == STATUS_CODE
+    assert "in 3 days; renew it" in result.report.warnings[0]
+
+
+def test_probe__takes_the_first_end_of_all_certificates_on_the_way(
+    ca: trustme.CA, ca_file: Path, configure: Configure
+) -> None:
+    configure(CA_BUNDLE=ca_file)
+    soon, late = in_days(5.5), in_days(300)
+    with (
+        Server(send(report()), tls=ending(ca, late)) as there,
+        Server(send(redirect(f"{there.url}/healthz-report")), tls=ending(ca, soon)) as here,
+    ):
+        result = ask(here)
+    assert result.tls_expires_at == soon
+    assert [text.split()[0] for text in result.report.warnings] == ["redirected", "the"]
+
+
+def test_probe__no_certificate_without_tls() -> None:
+    with Server(send(report())) as server:
+        assert ask(server).tls_expires_at is None
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("64:ff9b::7f00:1", "127.0.0.0/8"),  # NAT64
+        ("2002:7f00:1::", "127.0.0.0/8"),  # 6to4
+        ("::ffff:127.0.0.1", "127.0.0.0/8"),
+        ("64:ff9b::a9fe:a9fe", "169.254.0.0/16"),
+    ],
+)
+def test_probe__an_ipv4_address_within_an_ipv6_address_is_refused(
+    configure: Configure, address: str, network: str
+) -> None:
+    configure(ADDRESS_DENY=[network])
+    result = ask(f"http://[{address}]:1")
+    assert verdict(result) == BLOCKED

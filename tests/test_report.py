@@ -46,6 +46,7 @@ def make_status(number: int = 1, status: Status = Status.OK, **values: Any) -> P
         "proxy_host": f"proxy-{number}.example",
         "checked_at": MOMENT,
         "latency": 0.25,
+        "tls_expires_at": None,
     }
     return ProxyStatus(make_proxy(number), status=status, **{**defaults, **values})
 
@@ -275,6 +276,7 @@ def test_proxy_status__as_json_is_plain() -> None:
         "warnings": [],
         "checked_at": "2024-02-29T23:59:59.123456Z",
         "latency": 0.25,
+        "tls_expires_at": None,
     }
 
 
