@@ -95,7 +95,7 @@ def commit(
         for _ in range(_COMMIT_ATTEMPTS):
             with cache.client.pipeline() as pipe:
                 pipe.watch(key)
-                document = _load(pipe.get(key)) or _empty_document()
+                document = _load_or_begin_anew(pipe.get(key))
                 changes = _merge(document, statuses, ticket, removed, full_round)
                 pipe.multi()
                 pipe.set(key, _dump(document))
@@ -122,15 +122,25 @@ def _empty_document() -> dict[str, Any]:
     }
 
 
-def _load(value: bytes | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
+def _load(value: bytes) -> dict[str, Any]:
+    """Raises ``ValueError`` for what is no document of ours."""
     head = _HEAD.match(value)
     if head and int(head[1]) == FORMAT:
         document: dict[str, Any] = json.loads(value)
-        return document
-    logger.error("the snapshot in the cache is of another format; it is replaced")
-    return None
+        if _empty_document().keys() <= document.keys():
+            return document
+    raise ValueError("it is of another format")
+
+
+def _load_or_begin_anew(value: bytes | None) -> dict[str, Any]:
+    if value is None:
+        return _empty_document()
+    try:
+        return _load(value)
+    except ValueError as error:
+        # Left as it is, it would make every round fail.
+        logger.error("the snapshot in the cache is replaced, because it cannot be read: %s", error)
+        return _empty_document()
 
 
 def _dump(document: Mapping[str, Any]) -> bytes:
@@ -170,7 +180,9 @@ def _merge(
             gone[id] = ticket
     if full_round:
         found = {str(status.proxy.id) for status in statuses}
-        new = {id: s for id, s in new.items() if id in found or s["ticket"] > ticket}
+        for id in [id for id, s in new.items() if id not in found and s["ticket"] < ticket]:
+            del new[id]
+            gone[id] = ticket
         rounds = RoundHistogram(tuple(document["rounds"]["counts"]), document["rounds"]["sum"])
         rounds = rounds.observe(full_round.duration)
         document["rounds"] = {"counts": rounds.counts, "sum": rounds.sum}
@@ -288,8 +300,9 @@ class _Reader:
         except StoreError as error:
             self._serve_copy(f"The cache cannot be read ({error}); this is the last that was read.")
         except Exception as error:
-            logger.exception("reading the snapshot failed")
-            self._serve_copy(f"The snapshot cannot be read ({error!r}); this is the last that was read.")
+            if not self._served.fault:
+                logger.exception("reading the snapshot failed")
+            self._serve_copy(f"The snapshot cannot be read ({error}); this is the last that was read.")
         self._ask_at = time.monotonic() + pause
 
     def _ask(self) -> None:
@@ -305,7 +318,7 @@ class _Reader:
             changed = head is not None and head[2] != self._commit
             value = cache.client.get(cache.key("snapshot")) if changed else None
         if start and not head:
-            raise StoreError("the snapshot is of another format")
+            raise ValueError("it is of another format")
         if value is not None:
             self._copy, self._commit = _decode(value)
         elif not head and self._copy is not None:
@@ -329,11 +342,8 @@ _reader = _Reader()
 
 
 def _decode(value: bytes) -> tuple[Snapshot, bytes]:
-    """The snapshot in ``value`` and the commit it is of; raises ``StoreError``."""
-    head = _HEAD.match(value)
+    """The snapshot in ``value`` and the commit it is of; raises ``ValueError``."""
     document = _load(value)
-    if head is None or document is None:
-        raise StoreError("the snapshot is of another format")
     statuses = [ProxyStatus.from_json(data) for data in document["statuses"].values()]
     snapshot = Snapshot(
         statuses=MappingProxyType({status.proxy.id: status for status in statuses}),
@@ -343,7 +353,7 @@ def _decode(value: bytes) -> tuple[Snapshot, bytes]:
         stale_at=_moment(document["stale_at"]),
         rounds=RoundHistogram(tuple(document["rounds"]["counts"]), document["rounds"]["sum"]),
     )
-    return snapshot, head[2]
+    return snapshot, document["commit"].encode()
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -240,3 +240,10 @@ def test_permissions__view_only_sees_and_does_not_check(fleet, sent):
 def test_permissions__none_and_anonymous(fleet):
     assert staff().get(HEALTH).status_code == 403
     assert Client().get(HEALTH)["Location"].startswith("/admin/login/")
+
+
+def test_permissions__view_only_reads_a_proxy_and_cannot_change_it(fleet):
+    proxy = WorkspaceProxy.objects.get(name="dead")
+    client = staff("view_workspaceproxy")
+    assert "http://127.0.0.1:1" in text_of(client.get(f"{LIST}{proxy.pk}/change/"))
+    assert client.post(f"{LIST}{proxy.pk}/change/", {"name": "x"}).status_code == 403

@@ -183,14 +183,6 @@ def test_commit__many_at_once_lose_nothing():
     assert snapshot.number == 24
 
 
-def test_commit__replaces_a_value_that_is_no_snapshot(redis_client, key, caplog):
-    redis_client.set(key, b"\x80\x05not ours")
-    proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket())
-    assert list(store.read().statuses) == [proxy.id]
-    assert "another format" in caplog.text
-
-
 def test_commit__a_lone_surrogate_in_one_row_does_not_spoil_the_others():
     odd = replace(make_proxy("odd"), display_name="\ud800")
     good = make_proxy("good")
@@ -296,7 +288,29 @@ def test_read__a_damaged_snapshot_serves_the_last_copy(redis_client, key, caplog
     redis_client.set(key, head)
     snapshot = store.read()
     assert list(snapshot.statuses) == [proxy.id]
-    assert snapshot.stale_reason.startswith("The snapshot cannot be read (JSONDecodeError")
+    assert snapshot.stale_reason.startswith("The snapshot cannot be read (")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"\x80\x05pickle", b'{"format": 99}', b'{"format": 1, "commit": "%s", "number"' % (b"0" * 32), b""],
+)
+def test_commit__replaces_what_it_cannot_read(redis_client, key, caplog, value):
+    """Otherwise one bad value would make every round fail, for ever."""
+    redis_client.set(key, value)
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    assert list(store.read().statuses) == [proxy.id]
+    assert "is replaced, because it cannot be read" in caplog.text
+
+
+def test_commit__of_an_old_round_does_not_bring_back_what_a_newer_one_took_out():
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    old, new = store.take_ticket(), store.take_ticket()
+    store.commit([], new, full_round=a_round())
+    store.commit([make_status(proxy)], old, full_round=a_round())
+    assert store.read().statuses == {}
 
 
 @pytest.fixture
@@ -446,3 +460,34 @@ def test_removed__is_forgotten_in_time(redis_client, key):
     assert str(id) in json.loads(redis_client.get(key))["removed"]
     store.commit([], ticket)
     assert json.loads(redis_client.get(key))["removed"] == {}
+
+
+def test_commit__gives_up_if_the_snapshot_changes_under_every_attempt(monkeypatch, redis_client, key):
+    monkeypatch.setattr(store, "_COMMIT_ATTEMPTS", 3)
+    merge, attempts = store._merge, []
+
+    def merge_slowly(*args):
+        attempts.append(1)
+        store_of_somebody_else = json.dumps({"format": 1, "commit": f"{len(attempts):032x}"}).encode()
+        redis_client.set(key, store_of_somebody_else)
+        return merge(*args)
+
+    monkeypatch.setattr(store, "_merge", merge_slowly)
+    with pytest.raises(StoreError, match="changed under each of 3 attempts"):
+        store.commit([], 1)
+    assert len(attempts) == 3
+
+
+def test_commit__a_removal_that_came_too_late_is_no_removal():
+    proxy = make_proxy()
+    early = store.take_ticket()
+    store.commit([make_status(proxy)], store.take_ticket())
+    store.commit([], early, removed=[proxy.id])
+    assert list(store.read().statuses) == [proxy.id]
+
+
+def test_cache__a_pool_of_the_host_s_own_is_used_as_it_is(settings):
+    options = {"pool_class": "redis.BlockingConnectionPool", "max_connections": 2}
+    settings.CACHES = {"default": {**django_settings.CACHES["default"], "OPTIONS": options}}
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    assert store.read().number == 1
