@@ -1,5 +1,6 @@
 """A deployment of proxyhealth, configured by environment variables (see the README)."""
 
+import os
 from pathlib import Path
 
 import environ
@@ -9,6 +10,11 @@ from proxyhealth.conf import beat_schedule
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = environ.FileAwareEnv()
+
+# An empty variable is as good as none.
+for _name in ("DATABASE_URL", "REDIS_URL", "SECRET_KEY"):
+    if not os.environ.get(_name):
+        os.environ.pop(_name, None)
 
 SECRET_KEY = env.str("SECRET_KEY", default="")
 DEBUG = env.bool("DEBUG", default=False)
@@ -78,9 +84,11 @@ CACHES = {
         "BACKEND": "django_prometheus.cache.backends.redis.NativeRedisCache",
         "LOCATION": REDIS_URL,
         "KEY_PREFIX": "project",
+        "OPTIONS": {"socket_timeout": 1, "socket_connect_timeout": 0.5},
     }
 }
-SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+# Sessions are in the database, which is Django's default: with Redis down, the operator must still
+# get to the page that says so.
 
 PROXYHEALTH = {
     "INTERVAL": env.float("PROXYHEALTH_INTERVAL", default=60),

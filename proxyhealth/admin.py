@@ -124,7 +124,7 @@ class WorkspaceProxyAdmin(ModelAdmin):
 
     def delete_model(self, request: HttpRequest, obj: WorkspaceProxy) -> None:
         obj.deleted = True
-        obj.save()
+        obj.save(update_fields=["deleted", "updated_at"])
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
         with transaction.atomic():  # one transaction is one task

@@ -12,6 +12,7 @@ from django.core.cache import InvalidCacheBackendError, caches
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
 
 from proxyhealth.conf import conf
 
@@ -63,9 +64,10 @@ def _bounded_client(backend: Any) -> Any:
     except AttributeError:
         raise StoreError(f"the cache {conf.CACHE!r} is not a Redis cache") from None
     pool = client.connection_pool
-    if type(pool) is not redis.ConnectionPool:
-        return client  # a pool that finds its servers in a way of its own
-    options = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, **pool.connection_kwargs}
+    if not isinstance(pool, redis.ConnectionPool) or isinstance(pool, SentinelConnectionPool):
+        return client  # it finds its servers in a way of its own; its timeouts are the host's
+    chosen = {name: value for name, value in pool.connection_kwargs.items() if value is not None}
+    options = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, **chosen}
     # One more try at once serves the connection that a restart of the server has left behind.
     options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
     return redis.Redis(

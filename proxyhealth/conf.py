@@ -18,6 +18,7 @@ T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_INTERVAL = 60.0
+A_YEAR = 365 * 24 * 3600
 LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
 
 
@@ -147,6 +148,8 @@ def _convert(name: str, value: Any, convert: Callable[[Any], T]) -> T:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError("must be a number of seconds")
+    if value > A_YEAR:  # dates and timers end somewhere
+        raise ValueError("must be a number of seconds, a year at most")
     return float(value)
 
 

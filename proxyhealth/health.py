@@ -53,8 +53,7 @@ def force_update() -> Snapshot:
     wait = rounds.time_limit(len(store.read().statuses)) + 30
     if not tasks.run_round(wait=wait):
         raise RoundFailed(f"another round is still running after {wait:.0f} s")
-    store.forget()
-    return store.read()
+    return store.read_anew()
 
 
 def statuses_of(rows: WorkspaceProxyQuerySet) -> list[ProxyStatus]:

@@ -6,7 +6,12 @@ from typing import ClassVar, Self
 from django.db import models
 from django.db.models.functions import Lower
 
-from proxyhealth.validators import validate_proxy_name, validate_proxy_url
+from proxyhealth.validators import (
+    validate_icon,
+    validate_proxy_name,
+    validate_proxy_url,
+    validate_wildcard_hostname,
+)
 
 
 class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
@@ -30,7 +35,10 @@ class WorkspaceProxy(models.Model):
         max_length=128, blank=True, help_text="What users see. The name, if empty."
     )
     icon = models.CharField(
-        max_length=512, blank=True, help_text="URL or path of an icon, for example /emojis/1f1eb.png"
+        max_length=512,
+        blank=True,
+        validators=[validate_icon],
+        help_text="URL or path of an icon, for example /emojis/1f1eb.png",
     )
     url = models.CharField(
         "URL",
@@ -42,6 +50,7 @@ class WorkspaceProxy(models.Model):
     wildcard_hostname = models.CharField(
         max_length=255,
         blank=True,
+        validators=[validate_wildcard_hostname],
         help_text="Host name under which the proxy serves applications, for example *.paris.example.com",
     )
     version = models.CharField(max_length=64, blank=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import enum
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import UUID
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 MAX_ITEMS = 50
 MAX_ITEM_LENGTH = 1_000
@@ -241,18 +243,48 @@ class ProxyStatus:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        checked_at = data["checked_at"]
-        tls_expires_at = data["tls_expires_at"]
         return cls(
             proxy=Proxy.from_json(data["proxy"]),
             proxy_host=data["proxy_host"],
             status=Status(data["status"]),
             reason=Reason(data["reason"]),
             report=HealthReport(tuple(data["errors"]), tuple(data["warnings"])),
-            checked_at=checked_at and datetime.fromisoformat(checked_at),
+            checked_at=moment(data["checked_at"]),
             latency=data["latency"],
-            tls_expires_at=tls_expires_at and datetime.fromisoformat(tls_expires_at),
+            tls_expires_at=moment(data["tls_expires_at"]),
         )
+
+
+class FrozenMapping(Mapping[K, V]):
+    """A mapping that cannot be written to, and unlike ``MappingProxyType`` can be copied and pickled."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: Mapping[K, V] | None = None) -> None:
+        self._data = dict(data or {})
+
+    def __getitem__(self, key: K) -> V:
+        return self._data[key]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __repr__(self) -> str:
+        return repr(self._data)
+
+    # The views of a dictionary are faster than those that Mapping makes, and read-only too.
+
+    def keys(self) -> KeysView[K]:
+        return self._data.keys()
+
+    def values(self) -> ValuesView[V]:
+        return self._data.values()
+
+    def items(self) -> ItemsView[K, V]:
+        return self._data.items()
 
 
 @dataclass(frozen=True)
@@ -282,13 +314,13 @@ class Snapshot:
     only the last copy that a process has, when it could not get a newer one.
     """
 
-    statuses: Mapping[UUID, ProxyStatus] = field(default_factory=lambda: MappingProxyType({}))
+    statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
     checked_at: datetime | None = None
     duration: float | None = None
     number: int = 0
     stale_at: datetime | None = None
     rounds: RoundHistogram = RoundHistogram()
-    outcomes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    outcomes: Mapping[str, int] = field(default_factory=FrozenMapping)
     error: str = ""
     error_at: datetime | None = None
     fault: str = ""
@@ -335,3 +367,8 @@ class Snapshot:
 def rfc3339(moment: datetime) -> str:
     """``moment`` (aware) as RFC 3339 in UTC, to the microsecond."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def moment(text: str | None) -> datetime | None:
+    """What :func:`rfc3339` was given."""
+    return None if text is None else datetime.fromisoformat(text)

@@ -12,11 +12,14 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db import Error as DatabaseError
+from django.db import connections, router
+from django.db.models.functions import Lower
 
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
 from proxyhealth.probe import probe
 from proxyhealth.report import HealthReport, Proxy, ProxyStatus, Reason, Status
+from proxyhealth.validators import parse_proxy_url
 
 _COLUMNS = tuple(field.name for field in fields(Proxy))
 
@@ -27,18 +30,22 @@ class RoundFailed(Exception):
 
 def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
     """The active proxies, or those of them with these ids, by name; raises ``RoundFailed``."""
-    rows = WorkspaceProxy.objects.active()
+    # A replica may not know yet what has just been saved.
+    alias = router.db_for_write(WorkspaceProxy)
+    rows = WorkspaceProxy.objects.using(alias).active()
     if ids is not None:
         rows = rows.filter(pk__in=list(ids))
     try:
         return values_of(rows)
     except DatabaseError as error:
+        # A long-lived process must not keep a connection that a restart of the server has cut.
+        connections[alias].close_if_unusable_or_obsolete()
         raise RoundFailed(f"the proxies cannot be read from the database: {error}") from error
 
 
 def values_of(rows: WorkspaceProxyQuerySet) -> list[Proxy]:
     """The rows as plain values: what leaves the ORM, and may enter a thread."""
-    return [Proxy(**row) for row in rows.order_by("name").values(*_COLUMNS)]
+    return [Proxy(**row) for row in rows.order_by(Lower("name")).values(*_COLUMNS)]
 
 
 def value_of(row: WorkspaceProxy) -> Proxy:
@@ -101,9 +108,13 @@ def probe_all(proxies: Sequence[Proxy], checked_at: datetime) -> list[ProxyStatu
 
 
 def _unanswered(proxy: Proxy, checked_at: datetime) -> ProxyStatus:
+    try:
+        host = parse_proxy_url(proxy.url).netloc
+    except ValueError:
+        host = ""
     return ProxyStatus(
         proxy,
-        proxy_host="",
+        host,
         status=Status.UNREACHABLE,
         reason=Reason.TIMEOUT,
         report=HealthReport.of(["request to proxy failed: no judgement before the end of the round"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from typing import Any
@@ -13,6 +14,8 @@ from django.dispatch import receiver
 
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.tasks import request_check
+
+logger = logging.getLogger(__name__)
 
 
 class _Changed(set[UUID]):
@@ -45,6 +48,10 @@ def check_on_commit(instance: WorkspaceProxy, using: str, **kwargs: Any) -> None
     if changed is None or changed.sent:
         changed = _open.sets[using] = _Changed()
         changed.add(instance.pk)
-        transaction.on_commit(changed.check, using=using, robust=True)
+        try:
+            transaction.on_commit(changed.check, using=using, robust=True)
+        except transaction.TransactionManagementError:
+            # Without autocommit nobody tells us of the commit; a save does not fail for that.
+            logger.warning("a saved proxy is checked by the next round: there is no autocommit")
     else:
         changed.add(instance.pk)

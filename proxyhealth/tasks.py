@@ -6,11 +6,12 @@ import atexit
 import json
 import logging
 import os
+import re
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -21,38 +22,56 @@ from celery.signals import worker_ready
 from proxyhealth import rounds, store
 from proxyhealth.cache import StoreError
 from proxyhealth.conf import conf
+from proxyhealth.document import Change, Round
 from proxyhealth.report import ProxyStatus, Status
 from proxyhealth.rounds import RoundFailed
 
 logger = logging.getLogger(__name__)
 
-# Until the number of proxies is known, the lock of a round is held for this many seconds.
-_READING_TIME = 60.0
-# What a round may take beyond its probes, to commit.
-_COMMIT_TIME = 30.0
+_SLUG = re.compile(r"[\w-]+")
 
 
-def run_round(wait: float = 0) -> bool:
+def run_round(wait: float = 0, unless_since: float | None = None) -> bool:
     """One full round in this process, from reading the proxies to the commit.
 
-    False if another round was still running after ``wait`` seconds; then nothing was done but to
-    count it. Raises ``RoundFailed``; then the snapshot is as it was.
+    False if another round was still running after ``wait`` seconds, or one has begun after
+    ``unless_since`` (seconds since the epoch); then nothing was done. Raises ``RoundFailed``; then the
+    snapshot is as it was.
     """
     try:
-        with store.round_lock(_READING_TIME, wait) as lock:
-            if lock is None:
-                logger.warning("round skipped: another one is running")
+        with store.round_lock(wait) as locked:
+            if not locked:
+                logger.info("round skipped: another one is running")
                 _count("skipped")
                 return False
-            _run_round(lock)
+            if unless_since is not None and _last_round() > unless_since:
+                logger.info("round skipped: there has been one")
+                return False
+            _run_round()
             _count("success")
             return True
-    except (RoundFailed, StoreError) as error:
-        logger.error("round failed: %s", error)
-        _count("failure", str(error))
-        if isinstance(error, RoundFailed):
-            raise
-        raise RoundFailed(f"the cache cannot be used: {error}") from error
+    except Exception as error:
+        failure = _failure(error, "round")
+        _count("failure", str(failure))
+        raise failure from error
+
+
+def _last_round() -> float:
+    checked_at = store.read_anew().checked_at
+    return checked_at.timestamp() if checked_at else 0
+
+
+def _failure(error: Exception, what: str) -> RoundFailed:
+    """``error`` as the failure of a round, logged; what nobody expected with its traceback."""
+    if isinstance(error, RoundFailed):
+        failure = error
+    elif isinstance(error, StoreError):
+        failure = RoundFailed(f"the cache cannot be used: {error}")
+    else:
+        logger.exception("%s failed unexpectedly", what)
+        return RoundFailed(f"an error of proxyhealth, or of how it is set up: {error!r}")
+    logger.error("%s failed: %s", what, failure)
+    return failure
 
 
 def _count(outcome: str, error: str = "") -> None:
@@ -60,17 +79,16 @@ def _count(outcome: str, error: str = "") -> None:
         store.count_round(outcome, error)
 
 
-def _run_round(lock: store.RoundLock) -> None:
+def _run_round() -> None:
     ticket = store.take_ticket()
     checked_at = datetime.now(UTC)
     begin = time.monotonic()
     proxies = rounds.read_proxies()
-    lock.hold_for(rounds.time_limit(len(proxies)) + _COMMIT_TIME)
     logger.info("round start ticket=%d proxies=%d", ticket, len(proxies))
     statuses = rounds.probe_all(proxies, checked_at)
     duration = time.monotonic() - begin
-    changes = store.commit(statuses, ticket, full_round=store.Round(checked_at, duration))
-    _log_changes(changes)
+    commit = store.commit(statuses, ticket, full_round=Round(checked_at, duration))
+    _log_changes(commit.changes)
     logger.info("round end ticket=%d duration=%.3f %s", ticket, duration, _counts(statuses))
 
 
@@ -86,24 +104,28 @@ def run_check(ids: Iterable[UUID]) -> None:
         proxies = rounds.read_proxies(wanted)
         statuses = rounds.probe_all(proxies, checked_at)
         removed = wanted - {proxy.id for proxy in proxies}
-        _log_changes(store.commit(statuses, ticket, removed=removed))
-    except StoreError as error:
-        raise RoundFailed(f"the cache cannot be used: {error}") from error
+        commit = store.commit(statuses, ticket, removed=removed)
+    except Exception as error:
+        raise _failure(error, "check") from error
+    _log_changes(commit.changes)
     logger.info("check end ticket=%d removed=%d %s", ticket, len(removed), _counts(statuses))
+    if not commit.complete:
+        # The cache is new or was emptied; a snapshot of a few must not stay one for an interval.
+        request_check()
 
 
-def _log_changes(changes: Sequence[store.Change]) -> None:
+def _log_changes(changes: Sequence[Change]) -> None:
     for change in changes:
         after = change.after
         logger.log(
             logging.INFO if after.healthy else logging.WARNING,
             "status change proxy=%s name=%s from=%s to=%s reason=%s error=%s",
             change.proxy,
-            change.name,
+            # Quoted: what a proxy says, or is called, may look like a log line of ours.
+            change.name if _SLUG.fullmatch(change.name) else json.dumps(change.name),
             change.before or "none",
             after.status,
             after.reason or "none",
-            # Quoted: what a proxy says may look like a log line of ours.
             json.dumps(after.report.errors[0] if after.report.errors else ""),
         )
 
@@ -126,10 +148,22 @@ def check_proxies(ids: list[str]) -> None:
     run_check(UUID(id) for id in ids)
 
 
+@shared_task(ignore_result=True, throws=(RoundFailed,))
+def first_round(started: float) -> None:
+    """The round that a worker begins with, unless one has begun since it started (epoch seconds).
+
+    The worker may have taken the place of one that was killed in a round, so it waits for its lock.
+    """
+    run_round(wait=store.LOCK_SECONDS + 2, unless_since=started)
+
+
 @worker_ready.connect
-def _first_round(**kwargs: Any) -> None:
+def _request_first_round(**kwargs: Any) -> None:
     """A worker that has just started does not wait for beat."""
-    request_check()
+    try:
+        first_round.apply_async((time.time(),), expires=conf.INTERVAL)
+    except Exception as error:
+        logger.warning("the first round could not be asked for, the next tick brings one: %s", error)
 
 
 def request_check(ids: Iterable[UUID] | None = None) -> Future[None]:
@@ -156,11 +190,25 @@ def _run_eagerly(ids: Iterable[UUID] | None) -> Future[None]:
 
 
 def _send(ids: set[str] | None) -> None:
-    # A task that nobody took for an interval is worthless: a round came after it.
-    if ids is None:
-        check_all.apply_async(expires=conf.INTERVAL)
-    elif ids:
-        check_proxies.apply_async((sorted(ids),), expires=conf.INTERVAL)
+    with _broker() as connection:
+        # A task that nobody took for an interval is worthless: a round came after it.
+        options: dict[str, Any] = {"expires": conf.INTERVAL, "connection": connection}
+        if ids is None:
+            check_all.apply_async(**options)
+        elif ids:
+            check_proxies.apply_async((sorted(ids),), **options)
+
+
+@contextmanager
+def _broker() -> Iterator[Any]:
+    """A connection to the broker that does not wait for ever for a silent one; None for Celery's own."""
+    options = current_app.conf
+    if not str(options.broker_write_url or options.broker_url).startswith(("redis:", "rediss:")):
+        yield None  # what bounds another transport is not ours to know
+        return
+    bounds = {"socket_timeout": 5, "socket_connect_timeout": 2, **(options.broker_transport_options or {})}
+    with current_app.connection_for_write(transport_options=bounds) as connection:
+        yield connection
 
 
 class _Sender:

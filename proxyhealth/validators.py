@@ -124,6 +124,31 @@ def validate_proxy_url(value: str) -> None:
         ) from None
 
 
+def validate_icon(value: str) -> None:
+    """Validator of ``WorkspaceProxy.icon``: it ends up in pages, so it is no ``javascript:``."""
+    if not re.fullmatch(r"(https?:/)?/[^\s\\\"'<>]*", value):
+        raise ValidationError(
+            "An icon is a path that begins with / or a URL that begins with http:// or https://.",
+            code="invalid_icon",
+        )
+
+
+def validate_wildcard_hostname(value: str) -> None:
+    """Validator of ``WorkspaceProxy.wildcard_hostname``: a host name with one ``*`` in its first label."""
+    label, _, rest = value.lower().partition(".")
+    try:
+        if label.count("*") != 1 or not rest:
+            raise ValueError("its first part must contain one *, and there must be others")
+        if parse_proxy_url(f"http://{label.replace('*', 'x')}.{rest}").path:
+            raise ValueError("it must not contain a path")
+    except ValueError as error:
+        raise ValidationError(
+            "This wildcard host name cannot be used: %(why)s.",
+            code="invalid_wildcard_hostname",
+            params={"why": error},
+        ) from None
+
+
 def validate_proxy_name(value: str) -> None:
     """Validator of ``WorkspaceProxy.name``: ``primary`` is the control plane itself."""
     if value.casefold() in RESERVED_NAMES:

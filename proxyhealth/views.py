@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from django.contrib.auth.decorators import login_not_required
+from django.db import Error as DatabaseError
 from django.db.models.functions import Lower
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
@@ -18,6 +21,8 @@ from django.views.decorators.csrf import csrf_exempt
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
 from proxyhealth.report import ProxyStatus, Snapshot, rfc3339
+
+logger = logging.getLogger(__name__)
 
 View = Callable[..., HttpResponseBase]
 
@@ -45,15 +50,20 @@ def _api(method: str, permission: str | None = None) -> Callable[[View], View]:
                 response = _error(405, "Method not allowed.", f"Allowed: {', '.join(allowed)}.")
                 response["Allow"] = ", ".join(allowed)
                 return response
-            if not request.user.is_authenticated:
-                return _error(401, "Not signed in.", "Sign in and send the session's cookie.")
-            if permission and not request.user.has_perm(permission):
-                return _error(403, "Not allowed.", f"This needs the permission {permission}.")
-            return protected(request, *args, **kwargs)
+            try:
+                user = getattr(request, "user", None)  # none without the authentication middleware
+                if user is None or not user.is_authenticated:
+                    return _error(401, "Not signed in.", "Sign in and send the session's cookie.")
+                if permission and not user.has_perm(permission):
+                    return _error(403, "Not allowed.", f"This needs the permission {permission}.")
+                return protected(request, *args, **kwargs)
+            except DatabaseError:
+                logger.exception("the database cannot be used")
+                return _error(503, "Not available.", "The database cannot be used now.")
 
         protected = decorator_from_middleware(_Csrf)(view)
-        # Exempt from the host's own middleware only, whose refusal is a page.
-        return never_cache(csrf_exempt(wrapper))
+        # Exempt from the host's own middlewares only, whose refusals are pages and redirects.
+        return never_cache(csrf_exempt(login_not_required(wrapper)))
 
     return decorate
 

@@ -107,11 +107,12 @@ def test_add_and_change__have_the_proxy_checked(admin, sent):
 
 @pytest.mark.django_db(transaction=True)
 def test_delete__keeps_the_row_and_has_it_taken_out(admin, sent):
-    paris = WorkspaceProxy.objects.create(name="paris")
+    paris = WorkspaceProxy.objects.create(name="paris", url="https://paris.example.com")
     wait_for(lambda: len(sent) == 1)
     admin.post(f"{LIST}{paris.pk}/delete/", {"post": "yes"})
     paris.refresh_from_db()
     assert paris.deleted
+    assert paris.url == "https://paris.example.com"
     wait_for(lambda: sent == [{str(paris.pk)}] * 2)
 
 

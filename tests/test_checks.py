@@ -26,6 +26,8 @@ def test_checks__every_setting_has_an_id_and_a_hint():
         ("INTERVAL", "60", "must be a number of seconds, not '60'"),
         ("INTERVAL", True, "must be a number of seconds, not True"),
         ("INTERVAL", float("nan"), "must be a number of seconds, not nan"),
+        ("TIMEOUT", 1e10, "must be a number of seconds, a year at most, not 10000000000.0"),
+        ("STALE_AFTER", 1e12, "must be a number of seconds, a year at most, not 1000000000000.0"),
         ("TIMEOUT", 0, "must be a number of seconds above 0, not 0"),
         ("TIMEOUT", -1, "must be a number of seconds above 0, not -1"),
         ("TIMEOUT", None, "must be a number of seconds, not None"),
@@ -162,8 +164,9 @@ def test_beat_schedule__from_the_settings_and_from_a_dictionary():
 
 
 def test_beat_schedule__a_wrong_value_is_left_to_the_system_check():
-    (entry,) = beat_schedule({"INTERVAL": "soon"}).values()
-    assert entry["schedule"].total_seconds() == 60
+    for value in ("soon", 1e300):
+        (entry,) = beat_schedule({"INTERVAL": value}).values()
+        assert entry["schedule"].total_seconds() == 60
 
 
 def test_beat_schedule__names_a_task_that_there_is():

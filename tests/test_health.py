@@ -112,7 +112,7 @@ def test_force_update__waits_for_a_round_that_is_under_way(serve):
     held, end = threading.Event(), threading.Event()
 
     def hold():
-        with store.round_lock(30):
+        with store.round_lock():
             held.set()
             end.wait(10)
 
@@ -129,7 +129,7 @@ def test_force_update__waits_for_a_round_that_is_under_way(serve):
 
 def test_force_update__does_not_wait_for_ever(monkeypatch):
     monkeypatch.setattr("proxyhealth.health.rounds.time_limit", lambda count: -29.8)
-    with store.round_lock(30), pytest.raises(RoundFailed, match="another round is still running"):
+    with store.round_lock(), pytest.raises(RoundFailed, match="another round is still running"):
         force_update()
 
 

@@ -89,3 +89,39 @@ def test_unique_name__uses_an_index():
         )
         plan = str(cursor.fetchall())
     assert "proxyhealth_unique_name" in plan
+
+
+@pytest.mark.parametrize(
+    "icon", ["javascript:alert(1)", "data:text/html,x", "emojis/fr.png", '/a"onload=', "/a b", "ftp://x/y"]
+)
+def test_full_clean__an_icon_is_a_path_or_a_url(icon):
+    assert errors_of(name="paris", icon=icon) == {
+        "icon": ["An icon is a path that begins with / or a URL that begins with http:// or https://."]
+    }
+
+
+@pytest.mark.parametrize("icon", ["/emojis/fr.png", "https://example.com/a.png?b=c", "http://example.com/a"])
+def test_full_clean__good_icons(icon):
+    WorkspaceProxy(name="paris", icon=icon).full_clean()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("paris.example.com", "its first part must contain one *, and there must be others"),
+        ("*.*.example.com", "'x.*.example.com' is not a host name"),
+        ("http://*.example.com", "its port must be a number from 1 to 65535"),
+        ("*.example.com/x", "it must not contain a path"),
+        ("*.", "and there must be others"),
+        ("*.exa mple.com", "it contains a space, a control character or a backslash"),
+    ],
+)
+def test_full_clean__a_wildcard_host_name_says_why(name, why):
+    (message,) = errors_of(name="paris", wildcard_hostname=name)["wildcard_hostname"]
+    assert message.startswith("This wildcard host name cannot be used: ")
+    assert why in message
+
+
+@pytest.mark.parametrize("name", ["*.paris.example.com", "*--apps.example.com", "*.example.com:8443"])
+def test_full_clean__good_wildcard_host_names(name):
+    WorkspaceProxy(name="paris", wildcard_hostname=name).full_clean()

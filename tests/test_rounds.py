@@ -92,6 +92,7 @@ def test_probe_all__a_probe_that_is_stuck_holds_nobody_up(serve, configure, monk
     release.set()
     assert good.status is Status.OK
     assert (bad.status, bad.reason) == (Status.UNREACHABLE, Reason.TIMEOUT)
+    assert bad.proxy_host == "127.0.0.1:1"
     assert bad.report.errors == ("request to proxy failed: no judgement before the end of the round",)
 
 

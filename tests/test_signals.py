@@ -94,3 +94,15 @@ def test_save__in_a_test_case_that_captures_callbacks(sent):
         paris.save()
     assert (len(first), len(second)) == (1, 1)
     wait_for(lambda: sent == [ids_of(paris), ids_of(paris)])
+
+
+def test_save__without_autocommit_succeeds(sent, caplog):
+    transaction.set_autocommit(False)
+    try:
+        WorkspaceProxy.objects.create(name="paris")
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert WorkspaceProxy.objects.filter(name="paris").exists()
+    assert sent == []
+    assert "checked by the next round" in caplog.text

@@ -1,8 +1,13 @@
+import copy
 import json
 import logging
+import os
+import pickle
 import re
+import socket
 import threading
 import time
+import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -11,9 +16,10 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.cache import caches
 
-from proxyhealth import store
+from proxyhealth import document, store
+from proxyhealth.cache import StoreError
+from proxyhealth.document import Round
 from proxyhealth.report import HealthReport, Proxy, ProxyStatus, Reason, RoundHistogram, Snapshot, Status
-from proxyhealth.store import Round, StoreError
 from tests.proxies import wait_for
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
@@ -154,10 +160,10 @@ def test_commit__an_earlier_round_that_ends_later_does_not_make_the_snapshot_old
 
 def test_commit__tells_which_statuses_changed():
     proxy = make_proxy()
-    (new,) = store.commit([make_status(proxy)], store.take_ticket())
+    (new,) = store.commit([make_status(proxy)], store.take_ticket()).changes
     assert (new.proxy, new.name, new.before, new.after.status) == (str(proxy.id), "paris", "", Status.OK)
-    assert store.commit([make_status(proxy)], store.take_ticket()) == []
-    (down,) = store.commit([make_status(proxy, Status.UNREACHABLE)], store.take_ticket())
+    assert store.commit([make_status(proxy)], store.take_ticket()).changes == []
+    (down,) = store.commit([make_status(proxy, Status.UNREACHABLE)], store.take_ticket()).changes
     assert (down.before, down.after.status) == ("ok", Status.UNREACHABLE)
 
 
@@ -291,10 +297,18 @@ def test_read__a_damaged_snapshot_serves_the_last_copy(redis_client, key, caplog
     assert snapshot.stale_reason.startswith("The snapshot cannot be read (")
 
 
-@pytest.mark.parametrize(
-    "value",
-    [b"\x80\x05pickle", b'{"format": 99}', b'{"format": 1, "commit": "%s", "number"' % (b"0" * 32), b""],
-)
+DAMAGED = {
+    "pickle": b"\x80\x05pickle",
+    "another format": b'{"format": 99}',
+    "cut off": b'{"format": 1, "commit": "%s", "number"' % (b"0" * 32),
+    "empty": b"",
+    "without tickets": json.dumps(
+        {**document.empty_document(), "commit": "0" * 32, "statuses": {str(UUID(int=1)): {}}}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("value", DAMAGED.values(), ids=DAMAGED)
 def test_commit__replaces_what_it_cannot_read(redis_client, key, caplog, value):
     """Otherwise one bad value would make every round fail, for ever."""
     redis_client.set(key, value)
@@ -352,8 +366,6 @@ def test_read__server_down_serves_the_last_copy_and_recovers(stopped, valkey, mo
 
 
 def test_read__a_server_that_says_nothing_holds_nobody_up_for_long(settings):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings.CACHES = {
             "default": {
@@ -377,7 +389,7 @@ def test_writes__server_down_raise_store_error(stopped):
         store.commit([], 1)
     with pytest.raises(StoreError):
         store.count_round("success")
-    with pytest.raises(StoreError), store.round_lock(1):
+    with pytest.raises(StoreError), store.round_lock():
         pass
 
 
@@ -397,19 +409,17 @@ def test_cache__django_redis_works_too(settings):
 
 
 def test_round_lock__one_at_a_time():
-    with store.round_lock(30) as first:
-        assert first is not None
-        with store.round_lock(30) as second:
-            assert second is None
-    with store.round_lock(30) as third:
-        assert third is not None
+    with store.round_lock() as first, store.round_lock() as second:
+        assert (first, second) == (True, False)
+    with store.round_lock() as third:
+        assert third
 
 
 def test_round_lock__waits_if_told_to():
     held, end = threading.Event(), threading.Event()
 
     def hold():
-        with store.round_lock(30):
+        with store.round_lock():
             held.set()
             end.wait(5)
 
@@ -418,20 +428,33 @@ def test_round_lock__waits_if_told_to():
     assert held.wait(5)
     timer = threading.Timer(0.3, end.set)
     timer.start()
-    with store.round_lock(30, wait=5) as lock:
-        assert lock is not None
+    with store.round_lock(wait=5) as locked:
+        assert locked
         assert end.is_set()
     holder.join(5)
     timer.join(5)
 
 
-def test_round_lock__frees_itself_when_its_holder_died():
-    with store.round_lock(0.2) as dead:
-        assert dead is not None
-        with store.round_lock(30, wait=3) as heir:
-            assert heir is not None
-            with pytest.raises(StoreError, match="lost"):
-                dead.hold_for(30)
+def test_round_lock__of_a_living_round_is_renewed(monkeypatch):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.4)
+    with store.round_lock() as first, store.round_lock(wait=1.2) as second:
+        assert (first, second) == (True, False)
+
+
+def test_round_lock__of_a_round_that_died_frees_itself(redis_client):
+    dead = redis_client.lock(caches["default"].make_key("proxyhealth:round"), timeout=0.3)
+    assert dead.acquire()
+    with store.round_lock(wait=5) as locked:
+        assert locked
+
+
+def test_round_lock__that_was_lost_is_logged_and_harmless(monkeypatch, redis_client, caplog):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.4)
+    with store.round_lock() as locked:
+        assert locked
+        redis_client.flushall()
+        wait_for(lambda: "could not be renewed" in caplog.text)
+    assert "could not be released" in caplog.text
 
 
 def test_count_round__counts_and_remembers_the_last_error():
@@ -456,7 +479,7 @@ def test_rounds__are_observed_in_the_histogram():
 def test_removed__is_forgotten_in_time(redis_client, key):
     id = UUID(int=1)
     ticket = store.take_ticket()
-    store.commit([], ticket - 2 * store._REMOVED_FOR, removed=[id])
+    store.commit([], ticket - 2 * document._REMOVED_FOR, removed=[id])
     assert str(id) in json.loads(redis_client.get(key))["removed"]
     store.commit([], ticket)
     assert json.loads(redis_client.get(key))["removed"] == {}
@@ -464,7 +487,7 @@ def test_removed__is_forgotten_in_time(redis_client, key):
 
 def test_commit__gives_up_if_the_snapshot_changes_under_every_attempt(monkeypatch, redis_client, key):
     monkeypatch.setattr(store, "_COMMIT_ATTEMPTS", 3)
-    merge, attempts = store._merge, []
+    merge, attempts = store.merged, []
 
     def merge_slowly(*args):
         attempts.append(1)
@@ -472,7 +495,7 @@ def test_commit__gives_up_if_the_snapshot_changes_under_every_attempt(monkeypatc
         redis_client.set(key, store_of_somebody_else)
         return merge(*args)
 
-    monkeypatch.setattr(store, "_merge", merge_slowly)
+    monkeypatch.setattr(store, "merged", merge_slowly)
     with pytest.raises(StoreError, match="changed under each of 3 attempts"):
         store.commit([], 1)
     assert len(attempts) == 3
@@ -491,3 +514,83 @@ def test_cache__a_pool_of_the_host_s_own_is_used_as_it_is(settings):
     settings.CACHES = {"default": {**django_settings.CACHES["default"], "OPTIONS": options}}
     store.commit([make_status(make_proxy())], store.take_ticket())
     assert store.read().number == 1
+
+
+def test_commit__replaces_another_type_under_its_key(redis_client, key, caplog):
+    redis_client.rpush(key, "not", "ours")
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    assert store.read().number == 1
+    assert "something else under the key" in caplog.text
+
+
+def test_commit__goes_on_without_its_turn_if_another_committer_hangs(redis_client, monkeypatch):
+    blocking = redis_client.lock(caches["default"].make_key("proxyhealth:commit"), timeout=0.5)
+    assert blocking.acquire()
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    assert store.read().number == 1
+
+
+def test_read__a_check_in_an_emptied_cache_does_not_make_the_others_unknown(redis_client):
+    one, other = make_proxy("one"), make_proxy("other")
+    store.commit([make_status(one), make_status(other)], store.take_ticket(), full_round=a_round())
+    store.read()
+    redis_client.flushall()
+    result = store.commit([make_status(one, Status.UNREACHABLE)], store.take_ticket())
+    assert not result.complete
+    snapshot = store.read()
+    assert {s.proxy.name: s.status for s in snapshot.statuses.values()} == {
+        "one": Status.UNREACHABLE,
+        "other": Status.OK,
+    }
+    assert "lost the snapshot" in snapshot.stale_reason
+    result = store.commit([make_status(one)], store.take_ticket(), full_round=a_round())
+    assert result.complete
+    assert list(store.read().statuses) == [one.id]
+    assert not store.read().stale
+
+
+def test_read_anew__does_not_wait_for_the_interval(configure):
+    configure(READ_INTERVAL=60)
+    assert store.read().number == 0
+    store.commit([make_status(make_proxy())], store.take_ticket())
+    assert store.read().number == 0
+    assert store.read_anew().number == 1
+
+
+def test_read__works_in_a_child_that_was_forked_while_a_thread_was_asking(redis_client):
+    """The thread is not there in the child, and would hold the lock of the reader for ever."""
+    store._reader._lock.acquire()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of what is tested
+            pid = os.fork()
+        if pid == 0:
+            os._exit(0 if store.read().fault == "" and not store._reader._lock.locked() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        store._reader._lock.release()
+
+
+def test_snapshot__can_be_copied_and_pickled():
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    snapshot = store.read()
+    assert pickle.loads(pickle.dumps(snapshot)) == snapshot
+    assert copy.deepcopy(snapshot) == snapshot
+
+
+@pytest.mark.parametrize(
+    "options", [{"socket_timeout": None}, {"pool_class": "redis.BlockingConnectionPool"}]
+)
+def test_read__is_bounded_whatever_the_pool_of_the_host(settings, options):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings.CACHES = {
+            "default": {
+                **django_settings.CACHES["default"],
+                "LOCATION": f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
+                "OPTIONS": options,
+            }
+        }
+        begin = time.monotonic()
+        assert "cannot be read" in store.read().stale_reason
+        assert time.monotonic() - begin < 2.5

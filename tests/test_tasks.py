@@ -1,12 +1,15 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from uuid import uuid4
 
 import pytest
+from celery.signals import worker_ready
 from django.core.cache import caches
 from django.db import OperationalError, connection
 
@@ -94,7 +97,7 @@ def test_run_round__does_not_overwrite_a_check_that_began_later(serve):
 
 
 def test_run_round__is_skipped_and_counted_while_another_one_runs(caplog):
-    with store.round_lock(30):
+    with store.round_lock():
         assert not tasks.run_round()
     assert store.read().outcomes == {"skipped": 1}
     assert "round skipped" in caplog.text
@@ -260,11 +263,90 @@ def test_request_check__works_in_a_fork(redis_client):
     assert len(queued(redis_client)) == 2
 
 
-def test_worker_ready__asks_for_the_first_round(sent):
-    from celery.signals import worker_ready
-
+def test_worker_ready__asks_for_the_first_round(redis_client):
     worker_ready.send(sender=None)
-    wait_for(lambda: sent == [None], 5)
+    (task,) = queued(redis_client)
+    assert task["task"] == "proxyhealth.tasks.first_round"
+
+
+def test_worker_ready__survives_a_broker_that_is_down(monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("broker down")
+
+    monkeypatch.setattr(tasks.first_round, "apply_async", refuse)
+    worker_ready.send(sender=None)
+    assert "the next tick brings one: broker down" in caplog.text
+
+
+def test_first_round__is_not_needed_if_there_has_been_one():
+    started = time.time()
+    tasks.first_round(started)
+    assert store.read().number == 1
+    tasks.first_round(started)
+    assert store.read().number == 1
+    tasks.first_round(time.time())
+    assert store.read().number == 2
+
+
+def test_first_round__waits_for_the_lock_of_a_worker_that_was_killed(redis_client):
+    lock = redis_client.lock(caches["default"].make_key("proxyhealth:round"), timeout=0.5)
+    assert lock.acquire()
+    tasks.first_round(time.time())
+    assert store.read().number == 1
+
+
+def test_run_check__in_an_emptied_cache_asks_for_a_full_round(serve, sent):
+    proxy = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    tasks.run_check([proxy.pk])
+    wait_for(lambda: sent == [None])
+    tasks.run_round()
+    tasks.run_check([proxy.pk])
+    tasks.request_check([]).result(5)
+    assert sent == [None], "a snapshot that a round has been committed to needs no other"
+
+
+@pytest.mark.parametrize("run", [tasks.run_round, lambda: tasks.run_check([uuid4()])])
+def test_run__what_nobody_expected_is_a_failure_too(run, monkeypatch, caplog):
+    def fail(*args):
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(tasks.rounds, "probe_all", fail)
+    with pytest.raises(RoundFailed, match=r"an error of proxyhealth.*a bug"):
+        run()
+    assert "failed unexpectedly" in caplog.text
+    assert "LookupError: a bug" in caplog.text
+
+
+def test_run_round__what_nobody_expected_is_counted(monkeypatch):
+    monkeypatch.setattr(tasks.rounds, "probe_all", lambda *args: 1 / 0)
+    with pytest.raises(RoundFailed):
+        tasks.run_round()
+    assert store.read().outcomes == {"failure": 1}
+    assert "division by zero" in store.read().error
+
+
+def test_log__a_name_that_looks_like_a_log_line_is_quoted(serve, caplog):
+    caplog.set_level(logging.INFO, logger="proxyhealth")
+    WorkspaceProxy.objects.create(name="a\nround end", url=serve().url)
+    tasks.run_round()
+    assert r'name="a\nround end" from=none' in caplog.text
+
+
+def test_request_check__a_broker_that_says_nothing_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begin = time.monotonic()
+        done = run_python(
+            "print(future.exception(60)) if (future := request_check()) else None\n",
+            REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
+        )
+    assert "Timeout" in done.stdout
+    assert time.monotonic() - begin < 60
+
+
+def test_request_check__another_broker_than_redis_gets_no_options_of_redis(monkeypatch):
+    monkeypatch.setitem(app.conf, "broker_url", "memory://")
+    with tasks._broker() as connection:
+        assert connection is None
 
 
 def test_tasks__run_what_they_say(serve):

@@ -5,6 +5,7 @@ from uuid import uuid4
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.cache import caches
+from django.db import OperationalError, connection
 from django.test import Client
 
 from proxyhealth import health
@@ -122,8 +123,7 @@ def test_list__leaves_out_the_deleted_at_once(viewer, paris):
 
 def test_list__one_query_for_any_number_of_proxies(viewer, django_assert_num_queries):
     WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i}") for i in range(50))
-    viewer.get(LIST)  # the session is in the cache now
-    with django_assert_num_queries(4):  # the user, two of permissions, the proxies
+    with django_assert_num_queries(5):  # the session, the user, two of permissions, the proxies
         assert len(viewer.get(LIST).json()["regions"]) == 50
 
 
@@ -263,6 +263,34 @@ def test_texts_of_a_proxy__stay_data(viewer, serve):
     response = viewer.get(LIST)
     assert response["X-Content-Type-Options"] == "nosniff"
     assert json.loads(response.content)["regions"][0]["status"]["report"]["errors"] == [text]
+
+
+def test_database_down__is_503_as_json(viewer, caplog):
+    def refuse(*args):
+        raise OperationalError("gone")
+
+    with connection.execute_wrapper(refuse):
+        response = viewer.get(LIST)
+    assert_error(response, 503, "Not available.", "The database cannot be used now.")
+    assert "OperationalError: gone" in caplog.text
+
+
+def test_login_required_middleware__does_not_redirect(paris, settings):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+    for path in (LIST, f"{LIST}/paris", REGIONS):
+        assert_error(Client().get(path), 401, "Not signed in.")
+    assert_error(Client().post(f"{LIST}/paris/check"), 401, "Not signed in.")
+
+
+def test_without_the_authentication_middleware__everybody_is_anonymous(settings):
+    settings.MIDDLEWARE = []
+    assert_error(Client().get(LIST), 401, "Not signed in.")
+
+
+def test_list__sorts_by_name_without_regard_to_case(viewer):
+    for name in ("b", "C", "a"):
+        WorkspaceProxy.objects.create(name=name)
+    assert [region["name"] for region in viewer.get(LIST).json()["regions"]] == ["a", "b", "C"]
 
 
 def test_times__are_rfc_3339_in_utc(viewer, paris, settings):
