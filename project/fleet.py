@@ -182,9 +182,9 @@ def main(arguments: list[str]) -> int:
         case ["serve", port] if port.isdecimal():
             serve(int(port))
             return 0
-        case ["start" | "stop" as verb, name]:
-            return order(int(os.environ.get("PORT", "8000")), verb, name)
-    print("usage: python -m project.fleet serve PORT | start NAME | stop NAME", file=sys.stderr)
+        case ["start" | "stop" as verb, name] if (port := os.environ.get("PORT") or "8000").isdecimal():
+            return order(int(port), verb, name)
+    print("usage: [PORT=8000] python -m project.fleet serve PORT | start NAME | stop NAME", file=sys.stderr)
     return 2
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from honcho.command import main as honcho
+from honcho.environ import parse_procfile
+from honcho.manager import Manager
 
 from project.fleet import BUSY, FLEET, HOST, REDIS_PORT
 
@@ -31,35 +36,81 @@ class CannotRun(Exception):
 
 def main() -> int:
     os.chdir(BASE_DIR)
-    VAR.mkdir(exist_ok=True)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # into a file, too
+    # A terminal that is closed stops it as Ctrl-C does.
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        port = _port()
-        embedded = "REDIS_URL" not in os.environ
-        _require_free_ports(port, embedded)
-        _set_environment(port, embedded)
-        print("make run: preparing the database", flush=True)
-        password = _prepare_database(port)
+        with _only_one():
+            return _run()
     except CannotRun as error:
         print(f"make run: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("make run: stopped")
+        return 0
+
+
+@contextmanager
+def _only_one() -> Iterator[None]:
+    """Two of them would share a database, and set the URLs of the demo fleet to their own ports in turn."""
+    try:
+        VAR.mkdir(exist_ok=True)
+        lock = (VAR / "run.lock").open("w")
+    except OSError as error:
+        raise CannotRun(f"cannot write to {VAR}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotRun("it is running already, from this folder") from None
+        yield
+
+
+def _run() -> int:
+    # An empty variable is as good as none.
+    embedded = not os.environ.get("REDIS_URL")
+    own_database = bool(os.environ.get("DATABASE_URL"))
+    port = _port()
+    _require_free_ports(port, embedded)
+    _set_environment(port, embedded)
+    print("make run: preparing the database", flush=True)
+    password = _prepare_database(port, own_database)
     processes = ["fleet", "worker", "beat", "web"]
     if embedded:
         processes.insert(0, "redis")
     print(f"make run: starting {', '.join(processes)}; Ctrl-C stops all of it", flush=True)
     threading.Thread(target=_announce, args=(port, embedded, password), daemon=True).start()
-    try:
-        honcho(["start", *processes])
-    except SystemExit as stop:
-        if stop.code == 130:
-            print("make run: stopped")
-            return 0
-        print(f"make run: a part ended by itself (exit code {stop.code}); see above", file=sys.stderr)
-        return 1
-    return 0
+    manager = _Manager()
+    commands = parse_procfile((BASE_DIR / "Procfile").read_text()).processes
+    for name in processes:
+        manager.add_process(name, commands[name])
+    manager.loop()
+    if manager.returncode in (130, 143):  # SIGINT and SIGTERM
+        print("make run: stopped")
+        return 0
+    print(f"make run: a part ended by itself (exit code {manager.returncode}); see above", file=sys.stderr)
+    return 1
+
+
+class _Manager(Manager):  # type: ignore[misc]
+    """honcho's, which fails and leaves its parts behind if it is stopped while it starts them."""
+
+    _stop = False
+
+    def terminate(self) -> None:
+        self._stop = True
+        self._all_started()
+
+    def _all_started(self) -> bool:
+        # The loop asks this at every turn.
+        started: bool = super()._all_started()
+        if started and self._stop:
+            super().terminate()
+        return started
 
 
 def _port() -> int:
-    text = os.environ.get("PORT", "8000")
+    text = os.environ.get("PORT") or "8000"
     if not text.isdecimal() or not 1 <= int(text) <= 65535 - REDIS_PORT:
         raise CannotRun(f"PORT must be a number from 1 to {65535 - REDIS_PORT}, not {text!r}")
     return int(text)
@@ -84,10 +135,11 @@ def _require_free_ports(port: int, embedded: bool) -> None:
 def _set_environment(port: int, embedded: bool) -> None:
     for name, value in DEMO_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ["WEB_PORT"] = str(port)  # honcho gives each part a PORT of its own
+    os.environ["WEB_PORT"] = str(port)
     if embedded:
         os.environ["REDIS_URL"] = f"redis://{HOST}:{port + REDIS_PORT}/0"
-    os.environ.setdefault("SECRET_KEY", _secret_key())
+    if not os.environ.get("SECRET_KEY"):
+        os.environ["SECRET_KEY"] = _secret_key()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ["PYTHONUNBUFFERED"] = "1"
     os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
@@ -102,19 +154,26 @@ def _secret_key() -> str:
     return path.read_text()
 
 
-def _prepare_database(port: int) -> str:
+def _prepare_database(port: int, own_database: bool) -> str:
     """Migrate, and make the demo's user and rows; returns the user's password, if it is known."""
     import django
-    from django.core.management import call_command
+    from django.core.exceptions import ImproperlyConfigured
+    from django.core.management import CommandError, call_command
     from django.db import Error
 
-    django.setup()
     try:
+        django.setup()
         call_command("migrate", verbosity=0)
         _prepare_fleet(port)
-        return _prepare_user()
+        return _prepare_user(own_database)
     except Error as error:
-        raise CannotRun(f"the database cannot be used: {str(error).strip()}") from error
+        raise CannotRun(f"the database cannot be used: {_first_line(error)}") from error
+    except (ImproperlyConfigured, CommandError, ValueError, KeyError) as error:
+        raise CannotRun(f"the environment cannot be used: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _prepare_fleet(port: int) -> None:
@@ -129,14 +188,14 @@ def _prepare_fleet(port: int) -> None:
             )
 
 
-def _prepare_user() -> str:
+def _prepare_user(own_database: bool) -> str:
     from django.contrib.auth import get_user_model
 
     users = get_user_model().objects
     # A password that everybody knows is for the demo's own database only.
-    password = secrets.token_urlsafe(12) if "DATABASE_URL" in os.environ else USER
+    password = secrets.token_urlsafe(12) if own_database else USER
     if users.filter(username=USER).exists():
-        return "" if "DATABASE_URL" in os.environ else USER
+        return "" if own_database else USER
     users.create_superuser(USER, "", password)
     return password
 

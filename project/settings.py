@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 
 from proxyhealth.conf import beat_schedule
 
@@ -64,6 +65,9 @@ TEMPLATES = [
         },
     },
 ]
+
+if env.str("DATABASE_URL", default="sqlite:").partition(":")[0] not in env.DB_SCHEMES:
+    raise ImproperlyConfigured("DATABASE_URL must begin with a scheme like sqlite:// or postgres://")
 
 # The database, through the wrapper of django-prometheus that counts queries.
 DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}

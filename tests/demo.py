@@ -51,7 +51,7 @@ def environment(**values):
 class Demo:
     """A running ``make run``, and a session that is signed in to it."""
 
-    def __init__(self, folder, port):
+    def __init__(self, folder, port, **values):
         self.folder = folder
         self.port = port
         self.base = f"http://127.0.0.1:{port}"
@@ -60,7 +60,7 @@ class Demo:
             self.process = subprocess.Popen(
                 ["make", "run"],
                 cwd=folder,
-                env=environment(PORT=port),
+                env=environment(PORT=port, **values),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -98,7 +98,6 @@ class Demo:
 
     def post(self, path, **form):
         url = f"{self.base}{path}"
-        self.session.get(url, timeout=5).raise_for_status()
         form["csrfmiddlewaretoken"] = self.session.cookies["csrftoken"]
         answer = self.session.post(url, form, timeout=5)
         answer.raise_for_status()
@@ -115,7 +114,7 @@ class Demo:
         self.session.close()
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGINT)
-            self.process.wait(20)
+            self.process.wait(30)
 
 
 def start_demo(folder):

