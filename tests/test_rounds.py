@@ -11,7 +11,7 @@ from proxyhealth import rounds
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Reason, Status
 from proxyhealth.rounds import RoundFailed
-from tests.test_store import make_proxy
+from tests.values import make_proxy
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 

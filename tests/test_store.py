@@ -1,16 +1,9 @@
-import copy
 import json
-import logging
-import os
-import pickle
-import re
-import socket
 import threading
 import time
-import warnings
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from django.conf import settings as django_settings
@@ -19,46 +12,9 @@ from django.core.cache import caches
 from proxyhealth import document, store
 from proxyhealth.cache import StoreError
 from proxyhealth.document import Round
-from proxyhealth.report import HealthReport, Proxy, ProxyStatus, Reason, RoundHistogram, Snapshot, Status
+from proxyhealth.report import HealthReport, Reason, RoundHistogram, Status
 from tests.proxies import wait_for
-
-NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
-
-
-def make_proxy(name="paris", id=None):
-    return Proxy(
-        id=id or uuid4(),
-        name=name,
-        display_name="",
-        icon="",
-        url=f"https://{name}.example.com",
-        wildcard_hostname="",
-        version="",
-        deleted=False,
-        created_at=NOW,
-        updated_at=NOW,
-    )
-
-
-def make_status(proxy, status=Status.OK, **values):
-    return ProxyStatus(proxy, proxy_host=f"{proxy.name}.example.com", status=status, checked_at=NOW, **values)
-
-
-@pytest.fixture
-def key():
-    return caches["default"].make_key("proxyhealth:snapshot")
-
-
-def a_round(seconds=0.3):
-    return Round(datetime.now(UTC), seconds)
-
-
-def test_read__nothing_yet():
-    snapshot = store.read()
-    assert snapshot.statuses == {}
-    assert snapshot.number == 0
-    assert snapshot.stale
-    assert snapshot.fault == ""
+from tests.values import NOW, a_round, make_proxy, make_status
 
 
 def test_commit__comes_back_equal():
@@ -80,11 +36,11 @@ def test_commit__comes_back_equal():
     assert not snapshot.stale
 
 
-def test_commit__is_json_without_expiry(redis_client, key):
+def test_commit__is_json_without_expiry(redis_client, snapshot_key):
     store.commit([make_status(make_proxy())], store.take_ticket(), full_round=a_round())
-    document = json.loads(redis_client.get(key))
+    document = json.loads(redis_client.get(snapshot_key))
     assert document["format"] == 1
-    assert redis_client.ttl(key) == -1
+    assert redis_client.ttl(snapshot_key) == -1
 
 
 def test_commit__a_later_check_is_not_overwritten_by_an_earlier_one():
@@ -214,89 +170,6 @@ def test_key_prefix__keeps_deployments_apart(settings):
     assert store.read().number == 0
 
 
-def test_read__asks_the_cache_once_in_an_interval(configure, redis_client):
-    configure(READ_INTERVAL=30)
-    store.commit([make_status(make_proxy())], store.take_ticket())
-    assert store.read().number == 1
-    store.commit([make_status(make_proxy())], store.take_ticket())
-    before = redis_client.info("commandstats")["cmdstat_getrange"]["calls"]
-    assert [store.read().number for _ in range(100)] == [1] * 100
-    assert redis_client.info("commandstats")["cmdstat_getrange"]["calls"] == before
-
-
-def test_read__sees_a_commit_after_the_interval(configure):
-    configure(READ_INTERVAL=0.1)
-    assert store.read().number == 0
-    store.commit([make_status(make_proxy())], store.take_ticket())
-    wait_for(lambda: store.read().number == 1, 2)
-
-
-def test_read__fetches_the_value_only_if_it_is_a_new_one(redis_client):
-    store.commit([make_status(make_proxy())], store.take_ticket())
-    first = store.read()
-    before = redis_client.info("commandstats")["cmdstat_get"]["calls"]
-    assert all(store.read() is first for _ in range(10))
-    assert redis_client.info("commandstats")["cmdstat_get"]["calls"] == before
-
-
-def test_read__while_one_thread_asks_the_others_have_the_copy(redis_client, monkeypatch):
-    store.commit([make_status(make_proxy())], store.take_ticket())
-    store.read()
-    asking, go_on = threading.Event(), threading.Event()
-
-    def slow_ask(self):
-        asking.set()
-        go_on.wait(5)
-
-    monkeypatch.setattr(store._Reader, "_ask", slow_ask)
-    thread = threading.Thread(target=store.read)
-    thread.start()
-    assert asking.wait(5)
-    begin = time.monotonic()
-    assert store.read().number == 1
-    assert time.monotonic() - begin < 1
-    go_on.set()
-    thread.join(5)
-
-
-def test_read__an_emptied_cache_serves_the_last_copy_and_says_so(redis_client, caplog):
-    proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
-    assert not store.read().stale
-    redis_client.flushall()
-    snapshot = store.read()
-    assert list(snapshot.statuses) == [proxy.id]
-    assert snapshot.stale
-    assert snapshot.stale_reason == "The cache has lost the snapshot; this is the last that was read."
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
-    assert not store.read().stale
-
-
-def test_read__another_cache_has_nothing_of_the_last_one(settings):
-    store.commit([make_status(make_proxy())], store.take_ticket(), full_round=a_round())
-    assert store.read().number == 1
-    settings.CACHES = {"default": {**django_settings.CACHES["default"], "KEY_PREFIX": "another"}}
-    assert store.read() == Snapshot()
-
-
-def test_read__a_value_that_is_no_snapshot_is_a_fault(redis_client, key):
-    redis_client.set(key, b'{"format": 99}')
-    snapshot = store.read()
-    assert snapshot.statuses == {}
-    assert "another format" in snapshot.stale_reason
-
-
-def test_read__a_damaged_snapshot_serves_the_last_copy(redis_client, key, caplog):
-    proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
-    store.read()
-    head = re.sub(rb"[0-9a-f]{32}", b"0" * 32, redis_client.get(key)[:80], count=1)
-    redis_client.set(key, head)
-    snapshot = store.read()
-    assert list(snapshot.statuses) == [proxy.id]
-    assert snapshot.stale_reason.startswith("The snapshot cannot be read (")
-
-
 DAMAGED = {
     "pickle": b"\x80\x05pickle",
     "another format": b'{"format": 99}',
@@ -309,9 +182,9 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("value", DAMAGED.values(), ids=DAMAGED)
-def test_commit__replaces_what_it_cannot_read(redis_client, key, caplog, value):
+def test_commit__replaces_what_it_cannot_read(redis_client, snapshot_key, caplog, value):
     """Otherwise one bad value would make every round fail, for ever."""
-    redis_client.set(key, value)
+    redis_client.set(snapshot_key, value)
     proxy = make_proxy()
     store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
     assert list(store.read().statuses) == [proxy.id]
@@ -327,60 +200,6 @@ def test_commit__of_an_old_round_does_not_bring_back_what_a_newer_one_took_out()
     assert store.read().statuses == {}
 
 
-@pytest.fixture
-def stopped(valkey, empty_cache):
-    """Stops the server, and starts it again behind the test."""
-
-    def stop():
-        valkey.stop()
-
-    yield stop
-    if not valkey._process:
-        valkey.start()
-
-
-def test_read__server_down_without_a_copy_is_empty_and_logged(stopped, caplog):
-    stopped()
-    begin = time.monotonic()
-    with caplog.at_level(logging.WARNING):
-        snapshot = store.read()
-    assert time.monotonic() - begin < 1
-    assert snapshot.statuses == {}
-    assert snapshot.stale_reason.startswith("The cache cannot be read (")
-    assert "snapshot stale: The cache cannot be read" in caplog.text
-
-
-def test_read__server_down_serves_the_last_copy_and_recovers(stopped, valkey, monkeypatch):
-    monkeypatch.setattr(store, "_RETRY_INTERVAL", 0.05)
-    proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
-    store.read()
-    stopped()
-    snapshot = store.read()
-    assert list(snapshot.statuses) == [proxy.id]
-    assert "Connection refused" in snapshot.stale_reason or "Connection closed" in snapshot.stale_reason
-    valkey.start()
-    wait_for(lambda: "lost the snapshot" in store.read().stale_reason, 3)
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
-    wait_for(lambda: not store.read().stale, 3)
-
-
-def test_read__a_server_that_says_nothing_holds_nobody_up_for_long(settings):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        settings.CACHES = {
-            "default": {
-                **django_settings.CACHES["default"],
-                "LOCATION": f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
-            }
-        }
-        begin = time.monotonic()
-        assert "cannot be read" in store.read().stale_reason
-        assert time.monotonic() - begin < 2.5
-        begin = time.monotonic()
-        store.read()
-        assert time.monotonic() - begin < 0.1, "a server that failed is left alone for a while"
-
-
 def test_writes__server_down_raise_store_error(stopped):
     stopped()
     with pytest.raises(StoreError):
@@ -391,21 +210,6 @@ def test_writes__server_down_raise_store_error(stopped):
         store.count_round("success")
     with pytest.raises(StoreError), store.round_lock():
         pass
-
-
-def test_cache__that_is_not_redis_is_a_fault_and_a_store_error(settings):
-    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
-    assert "is not a Redis cache" in store.read().stale_reason
-    with pytest.raises(StoreError, match="is not a Redis cache"):
-        store.take_ticket()
-
-
-def test_cache__django_redis_works_too(settings):
-    settings.CACHES = {
-        "default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": django_settings.REDIS_URL}
-    }
-    store.commit([make_status(make_proxy())], store.take_ticket())
-    assert store.read().number == 1
 
 
 def test_round_lock__one_at_a_time():
@@ -476,23 +280,23 @@ def test_rounds__are_observed_in_the_histogram():
     assert {bound for bound, count in by_bound.items() if count} == {0.001, 0.5, 5.0, "more"}
 
 
-def test_removed__is_forgotten_in_time(redis_client, key):
+def test_removed__is_forgotten_in_time(redis_client, snapshot_key):
     id = UUID(int=1)
     ticket = store.take_ticket()
     store.commit([], ticket - 2 * document._REMOVED_FOR, removed=[id])
-    assert str(id) in json.loads(redis_client.get(key))["removed"]
+    assert str(id) in json.loads(redis_client.get(snapshot_key))["removed"]
     store.commit([], ticket)
-    assert json.loads(redis_client.get(key))["removed"] == {}
+    assert json.loads(redis_client.get(snapshot_key))["removed"] == {}
 
 
-def test_commit__gives_up_if_the_snapshot_changes_under_every_attempt(monkeypatch, redis_client, key):
+def test_commit__gives_up_if_it_changes_under_every_attempt(monkeypatch, redis_client, snapshot_key):
     monkeypatch.setattr(store, "_COMMIT_ATTEMPTS", 3)
     merge, attempts = store.merged, []
 
     def merge_slowly(*args):
         attempts.append(1)
         store_of_somebody_else = json.dumps({"format": 1, "commit": f"{len(attempts):032x}"}).encode()
-        redis_client.set(key, store_of_somebody_else)
+        redis_client.set(snapshot_key, store_of_somebody_else)
         return merge(*args)
 
     monkeypatch.setattr(store, "merged", merge_slowly)
@@ -509,15 +313,8 @@ def test_commit__a_removal_that_came_too_late_is_no_removal():
     assert list(store.read().statuses) == [proxy.id]
 
 
-def test_cache__a_pool_of_the_host_s_own_is_used_as_it_is(settings):
-    options = {"pool_class": "redis.BlockingConnectionPool", "max_connections": 2}
-    settings.CACHES = {"default": {**django_settings.CACHES["default"], "OPTIONS": options}}
-    store.commit([make_status(make_proxy())], store.take_ticket())
-    assert store.read().number == 1
-
-
-def test_commit__replaces_another_type_under_its_key(redis_client, key, caplog):
-    redis_client.rpush(key, "not", "ours")
+def test_commit__replaces_another_type_under_its_key(redis_client, snapshot_key, caplog):
+    redis_client.rpush(snapshot_key, "not", "ours")
     store.commit([make_status(make_proxy())], store.take_ticket())
     assert store.read().number == 1
     assert "something else under the key" in caplog.text
@@ -528,69 +325,3 @@ def test_commit__goes_on_without_its_turn_if_another_committer_hangs(redis_clien
     assert blocking.acquire()
     store.commit([make_status(make_proxy())], store.take_ticket())
     assert store.read().number == 1
-
-
-def test_read__a_check_in_an_emptied_cache_does_not_make_the_others_unknown(redis_client):
-    one, other = make_proxy("one"), make_proxy("other")
-    store.commit([make_status(one), make_status(other)], store.take_ticket(), full_round=a_round())
-    store.read()
-    redis_client.flushall()
-    result = store.commit([make_status(one, Status.UNREACHABLE)], store.take_ticket())
-    assert not result.complete
-    snapshot = store.read()
-    assert {s.proxy.name: s.status for s in snapshot.statuses.values()} == {
-        "one": Status.UNREACHABLE,
-        "other": Status.OK,
-    }
-    assert "lost the snapshot" in snapshot.stale_reason
-    result = store.commit([make_status(one)], store.take_ticket(), full_round=a_round())
-    assert result.complete
-    assert list(store.read().statuses) == [one.id]
-    assert not store.read().stale
-
-
-def test_read_anew__does_not_wait_for_the_interval(configure):
-    configure(READ_INTERVAL=60)
-    assert store.read().number == 0
-    store.commit([make_status(make_proxy())], store.take_ticket())
-    assert store.read().number == 0
-    assert store.read_anew().number == 1
-
-
-def test_read__works_in_a_child_that_was_forked_while_a_thread_was_asking(redis_client):
-    """The thread is not there in the child, and would hold the lock of the reader for ever."""
-    store._reader._lock.acquire()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of what is tested
-            pid = os.fork()
-        if pid == 0:
-            os._exit(0 if store.read().fault == "" and not store._reader._lock.locked() else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    finally:
-        store._reader._lock.release()
-
-
-def test_snapshot__can_be_copied_and_pickled():
-    proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
-    snapshot = store.read()
-    assert pickle.loads(pickle.dumps(snapshot)) == snapshot
-    assert copy.deepcopy(snapshot) == snapshot
-
-
-@pytest.mark.parametrize(
-    "options", [{"socket_timeout": None}, {"pool_class": "redis.BlockingConnectionPool"}]
-)
-def test_read__is_bounded_whatever_the_pool_of_the_host(settings, options):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        settings.CACHES = {
-            "default": {
-                **django_settings.CACHES["default"],
-                "LOCATION": f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
-                "OPTIONS": options,
-            }
-        }
-        begin = time.monotonic()
-        assert "cannot be read" in store.read().stale_reason
-        assert time.monotonic() - begin < 2.5

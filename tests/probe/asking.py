@@ -1,0 +1,92 @@
+"""What the tests of the probe share: how they ask, and what the answers are called."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from uuid import UUID
+
+from proxyhealth.probe import probe
+from proxyhealth.report import Proxy, ProxyStatus, Reason, Status
+from tests.servers import Server, chunked, flood
+
+Configure = Callable[..., None]
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+MOMENT = datetime(2024, 2, 29, tzinfo=UTC)
+
+DOWN = "request to proxy failed: "
+BAD = "failed to decode health report: "
+HINT = "A page that is not JSON usually means that the URL is not that of a workspace proxy"
+WAITING = "while waiting for 127.0.0.1 to answer"
+
+OK = (Status.OK, Reason.NONE)
+BAD_URL = (Status.UNHEALTHY, Reason.INVALID_URL)
+BLOCKED = (Status.UNHEALTHY, Reason.BLOCKED)
+DNS = (Status.UNREACHABLE, Reason.DNS)
+CONNECT = (Status.UNREACHABLE, Reason.CONNECT)
+TLS = (Status.UNREACHABLE, Reason.TLS)
+SILENT = (Status.UNREACHABLE, Reason.TIMEOUT)
+PROTOCOL = (Status.UNREACHABLE, Reason.PROTOCOL)
+STATUS_CODE = (Status.UNHEALTHY, Reason.STATUS_CODE)
+LATE = (Status.UNHEALTHY, Reason.TIMEOUT)
+TRUNCATED = (Status.UNHEALTHY, Reason.TRUNCATED)
+TOO_LARGE = (Status.UNHEALTHY, Reason.TOO_LARGE)
+NOT_JSON = (Status.UNHEALTHY, Reason.NOT_JSON)
+BAD_REPORT = (Status.UNHEALTHY, Reason.BAD_REPORT)
+ERRORS = (Status.UNHEALTHY, Reason.REPORT_ERRORS)
+INTERNAL = (Status.UNHEALTHY, Reason.INTERNAL)
+
+
+def proxy_at(url: str) -> Proxy:
+    return Proxy(
+        id=UUID(int=1),
+        name="paris",
+        display_name="Paris",
+        icon="",
+        url=url,
+        wildcard_hostname="",
+        version="",
+        deleted=False,
+        created_at=MOMENT,
+        updated_at=MOMENT,
+    )
+
+
+def ask(target: Server | str) -> ProxyStatus:
+    return probe(proxy_at(target if isinstance(target, str) else target.url))
+
+
+def verdict(result: ProxyStatus) -> tuple[Status, Reason]:
+    return result.status, result.reason
+
+
+def not_json(what: str, content_type: str = "application/json", begins: bytes = b"") -> str:
+    beginning = begins.strip().decode(errors="replace")
+    what += f", it begins with {beginning!r}" if beginning else ""
+    return f"{BAD}{what}; its content type is {content_type}. {HINT}"
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < seconds
+
+
+def led_to(url: str) -> str:
+    return f"redirected to {url}; set the proxy's URL to where its users are to go"
+
+
+# Bodies that are sent as fast as they can be.
+FLOODS = {
+    "body": flood(b"x" * 65536, start=HEAD + b"\r\n"),
+    "body of declared length": flood(b"x" * 65536, start=HEAD + b"Content-Length: 99999999999\r\n\r\n"),
+    "chunks": flood(b"1000\r\n" + b"x" * 4096 + b"\r\n", start=chunked(end=b"")),
+    "tiny chunks": flood(b"2\r\nxy\r\n" * 1000, start=chunked(end=b"")),
+    "huge chunk": flood(b"x" * 65536, start=chunked(end=b"ffffffffffff\r\n")),
+    "negative chunk": flood(b"x" * 65536, start=chunked(end=b"-1\r\n")),
+    "trailers": flood(b"X: y\r\n" * 1000, start=chunked(b"{}", end=b"0\r\n")),
+}
