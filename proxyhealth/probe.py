@@ -31,7 +31,7 @@ from proxyhealth.transport import (
     TooManyBytes,
     tls_context,
 )
-from proxyhealth.validators import ProxyURL, parse_proxy_url, split_url
+from proxyhealth.validators import MAX_URL_LENGTH, ProxyURL, parse_proxy_url, split_url
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,6 @@ _HEADERS = CaseInsensitiveDict(
     }
 )
 
-# The same URLs are asked for round after round.
-_quoted = lru_cache(maxsize=16_384)(requests.utils.requote_uri)
 
 _BAD_URL = "failed to parse proxy url: "
 _NOT_ALLOWED = "address not allowed: "
@@ -137,11 +135,10 @@ class _Visit:
         self.deadline = Deadline(conf.TIMEOUT)
         self.policy = AddressPolicy(conf.ADDRESS_DENY, conf.ADDRESS_ALLOW)
         try:
-            url = parse_proxy_url(proxy_url)
+            url, target = _report_of(proxy_url)
         except ValueError as error:
             raise _Judged(Status.UNHEALTHY, Reason.INVALID_URL, f"{_BAD_URL}{error}") from None
         self.proxy_host = url.netloc
-        target = url.base + REPORT_PATH
         for _ in range(MAX_REDIRECTS + 1):
             with self._get(url, target) as response:
                 self.answered = True
@@ -155,9 +152,11 @@ class _Visit:
         )
 
     def _follow(self, target: str, location: str) -> tuple[ProxyURL, str]:
-        # Headers come as Latin-1; what servers send in them is UTF-8.
-        location = location.encode("latin-1", "replace").decode("utf-8", "replace")
         try:
+            if len(location) > MAX_URL_LENGTH:
+                raise ValueError(f"it is longer than {MAX_URL_LENGTH:,} characters")
+            # Headers come as Latin-1; what servers send in them is UTF-8.
+            location = location.encode("latin-1", "replace").decode("utf-8", "replace")
             parts = split_url(location, base=target)
             url = parse_proxy_url(f"{parts.scheme}://{parts.netloc}")
         except ValueError as error:
@@ -169,7 +168,8 @@ class _Visit:
         # Shown without its query, which may hold a token.
         led_to = clean(f"{url.base}{parts.path}", 200)
         self._redirect = f"redirected to {led_to}; set the proxy's URL to where its users are to go"
-        return url, f"{url.base}{parts.path}" + (f"?{parts.query}" if parts.query else "")
+        query = f"?{parts.query}" if parts.query else ""
+        return url, requests.utils.requote_uri(f"{url.base}{parts.path}{query}")
 
     @contextmanager
     def _get(self, url: ProxyURL, target: str) -> Iterator[requests.Response]:
@@ -177,14 +177,15 @@ class _Visit:
         connection = Connection(
             url.host, url.port, deadline=self.deadline, policy=self.policy, context=context
         )
-        with closing(connection):
+        with connection:
             try:
                 response = _FreshConnectionAdapter(connection).send(_request(target))
             except Exception as error:
                 raise self._judge(error) from error
-            with closing(response):
+            finally:
                 if connection.tls_expires_at:
                     self._note_expiry(connection.tls_expires_at)
+            with closing(response):
                 yield response
 
     def _note_expiry(self, moment: datetime) -> None:
@@ -204,11 +205,17 @@ class _Visit:
         return error
 
 
+@lru_cache(maxsize=16_384)  # the same URLs, round after round; never one that a peer has chosen
+def _report_of(proxy_url: str) -> tuple[ProxyURL, str]:
+    url = parse_proxy_url(proxy_url)
+    return url, requests.utils.requote_uri(url.base + REPORT_PATH)
+
+
 def _request(target: str) -> requests.PreparedRequest:
     # As Request.prepare() makes it, less another look at a URL that was looked at.
     request = requests.PreparedRequest()
     request.method = "GET"
-    request.url = _quoted(target)
+    request.url = target
     request.headers = _HEADERS
     request.hooks = {}
     return request
@@ -242,7 +249,7 @@ def _describe(error: Exception, deadline: Deadline) -> str:
     match error:
         case AddressBlocked():
             return str(error)
-        case TimeoutError():
+        case TimeoutError(errno=None):
             return f"no answer within {deadline.seconds:g} s; the time ran out while {deadline.phase}"
         case ssl.SSLCertVerificationError():
             return f"certificate not accepted while {deadline.phase}: {error.verify_message}"
@@ -273,16 +280,13 @@ def _read_report(response: requests.Response, deadline: Deadline, warnings: list
             Reason.STATUS_CODE,
             clean(f"unexpected status code {response.status_code}{reason}", 200),
         )
-    body = b""
     try:
-        body = _read_body(response, deadline)
-        return HealthReport.parse(body, warnings)
+        return HealthReport.parse(_read_body(response, deadline), warnings)
     except BadReport as bad:
         message = str(bad)
         if bad.reason is Reason.NOT_JSON:
             content_type = clean(response.headers.get("content-type", "none"), 100)
-            beginning = body.strip()[:60].decode(errors="replace")
-            message += f", it begins with {beginning!r}" if beginning else ""
+            message += f", it begins with {bad.beginning!r}" if bad.beginning else ""
             message += (
                 f"; its content type is {content_type}. A page that is not JSON usually means "
                 "that the URL is not that of a workspace proxy"
@@ -314,6 +318,8 @@ def _decompress(body: bytearray, encoding: str) -> bytearray:
     """``body`` out of its content encoding, and no more of it than shows that it is too large."""
     match encoding.strip().lower():
         case "" | "identity":
+            return body
+        case _ if not body:
             return body
         case "gzip" | "x-gzip":
             formats = [zlib.MAX_WBITS | 16]

@@ -17,6 +17,7 @@ V = TypeVar("V")
 
 MAX_ITEMS = 50
 MAX_ITEM_LENGTH = 1_000
+MAX_BRACKETS = 4_096
 
 _WHITE_SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
 # C0 and C1 controls, the marks that turn text around, and lone surrogates, which UTF-8 cannot carry.
@@ -67,11 +68,15 @@ class Reason(enum.StrEnum):
 
 
 class BadReport(Exception):
-    """A body that is no health report: ``reason`` is ``not_json`` or ``bad_report``."""
+    """A body that is no health report: ``reason`` is ``not_json`` or ``bad_report``.
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    ``beginning`` is that of a body that is not JSON.
+    """
+
+    def __init__(self, reason: Reason, message: str, beginning: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.beginning = beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +97,17 @@ class HealthReport:
 
         Raises :class:`BadReport` if there is none.
         """
+        beginning = body.strip()[:60].decode(errors="replace")
         try:
             text = body.decode("utf-8-sig")
         except UnicodeDecodeError:
-            raise BadReport(Reason.NOT_JSON, "the body is not UTF-8") from None
+            raise BadReport(Reason.NOT_JSON, "the body is not UTF-8", beginning) from None
+        del body  # while the text is taken apart, there is no room for it
         if not text.strip():
             raise BadReport(Reason.NOT_JSON, "the body is empty")
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            # Depth, and empty lists, cost much more memory than they take room.
+            raise BadReport(Reason.BAD_REPORT, "the JSON is nested too deeply, or has too many parts")
         try:
             # Numbers have no place in a report; converting one of a million digits would only cost.
             document = json.loads(
@@ -108,16 +118,21 @@ class HealthReport:
                 parse_constant=_refuse_constant,
             )
         except RecursionError:
-            raise BadReport(Reason.BAD_REPORT, "the JSON is nested too deeply") from None
+            raise BadReport(
+                Reason.BAD_REPORT, "the JSON is nested too deeply, or has too many parts"
+            ) from None
         except ValueError as error:
-            raise BadReport(Reason.NOT_JSON, f"the body is not JSON ({error})") from None
+            raise BadReport(Reason.NOT_JSON, f"the body is not JSON ({error})", beginning) from None
         if not isinstance(document, _Object):
             raise BadReport(Reason.BAD_REPORT, "the JSON is not an object")
-        return cls.of(document.texts("errors"), [*warnings, *document.texts("warnings")])
+        own = document.texts("warnings")
+        return cls.of(document.texts("errors"), [*warnings, *own] if warnings else own)
 
 
 class _Object(list[tuple[str, Any]]):
     """A JSON object as its pairs, so that no repeated key is lost."""
+
+    __slots__ = ()
 
     def texts(self, key: str) -> list[str]:
         found: list[str] = []
@@ -131,7 +146,7 @@ class _Object(list[tuple[str, Any]]):
             ):
                 raise BadReport(Reason.BAD_REPORT, f'"{key}" is not a list of strings')
             # Two lists under one key are both heard: no error may hide behind a second key.
-            found += value
+            found = [*found, *value] if found else value
         return found
 
 

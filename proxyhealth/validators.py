@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from functools import lru_cache
+import socket
 from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -12,6 +12,9 @@ import idna
 from django.core.exceptions import ValidationError
 
 RESERVED_NAMES = frozenset({"primary"})
+
+# What can stand for a long time is not looked into: some of it takes time by the square of the length.
+MAX_URL_LENGTH = 2_000
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f-\x9f\\]|\s")
@@ -40,13 +43,14 @@ class ProxyURL(NamedTuple):
         return f"{self.scheme}://{self.netloc}{self.path.removesuffix('/')}"
 
 
-@lru_cache(maxsize=16_384)  # the same URLs, round after round
 def parse_proxy_url(url: str) -> ProxyURL:
     """Take ``url`` apart; raises ``ValueError``, saying what is wrong, if no request can go there.
 
     A path is let through here, because a request can be sent to it; what may be stored
     for a proxy is narrower, see :func:`validate_proxy_url`.
     """
+    if len(url) > MAX_URL_LENGTH:
+        raise ValueError(f"it is longer than {MAX_URL_LENGTH:,} characters")
     if _NOT_IN_URLS.search(url):
         raise ValueError("it contains a space, a control character or a backslash")
     parts = split_url(url)
@@ -86,7 +90,8 @@ def _ascii_host(host: str, *, bracketed: bool) -> str:
     if bracketed:
         try:
             if "%" not in host:  # a zone means something on one machine only
-                return str(ipaddress.IPv6Address(host))
+                # Not str(): how that writes a mapped IPv4 address depends on Python's version.
+                return socket.inet_ntop(socket.AF_INET6, ipaddress.IPv6Address(host).packed)
         except ValueError:
             pass
         raise ValueError(f"{_short(host)} is not an IPv6 address")

@@ -143,9 +143,9 @@ def test_parse__says_that_it_is_not_json(body: bytes, message: str | None) -> No
         ('{"errors": ["a"], "Errors": 1}', '"errors" is not a list of strings'),
         ('{"warnings": "a"}', '"warnings" is not a list of strings'),
         ('{"WARNINGS": [1.5]}', '"warnings" is not a list of strings'),
-        ("[" * 100_000 + "]" * 100_000, "the JSON is nested too deeply"),
-        ("[" * 100_000, "the JSON is nested too deeply"),
-        ('{"a":' * 100_000 + "1" + "}" * 100_000, "the JSON is nested too deeply"),
+        ("[" * 100_000 + "]" * 100_000, "the JSON is nested too deeply, or has too many parts"),
+        ("[" * 100_000, "the JSON is nested too deeply, or has too many parts"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "the JSON is nested too deeply, or has too many parts"),
     ],
 )
 def test_parse__says_that_it_is_no_report(body: str, message: str) -> None:

@@ -33,11 +33,14 @@ def allocated() -> Iterator[Callable[[], int]]:
     tracemalloc.start()
 
     def peak() -> int:
-        """The most bytes there were since the last call, above those that stay."""
+        """The most bytes there were since the last call, above those that there were then."""
+        nonlocal before
         current, peak = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
-        return peak - current
+        most, before = peak - before, current
+        return most
 
+    before = 0
     yield peak
     tracemalloc.stop()
 

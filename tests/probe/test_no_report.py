@@ -88,9 +88,9 @@ def test_probe__hint_survives_an_endless_content_type() -> None:
         ('{"errors": [null]}', '"errors" is not a list of strings'),
         ('{"Errors": false}', '"errors" is not a list of strings'),
         ('{"warnings": [[]]}', '"warnings" is not a list of strings'),
-        ("[" * 30_000 + "]" * 30_000, "the JSON is nested too deeply"),
-        ("[" * 60_000, "the JSON is nested too deeply"),
-        ('{"errors":' * 6000 + "[]" + "}" * 5000, "the JSON is nested too deeply"),
+        ("[" * 30_000 + "]" * 30_000, "the JSON is nested too deeply, or has too many parts"),
+        ("[" * 60_000, "the JSON is nested too deeply, or has too many parts"),
+        ('{"errors":' * 6000 + "[]" + "}" * 5000, "the JSON is nested too deeply, or has too many parts"),
     ],
 )
 def test_probe__json_is_no_report(body: str, what: str) -> None:

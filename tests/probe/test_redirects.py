@@ -155,7 +155,7 @@ def test_probe__never_shows_the_query_of_a_redirect(
 
 
 def test_probe__names_where_a_redirect_led_without_controls_and_not_at_length() -> None:
-    with Server(servers.sequence(send(redirect("/\x1b[31m\x7f" + "x" * 5000)), send(report()))) as server:
+    with Server(servers.sequence(send(redirect("/\x1b[31m\x7f" + "x" * 1500)), send(report()))) as server:
         warning = ask(server).report.warnings[0]
     assert warning.startswith(f"redirected to {server.url}/[31mxxx")
     assert "x…; set the proxy's URL" in warning
