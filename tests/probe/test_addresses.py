@@ -147,3 +147,42 @@ def test_probe__an_ipv4_address_within_an_ipv6_address_is_refused(
     configure(ADDRESS_DENY=[network])
     result = ask(f"http://[{address}]:1")
     assert verdict(result) == BLOCKED
+
+
+def rebinding(good: tuple[str, int], bad: tuple[str, int], looked_up: list[str]) -> servers.Resolver:
+    """A name that has a good address the first time, and a bad one from then on."""
+
+    def getaddrinfo(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        looked_up.append(host)
+        return servers.resolver(good if len(looked_up) == 1 else bad)(host, port)
+
+    return getaddrinfo
+
+
+def test_probe__a_name_that_changes_behind_a_redirect_is_refused(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(ADDRESS_DENY=["127.0.0.2"])
+    looked_up: list[str] = []
+    with (
+        Server(send(redirect("/again"))) as server,
+        Server(send(report()), host="127.0.0.2") as inner,
+    ):
+        good, bad = ("127.0.0.1", server.port), ("127.0.0.2", inner.port)
+        monkeypatch.setattr(socket, "getaddrinfo", rebinding(good, bad, looked_up))
+        result = ask("http://paris.example")
+        assert inner.connections == 0
+    assert verdict(result) == BLOCKED
+    assert looked_up == ["paris.example"] * 2, "one look-up a connection, and it is what is connected to"
+
+
+def test_probe__a_name_that_changes_between_two_probes_is_refused(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(ADDRESS_DENY=["127.0.0.2"])
+    with Server(send(report())) as server:
+        resolver = rebinding(("127.0.0.1", server.port), ("127.0.0.2", server.port), [])
+        monkeypatch.setattr(socket, "getaddrinfo", resolver)
+        assert verdict(ask("http://paris.example")) == OK
+        assert verdict(ask("http://paris.example")) == BLOCKED
+        assert server.connections == 1

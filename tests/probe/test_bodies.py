@@ -125,6 +125,14 @@ def test_probe__body_not_complete_in_time(script: servers.Script, timeout: float
         (send(chunked(end=b"")), "cut off after 0 bytes: the connection was closed"),
         (send_and_hold(chunked(end=b"x\r\n{}\r\n")), "cut off after 0 bytes: its chunks are malformed"),
         (send_and_hold(chunked(end=b"\r\n{}\r\n")), "cut off after 0 bytes: its chunks are malformed"),
+        *(
+            (
+                send(chunked(end=size + b"\r\n{}\r\n0\r\n\r\n")),
+                "cut off after 0 bytes: its chunks are malformed",
+            )
+            for size in (b"0x2", b"+2", b"0_2", b" 2", b"2 x", b"0" * 5000 + b"2")
+        ),
+        (send(chunked(b"{}", end=b"0\r\n")), "cut off after 2 bytes: the connection was closed"),
         (send_and_hold(chunked(end=b"-5\r\n{}\r\n")), "cut off after 0 bytes: its chunks are malformed"),
         (
             send_and_hold(chunked(end=b"{}")[:-2] + b"{}\r\n"),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import socket
 import threading
 import time
 import tracemalloc
@@ -9,11 +11,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import proxyhealth.probe as probe_module
+from proxyhealth import transport
 from tests import servers
 from tests.probe.asking import (
+    DOWN,
     FLOODS,
     HEAD,
+    OK,
+    PROTOCOL,
     ask,
+    at_most,
+    verdict,
 )
 from tests.servers import (
     Server,
@@ -55,6 +64,15 @@ COSTLY = {
     "not HTTP": flood(b"y" * 65536),
     "fat headers": send(response("{}", *(f"X-{i}: {'y' * 600}" for i in range(90)))),
     "nested": send(response("[" * 65_000)),
+    "lists": send(response('{"a":[' + "[]," * 21_000 + "0]}")),
+    "objects": send(response('{"a":[' + "{}," * 21_000 + "0]}")),
+    "keys": send(response("[" + '{"":0},' * 9_000 + "0]")),
+    "short errors": send(response('{"errors":[' + '"😀",' * 9_000 + '"x"]}')),
+    "10,000 errors": send(response(json.dumps({"errors": ["x"] * 10_000}))),
+    "long error": send(response(json.dumps({"errors": ["x" * 60_000]}))),
+    "page": send(response("<h1>" + "😀" * 16_000)),
+    "long redirects": send(redirect("/" + "é" * 30_000)),
+    "redirects": send(redirect("/" + "x" * 1_900)),
     "bomb": send(response(gzip.compress(b" " * 10_000_000), "Content-Encoding: gzip")),
 }
 
@@ -80,3 +98,65 @@ def test_probe__leaves_no_socket_and_no_thread_behind(script: servers.Script) ->
         while threading.active_count() > threads or len(os.listdir("/proc/self/fd")) > files:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_probe__long_redirect_costs_no_time() -> None:
+    """Taking a host name of this kind apart takes time by the square of its length."""
+    location = "http://e" + "\u0301\u0327" * 15_000 + ".example/"
+    head = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\n\r\n".encode()
+    with Server(send(head)) as server, at_most(1):
+        result = ask(server)
+    assert verdict(result) == PROTOCOL
+    assert result.report.errors == (
+        f"{DOWN}redirected to a URL that cannot be used: it is longer than 2,000 characters",
+    )
+
+
+def test_probe__what_peers_chose_is_not_kept() -> None:
+    before = probe_module._report_of.cache_info().currsize
+    script = servers.sequence(*(send(redirect(f"/{number}")) for number in range(10)), send(report()))
+    with Server(script) as server:
+        assert verdict(ask(server)) == OK
+    assert probe_module._report_of.cache_info().currsize == before + 1
+
+
+def test_cutter__ends_a_call_that_does_not_look_at_the_time() -> None:
+    """OpenSSL reads on in one call while records come that hold no data."""
+    here, there = socket.socketpair()
+    with here, there, at_most(5):
+        here.settimeout(None)
+        transport._cutter.cut(here, transport.Deadline(0.2))
+        assert here.recv(1) == b""
+
+
+def test_cutter__leaves_alone_what_ended_in_time() -> None:
+    one, two = socket.socketpair()
+    with one, two:
+        transport._cutter.cut(one, transport.Deadline(0.1)).cancel()
+        late = transport._cutter.cut(two, transport.Deadline(30))
+        early, other = socket.socketpair()
+        with early, other:
+            early.settimeout(None)
+            transport._cutter.cut(early, transport.Deadline(0.2))
+            assert early.recv(1) == b""
+        one.sendall(b"x")
+        assert two.recv(1) == b"x"
+        late.cancel()
+
+
+def test_cutter__of_a_child_is_its_own() -> None:
+    transport._cutter.cut(*_pair_and_deadline()).cancel()
+    pid = os.fork()
+    if pid == 0:
+        here, _there = socket.socketpair()
+        here.settimeout(10)
+        transport._cutter.cut(here, transport.Deadline(0.1))
+        os._exit(0 if here.recv(1) == b"" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _pair_and_deadline() -> tuple[socket.socket, transport.Deadline]:
+    here, there = socket.socketpair()
+    there.close()
+    here.close()
+    return here, transport.Deadline(0.1)

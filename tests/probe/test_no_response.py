@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
 
+from proxyhealth import transport
 from proxyhealth.report import HealthReport
 from tests import servers
 from tests.probe.asking import (
@@ -14,6 +16,7 @@ from tests.probe.asking import (
     DNS,
     DOWN,
     HEAD,
+    INTERNAL,
     LATE,
     OK,
     SILENT,
@@ -47,6 +50,14 @@ from tests.servers import (
         ("http://me:hunter2@paris.example", "it must not contain a user name or a password"),
         ("http://paris.example/?a=b", "it must not contain a query (?) or a fragment (#)"),
         ("http://127.1", "'127.1' is not an IPv4 address"),
+        ("http://0177.0.0.1", "'0177.0.0.1' is not an IPv4 address"),
+        ("http://2130706433", "'2130706433' is not an IPv4 address"),
+        ("http://paris.example:0", "its port must be a number from 1 to 65535"),
+        ("http://paris .example", "it contains a space, a control character or a backslash"),
+        (f"http://{'x' * 300}.example", f"'{'x' * 63}…' is not a host name"),
+        (f"http://{'x.' * 150}example", f"'{('x.' * 32)[:63]}…' is not a host name"),
+        (f"http://paris.example/{'x' * 10_000}", "it is longer than 2,000 characters"),
+        (f"http://{'ü' * 10_000}", "it is longer than 2,000 characters"),
         ("http://paris..example", "'paris..example' is not a host name"),
         ("http://paris.example\r\nX: y", "it contains a space, a control character or a backslash"),
     ],
@@ -56,6 +67,12 @@ def test_probe__invalid_url(url: str, why: str) -> None:
     assert verdict(result) == BAD_URL
     assert result.report == HealthReport((f"failed to parse proxy url: {why}",))
     assert (result.proxy_host, result.latency) == ("", None)
+
+
+def test_probe__invalid_internationalised_name() -> None:
+    result = ask("http://\u200d.example")
+    assert verdict(result) == BAD_URL
+    assert "is not an internationalised name: " in result.report.errors[0]
 
 
 # No response.
@@ -211,3 +228,79 @@ def test_probe__all_addresses_keep_silent(timeout: float, monkeypatch: pytest.Mo
     with servers.silent() as port, at_most(timeout + 0.5):
         monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(*[("127.0.0.1", port)] * 5))
         assert verdict(ask("http://paris.example")) == SILENT
+
+
+@pytest.mark.skipif(not servers.has_ipv6(), reason="this machine has no IPv6")
+def test_probe__ipv4_is_tried_when_ipv6_keeps_silent(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(TIMEOUT=2)
+    with Server(send(report())) as server, servers.silent("::1") as port, at_most(2.5):
+        monkeypatch.setattr(
+            socket, "getaddrinfo", servers.resolver(("::1", port), ("127.0.0.1", server.port))
+        )
+        assert verdict(ask("http://paris.example")) == OK
+
+
+NOWHERE = ("fe80::1", 80)  # no connection goes there without saying by which interface
+
+
+def test_probe__an_address_without_a_route_takes_no_time_and_no_blame(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(TIMEOUT=0.5, ADDRESS_DENY=[])
+    with servers.silent() as port, at_most(1):
+        monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(("127.0.0.1", port), NOWHERE))
+        result = ask("http://paris.example")
+    assert verdict(result) == SILENT
+    assert "127.0.0.1" in result.report.errors[0]
+    assert "fe80" not in result.report.errors[0]
+
+
+def test_probe__only_addresses_without_a_route(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(ADDRESS_DENY=[])
+    monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(NOWHERE, (NOWHERE[0], 81)))
+    assert verdict(ask("http://paris.example")) == CONNECT
+
+
+def test_probe__names_every_address_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with servers.refusing() as port:
+        addresses = [("127.0.0.2", port), ("127.0.0.3", port)]
+        monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(*addresses))
+        (message,) = ask("http://paris.example").report.errors
+    assert message == (
+        f"{DOWN}Connection refused while connecting to 127.0.0.3 port 80 "
+        "(before that, 127.0.0.2: Connection refused)"
+    )
+
+
+def test_probe__names_the_address_that_keeps_silent(timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(servers.hold) as server:
+        monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(("127.0.0.1", server.port)))
+        (message,) = ask("http://paris.example").report.errors
+    assert message.endswith("while waiting for paris.example at 127.0.0.1 to answer")
+
+
+def test_probe__hanging_look_ups_do_not_use_up_all_threads(
+    timeout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_look_ups", threading.BoundedSemaphore(3))
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20) and [])
+    before = threading.active_count()
+    with at_most(5 * (timeout + 0.5)):
+        results = [ask("http://paris.example") for _ in range(5)]
+    assert {verdict(result) for result in results} == {SILENT}
+    assert threading.active_count() <= before + 3
+    release.set()
+    deadline = time.monotonic() + 5
+    while verdict(ask("http://paris.example")) != DNS:
+        assert time.monotonic() < deadline, "look-ups that ended make room for others"
+
+
+def test_probe__a_thread_that_cannot_be_started_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert verdict(ask("http://paris.example")) == INTERNAL

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import resource
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,6 +23,7 @@ from tests.probe.asking import (
 from tests.servers import (
     Server,
     chunked,
+    redirect,
     response,
     send,
 )
@@ -83,6 +86,50 @@ def test_probe__too_many_open_files_is_ours(scheme: str, caplog: pytest.LogCaptu
         result = ask(url)
     assert (*verdict(result), result.report.errors) == (*INTERNAL, (OWN_FAULT,))
     assert "Too many open files" in caplog.text
+
+
+def test_probe__too_many_open_files_are_not_blamed_on_a_name() -> None:
+    """The resolver says of a process without descriptors that the name is not known."""
+    with contextlib.ExitStack() as stack:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                stack.callback(os.close, os.dup(0))
+        result = ask("http://no-such-name.invalid:1")
+    assert (*verdict(result), result.report.errors) == (*INTERNAL, (OWN_FAULT,))
+
+
+def test_probe__never_shows_a_password(caplog: pytest.LogCaptureFixture) -> None:
+    for url in ("http://me:hunter2@127.0.0.1:1", "http://me:hunter2@[::1", "https://hunter2@127.0.0.1:1/"):
+        result = ask(url)
+        shown = f"{result.status} {result.reason} {result.report} {result.proxy_host}"
+        assert "hunter2" not in shown + caplog.text
+    with Server(send(redirect("http://me:hunter2@127.0.0.1:1/"))) as server:
+        assert "hunter2" not in repr(ask(server)) + caplog.text
+
+
+def test_probe__nothing_of_one_proxy_reaches_another() -> None:
+    def script(sock: socket.socket) -> None:
+        host = sock.getsockname()[0]
+        sock.sendall(
+            response(
+                json.dumps({"warnings": [host]}),
+                f"Set-Cookie: token={host}; Path=/",
+                "Connection: keep-alive",
+            )
+        )
+
+    hosts = [f"127.0.1.{number}" for number in range(1, 61)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(30) as threads:
+        found = [stack.enter_context(Server(script, host=host)) for host in hosts]
+        for _ in range(3):
+            results = list(threads.map(ask, found))
+            assert [result.report.warnings for result in results] == [(host,) for host in hosts]
+        requests = [request for server in found for request in server.requests]
+    assert len(requests) == 3 * len(hosts)
+    assert not any(b"cookie" in request.lower() for request in requests)
 
 
 def test_probe__says_nothing_in_the_log_about_what_proxies_do(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from proxyhealth.report import Status
 from tests import servers
 from tests.probe.asking import (
     CONNECT,
@@ -247,3 +248,16 @@ def test_probe__takes_the_first_end_of_all_certificates_on_the_way(
 def test_probe__no_certificate_without_tls() -> None:
     with Server(send(report())) as server:
         assert ask(server).tls_expires_at is None
+
+
+@pytest.mark.parametrize("script", [servers.hold, send(b""), send(b"nonsense")])
+def test_probe__knows_the_certificate_although_no_response_came(
+    ca: trustme.CA, ca_file: Path, configure: Configure, script: servers.Script
+) -> None:
+    configure(CA_BUNDLE=ca_file, TIMEOUT=1)
+    moment = in_days(3.5)
+    with Server(script, tls=ending(ca, moment)) as server:
+        result = ask(server)
+    assert result.status is Status.UNREACHABLE
+    assert result.tls_expires_at == moment
+    assert "in 3 days; renew it" in result.report.warnings[0]
