@@ -7,39 +7,28 @@ deadline.
 
 from __future__ import annotations
 
-import heapq
 import http.client
-import ipaddress
-import os
-import queue
 import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import certifi
 
-from proxyhealth.conf import Network
+from proxyhealth.addresses import Address, AddressPolicy, IPAddress, address_ip, look_up, routable
+from proxyhealth.deadline import Cut, Deadline, cutter
 
 # More than a health report ever needs, and little enough for thousands of probes at once.
 MAX_HEADER_BYTES = 64 * 1024
 MAX_BODY_BYTES = 512 * 1024
 MAX_CHUNK_LINE = 4 * 1024
 
-# Look-ups under way in this process: a resolver that hangs must not use up all threads.
-MAX_LOOK_UPS = 1_024
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*[;\r\n]")
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 _CLOSED = "the connection was closed"
@@ -51,45 +40,6 @@ class AddressBlocked(Exception):
 
 class TooManyBytes(http.client.HTTPException):
     """The peer sent more than any headers, or any report, can need."""
-
-
-class Deadline:
-    """The end of a probe; ``phase`` says what the time is being spent on."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.phase = "starting"
-        self.end = time.monotonic() + seconds
-
-    def remaining(self) -> float:
-        """Seconds left; raises ``TimeoutError`` when there are none."""
-        seconds = self.end - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError
-        return seconds
-
-
-class AddressPolicy(NamedTuple):
-    """Which addresses may be connected to."""
-
-    deny: tuple[Network, ...] = ()
-    allow: tuple[Network, ...] = ()
-
-    def permits(self, address: IPAddress) -> bool:
-        forms = [address]
-        if isinstance(address, ipaddress.IPv6Address):
-            # An IPv4 address in IPv6 clothes reaches the same machine.
-            embedded = address.ipv4_mapped or address.sixtofour
-            if address in _NAT64:
-                embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-            if embedded:
-                forms.append(embedded)
-        if any(form.is_unspecified for form in forms):
-            # Connecting to 0.0.0.0 or :: reaches this machine.
-            forms += _LOOPBACK
-        if self.allow:
-            return any(form in network for form in forms for network in self.allow)
-        return not any(form in network for form in forms for network in self.deny)
 
 
 class _Bounded:
@@ -200,17 +150,17 @@ class Connection(http.client.HTTPConnection):
         self.tls_expires_at: datetime | None = None  # when the certificate of the peer ends
         self._policy = policy
         self._context = context
-        self._cut: _Cut | None = None
+        self._cut: Cut | None = None
 
     def connect(self) -> None:
         """Raises ``AddressBlocked``, or what the operating system and OpenSSL raise."""
         self.deadline.phase = f"looking up {self.host}"
         addresses = look_up(self.host, self.port, self.deadline)
-        permitted = [address for address in addresses if self._policy.permits(_ip(address))]
+        permitted = [address for address in addresses if self._policy.permits(address_ip(address))]
         if not permitted:
-            refused = ", ".join(dict.fromkeys(str(_ip(address)) for address in addresses))
+            refused = ", ".join(dict.fromkeys(str(address_ip(address)) for address in addresses))
             raise AddressBlocked(f"{self.host} is {refused}, refused by ADDRESS_DENY or ADDRESS_ALLOW")
-        sock, peer = self._dial(_routable(permitted))
+        sock, peer = self._dial(routable(permitted))
         if self._context is None:
             self.sock = sock
         else:
@@ -220,12 +170,12 @@ class Connection(http.client.HTTPConnection):
         at = "" if str(peer) == self.host else f" at {peer}"
         self.deadline.phase = f"waiting for {self.host}{at} to answer"
 
-    def _dial(self, addresses: Sequence[_Address]) -> tuple[_PlainSocket, IPAddress]:
+    def _dial(self, addresses: Sequence[Address]) -> tuple[_PlainSocket, IPAddress]:
         failed: list[str] = []
         left = list(addresses)
         while True:
             address = left.pop(0)
-            self.deadline.phase = f"connecting to {_ip(address)} port {self.port}"
+            self.deadline.phase = f"connecting to {address_ip(address)} port {self.port}"
             if failed:
                 self.deadline.phase += f" (before that, {', '.join(failed)})"
             sock = _PlainSocket(address.family, socket.SOCK_STREAM)
@@ -239,9 +189,9 @@ class Connection(http.client.HTTPConnection):
                 sock.close()
                 if not left:
                     raise
-                failed.append(f"{_ip(address)}: {error.strerror or 'no answer'}")
+                failed.append(f"{address_ip(address)}: {error.strerror or 'no answer'}")
             else:
-                return sock, _ip(address)
+                return sock, address_ip(address)
 
     def _wrap(self, sock: _PlainSocket, context: ssl.SSLContext) -> _TLSSocket:
         try:
@@ -255,7 +205,7 @@ class Connection(http.client.HTTPConnection):
             raise
         # One call into OpenSSL goes on for as long as records come that hold no data, such as tickets;
         # it never gets to look at the time. So somebody else does.
-        self._cut = _cutter.cut(wrapped, self.deadline)
+        self._cut = cutter.cut(wrapped, self.deadline)
         try:
             wrapped.do_handshake()
         except BaseException as error:
@@ -285,143 +235,6 @@ class Connection(http.client.HTTPConnection):
         sock.bytes_left = MAX_BODY_BYTES
         self.deadline.phase = f"reading the report of {self.host}"
         return response
-
-
-class _Cut:
-    """A connection that is cut at the end of its deadline, unless that is cancelled before."""
-
-    def __init__(self, sock: socket.socket, end: float) -> None:
-        self.end = end
-        self._sock: socket.socket | None = sock
-
-    def __lt__(self, other: _Cut) -> bool:
-        return self.end < other.end
-
-    def make(self) -> None:
-        if (sock := self._sock) is not None:
-            with suppress(OSError):  # it is closed already
-                # The method of the parent: that of a TLS socket also lets go of what another
-                # thread is using.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-    def cancel(self) -> None:
-        self._sock = None
-
-
-class _Cutter:
-    """One thread for all the connections that may have to be cut."""
-
-    def __init__(self) -> None:
-        self._cuts: list[_Cut] = []
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-
-    def cut(self, sock: socket.socket, deadline: Deadline) -> _Cut:
-        cut = _Cut(sock, deadline.end)
-        with self._changed:
-            heapq.heappush(self._cuts, cut)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="probe cutter", daemon=True)
-                self._thread.start()
-            elif self._cuts[0] is cut:
-                self._changed.notify()
-        return cut
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._cuts or self._cuts[0].end > time.monotonic():
-                    left = max(0.0, self._cuts[0].end - time.monotonic()) if self._cuts else None
-                    self._changed.wait(left)
-                cut = heapq.heappop(self._cuts)
-            cut.make()
-
-
-_cutter = _Cutter()
-
-
-def _after_fork() -> None:
-    global _cutter
-    _cutter = _Cutter()  # the thread stayed in the parent
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-class _Address(NamedTuple):
-    family: int
-    sockaddr: Any
-
-
-def _routable(addresses: list[_Address]) -> list[_Address]:
-    """Those to which there is a route, if there are any: the others would only take their time.
-
-    A host with IPv4 alone gets to know the IPv6 addresses of a name, too.
-    """
-    if len(addresses) == 1:
-        return addresses
-    found = []
-    for address in addresses:
-        with suppress(OSError), socket.socket(address.family, socket.SOCK_DGRAM) as sock:
-            sock.connect(address.sockaddr)  # sends nothing
-            found.append(address)
-    return found or addresses
-
-
-_parse_ip = lru_cache(maxsize=16_384)(ipaddress.ip_address)  # the same ones, round after round
-
-
-def _ip(address: _Address) -> IPAddress:
-    return _parse_ip(address.sockaddr[0])
-
-
-_look_ups = threading.BoundedSemaphore(MAX_LOOK_UPS)
-
-
-def look_up(host: str, port: int, deadline: Deadline) -> list[_Address]:
-    """The addresses of ``host``, looked up anew; raises ``TimeoutError`` or ``socket.gaierror``.
-
-    The resolver of the C library cannot be interrupted, so it gets a thread that nobody waits
-    for longer than the deadline. A literal address needs neither.
-    """
-    if ":" in host:
-        return [_Address(socket.AF_INET6, (host, port, 0, 0))]
-    if host.rpartition(".")[2].isdecimal():  # no name ends in a number
-        return [_Address(socket.AF_INET, (host, port))]
-
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def resolve() -> None:
-        try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:
-            answers.put(error)
-        finally:
-            _look_ups.release()
-
-    if not _look_ups.acquire(timeout=deadline.remaining()):
-        raise TimeoutError
-    try:
-        threading.Thread(target=resolve, name=f"look-up {host}", daemon=True).start()
-    except RuntimeError:
-        _look_ups.release()
-        raise
-    try:
-        answer = answers.get(timeout=deadline.remaining())
-    except queue.Empty:
-        raise TimeoutError from None
-    if isinstance(answer, Exception):
-        # The resolver takes a process without descriptors for a name that there is not; this does not.
-        socket.socket().close()
-        raise answer
-    addresses = dict.fromkeys(
-        _Address(family, sockaddr)
-        for family, _type, _protocol, _name, sockaddr in answer
-        if family in (socket.AF_INET, socket.AF_INET6)
-    )
-    if not addresses:
-        raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
-    return list(addresses)
 
 
 def tls_context(ca_bundle: str) -> ssl.SSLContext:

@@ -65,6 +65,7 @@ HEADERS = [
     b"Transfer-Encoding: gzip, chunked", b"Connection: close", b"Content-Encoding: gzip",
     b"Content-Encoding: br", b"Content-Encoding: deflate, gzip", b"Location: /",
     b"Location: http://[::1", b"Location: file:///etc/passwd", b"Location: \xff\xfe",
+    b"Location: /" + b"z" * 3000, b"Location: http://e" + b"\xcc\x81" * 900 + b".example",
     b"Set-Cookie: a=b; Path=/", b"X: " + b"y" * 70000, b": empty", b"no colon", b" folded",
     b"Content-Type: text/html; charset=\xff", b"Content-Type: ;;=;charset", b"Trailer: x",
 ]  # fmt: skip

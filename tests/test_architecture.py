@@ -13,8 +13,10 @@ ALLOWED = {
     "models": {"validators"},
     "conf": set(),
     "report": set(),
-    "transport": {"conf"},
-    "probe": {"conf", "report", "transport", "validators"},
+    "deadline": set(),
+    "addresses": {"conf", "deadline"},
+    "transport": {"addresses", "deadline"},
+    "probe": {"addresses", "conf", "deadline", "report", "transport", "validators"},
     "rounds": {"conf", "models", "probe", "report", "validators"},
     "cache": {"conf"},
     "document": {"conf", "report"},
@@ -95,5 +97,5 @@ def test_report_is_pure_python():
 
 
 def test_probe_threads_have_no_orm():
-    for name in ("probe", "transport"):
+    for name in ("addresses", "deadline", "probe", "transport"):
         assert not [module for module, _ in imports_of(APP / f"{name}.py") if module.startswith("django.db")]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import proxyhealth.probe as probe_module
-from proxyhealth import transport
+from proxyhealth import deadline
 from tests import servers
 from tests.probe.asking import (
     DOWN,
@@ -125,19 +125,19 @@ def test_cutter__ends_a_call_that_does_not_look_at_the_time() -> None:
     here, there = socket.socketpair()
     with here, there, at_most(5):
         here.settimeout(None)
-        transport._cutter.cut(here, transport.Deadline(0.2))
+        deadline.cutter.cut(here, deadline.Deadline(0.2))
         assert here.recv(1) == b""
 
 
 def test_cutter__leaves_alone_what_ended_in_time() -> None:
     one, two = socket.socketpair()
     with one, two:
-        transport._cutter.cut(one, transport.Deadline(0.1)).cancel()
-        late = transport._cutter.cut(two, transport.Deadline(30))
+        deadline.cutter.cut(one, deadline.Deadline(0.1)).cancel()
+        late = deadline.cutter.cut(two, deadline.Deadline(30))
         early, other = socket.socketpair()
         with early, other:
             early.settimeout(None)
-            transport._cutter.cut(early, transport.Deadline(0.2))
+            deadline.cutter.cut(early, deadline.Deadline(0.2))
             assert early.recv(1) == b""
         one.sendall(b"x")
         assert two.recv(1) == b"x"
@@ -145,18 +145,18 @@ def test_cutter__leaves_alone_what_ended_in_time() -> None:
 
 
 def test_cutter__of_a_child_is_its_own() -> None:
-    transport._cutter.cut(*_pair_and_deadline()).cancel()
+    deadline.cutter.cut(*_pair_and_deadline()).cancel()
     pid = os.fork()
     if pid == 0:
         here, _there = socket.socketpair()
         here.settimeout(10)
-        transport._cutter.cut(here, transport.Deadline(0.1))
+        deadline.cutter.cut(here, deadline.Deadline(0.1))
         os._exit(0 if here.recv(1) == b"" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def _pair_and_deadline() -> tuple[socket.socket, transport.Deadline]:
+def _pair_and_deadline() -> tuple[socket.socket, deadline.Deadline]:
     here, there = socket.socketpair()
     there.close()
     here.close()
-    return here, transport.Deadline(0.1)
+    return here, deadline.Deadline(0.1)

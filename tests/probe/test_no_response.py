@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxyhealth import transport
+from proxyhealth import addresses as addresses_module
 from proxyhealth.report import HealthReport
 from tests import servers
 from tests.probe.asking import (
@@ -284,7 +284,7 @@ def test_probe__names_the_address_that_keeps_silent(timeout: float, monkeypatch:
 def test_probe__hanging_look_ups_do_not_use_up_all_threads(
     timeout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "_look_ups", threading.BoundedSemaphore(3))
+    monkeypatch.setattr(addresses_module, "_look_ups", threading.BoundedSemaphore(3))
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20) and [])
     before = threading.active_count()
