@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from uuid import UUID
 
+from django.core.exceptions import ImproperlyConfigured
+
+from proxyhealth.conf import conf
 from proxyhealth.probe import probe
 from proxyhealth.report import Proxy, ProxyStatus, Reason, Status
 from tests.servers import Server, chunked, flood
@@ -56,7 +60,24 @@ def proxy_at(url: str) -> Proxy:
 
 
 def ask(target: Server | str) -> ProxyStatus:
-    return probe(proxy_at(target if isinstance(target, str) else target.url))
+    """Probe it; whatever comes, within ``TIMEOUT`` + 0.5 s and, of one probe at a time, 1 MB."""
+    proxy = proxy_at(target if isinstance(target, str) else target.url)
+    try:
+        bound = conf.TIMEOUT + 0.5
+    except ImproperlyConfigured:
+        bound = 0.5
+    with at_most(bound):
+        if tracemalloc.is_tracing():
+            return probe(proxy)
+        tracemalloc.start()
+        try:
+            result = probe(proxy)
+            _, held = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    # The traceback of a fault of ours reads whole source files, once.
+    assert held < 1_000_000 or result.reason is Reason.INTERNAL
+    return result
 
 
 def verdict(result: ProxyStatus) -> tuple[Status, Reason]:
