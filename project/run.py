@@ -37,6 +37,9 @@ class CannotRun(Exception):
 def main() -> int:
     os.chdir(BASE_DIR)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # into a file, too
+    # Until the parts are started there is nothing to clean up. An exception would not do: raised in a
+    # callback, while modules are imported, it is only reported, and everything starts all the same.
+    signal.signal(signal.SIGINT, _end_at_once)
     # A terminal that is closed stops it as Ctrl-C does.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
@@ -45,9 +48,11 @@ def main() -> int:
     except CannotRun as error:
         print(f"make run: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("make run: stopped")
-        return 0
+
+
+def _end_at_once(*_: object) -> None:
+    os.write(sys.stdout.fileno(), b"make run: stopped\n")
+    os._exit(0)
 
 
 @contextmanager

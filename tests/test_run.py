@@ -224,7 +224,11 @@ def test_run__ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path, moment):
         wait_for(lambda: moment in log.read_text(), 30)
     finally:
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
     assert process.returncode == 0
     assert "Traceback" not in log.read_text()
     assert processes_in(tmp_path) == []
