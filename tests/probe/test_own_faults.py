@@ -13,11 +13,13 @@ from uuid import UUID
 
 import pytest
 
+from proxyhealth.probe import probe
 from tests import servers
 from tests.probe.asking import (
     INTERNAL,
     Configure,
     ask,
+    proxy_at,
     verdict,
 )
 from tests.servers import (
@@ -125,7 +127,7 @@ def test_probe__nothing_of_one_proxy_reaches_another() -> None:
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(30) as threads:
         found = [stack.enter_context(Server(script, host=host)) for host in hosts]
         for _ in range(3):
-            results = list(threads.map(ask, found))
+            results = list(threads.map(probe, [proxy_at(server.url) for server in found]))
             assert [result.report.warnings for result in results] == [(host,) for host in hosts]
         requests = [request for server in found for request in server.requests]
     assert len(requests) == 3 * len(hosts)
