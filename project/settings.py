@@ -99,10 +99,15 @@ PROXYHEALTH = {
     "TIMEOUT": env.float("PROXYHEALTH_TIMEOUT", default=5),
     "CONCURRENCY": env.int("PROXYHEALTH_CONCURRENCY", default=512),
     "SHARD_SIZE": env.int("PROXYHEALTH_SHARD_SIZE", default=1000),
+    "CANARY_URLS": env.list("PROXYHEALTH_CANARY_URLS", default=[]),
 }
 
 CELERY_BROKER_URL = REDIS_URL
+# Who waits for Redis waits until it is back, be it in the morning.
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+# The shards of a large round hand in what they found here.
+CELERY_RESULT_BACKEND = REDIS_URL
 CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)
 # A worker that is busy with a round must not sit on the check that a save asked for.
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1

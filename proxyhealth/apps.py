@@ -12,7 +12,7 @@ class ProxyHealthConfig(AppConfig):
     def ready(self) -> None:
         from prometheus_client import REGISTRY
 
-        from proxyhealth import signals  # noqa: F401  its receivers connect themselves
+        from proxyhealth import signals, tasks  # noqa: F401  they connect themselves
         from proxyhealth.checks import check_settings
         from proxyhealth.metrics import collector
 

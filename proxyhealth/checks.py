@@ -25,6 +25,7 @@ HINTS = {
     "TLS_EXPIRY_WARNING": "Days before the end of a certificate, for example 14; 0 for no warning.",
     "ADDRESS_DENY": "A list of networks as strings, for example ['169.254.0.0/16'].",
     "ADDRESS_ALLOW": "A list of networks as strings; empty allows all that is not denied.",
+    "CANARY_URLS": "A list of URLs of servers that always answer, such as ['https://example.com/'].",
     "METRICS_NAMESPACE": "A word for the front of all metrics' names, for example 'coderd', or empty.",
 }
 

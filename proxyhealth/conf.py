@@ -6,11 +6,12 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from celery.schedules import schedstate, schedule
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
@@ -81,6 +82,11 @@ class Settings:
         return _get("ADDRESS_ALLOW", (), _networks)
 
     @property
+    def CANARY_URLS(self) -> tuple[str, ...]:
+        """URLs that always answer; if none does, it is the workers' own network that is gone."""
+        return _get("CANARY_URLS", (), _urls)
+
+    @property
     def METRICS_NAMESPACE(self) -> str:
         """Put, with an underscore, in front of the names of all metrics."""
         return _get("METRICS_NAMESPACE", "", _metric_prefix)
@@ -93,8 +99,23 @@ NAMES = tuple(name for name in vars(Settings) if name.isupper())
 
 class BeatEntry(TypedDict):
     task: str
-    schedule: timedelta
-    options: dict[str, Any]
+    schedule: schedule
+    kwargs: dict[str, Any]
+
+
+class Every(schedule):
+    """A schedule of an interval that goes on when the clock is set back.
+
+    Celery's own waits until the clock has caught up with the last run.
+    """
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        if self.maybe_make_aware(last_run_at) > self.maybe_make_aware(self.now()):
+            return schedstate(True, self.seconds)
+        return super().is_due(last_run_at)
+
+    def __reduce__(self) -> tuple[type[Every], tuple[float]]:
+        return type(self), (self.seconds,)
 
 
 def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEntry]:
@@ -102,8 +123,8 @@ def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEnt
 
     In the settings module give it the ``PROXYHEALTH`` dictionary, because there Django's
     settings cannot be read yet: ``CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)``.
-    A tick that waited for one interval is dropped, so that workers that were away do not
-    find a backlog.
+    Of ticks that come close together, as from two schedulers or from a backlog, all but the first are
+    skipped by who gets them.
     """
     try:
         interval = interval_of(_options() if options is None else options)
@@ -112,8 +133,8 @@ def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEnt
     return {
         "proxyhealth-round": {
             "task": "proxyhealth.tasks.check_all",
-            "schedule": timedelta(seconds=interval),
-            "options": {"expires": interval},
+            "schedule": Every(interval),
+            "kwargs": {"gap": interval / 2},
         }
     }
 
@@ -215,6 +236,15 @@ def _parse_networks(value: tuple[Any, ...]) -> tuple[Network, ...]:
         except ValueError as error:
             raise ValueError(f"must be a list of networks such as '10.0.0.0/8' ({error})") from None
     return tuple(networks)
+
+
+def _urls(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):
+        raise TypeError("must be a list of URLs")
+    for item in value:
+        if not isinstance(item, str) or not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", item):
+            raise ValueError("must be a list of URLs such as 'https://example.com/'")
+    return tuple(value)
 
 
 def _metric_prefix(value: Any) -> str:

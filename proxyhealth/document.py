@@ -26,6 +26,10 @@ HEAD_BYTES = 80
 _REMOVED_FOR = 3_600 * 1_000_000
 
 
+class Outdated(Exception):
+    """A later round is in the document than the one that is to be merged into it."""
+
+
 class Change(NamedTuple):
     """A proxy whose status is another one now; ``before`` is empty for a new proxy."""
 
@@ -37,10 +41,20 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """A full round, for the snapshot to carry: when it began reading, and its seconds."""
+    """A round of all proxies, for the snapshot to carry: when it began reading, and its seconds.
+
+    ``missing`` are the proxies for which it has no answer, because a part of it was lost, as ``error``
+    says: they keep their last status, and the round is no full one.
+    """
 
     checked_at: datetime
     duration: float
+    missing: frozenset[UUID] = frozenset()
+    error: str = ""
+
+    @property
+    def outcome(self) -> str:
+        return "incomplete" if self.missing else "success"
 
 
 def merged(
@@ -52,7 +66,7 @@ def merged(
 ) -> tuple[dict[str, Any], list[Change]]:
     """The document that comes out of ``value`` and what was found since, and what changed by it.
 
-    A value that cannot be read is replaced.
+    A value that cannot be read is replaced. Raises ``Outdated``.
     """
     removed = list(removed)
     if value is not None:
@@ -86,7 +100,7 @@ def _load(value: bytes) -> dict[str, Any]:
     head = HEAD.match(value)
     if head and int(head[1]) == FORMAT:
         document: dict[str, Any] = json.loads(value)
-        if empty_document().keys() <= document.keys():
+        if empty_document().keys() <= document.keys() and isinstance(document["ticket"], int):
             return document
     raise ValueError("it is of another format")
 
@@ -104,6 +118,8 @@ def _merge(
     full_round: Round | None,
 ) -> list[Change]:
     """Bring ``document`` up to date, in place."""
+    if full_round and document["ticket"] > ticket:
+        raise Outdated
     old: dict[str, Any] = document["statuses"]
     gone: dict[str, int] = document["removed"]
     new = dict(old)
@@ -127,21 +143,21 @@ def _merge(
             # A slower round that still saw the proxy must not bring it back.
             gone[id] = ticket
     if full_round:
-        found = {str(status.proxy.id) for status in statuses}
+        found = {str(status.proxy.id) for status in statuses} | {str(id) for id in full_round.missing}
         for id in [id for id, s in new.items() if id not in found and s["ticket"] < ticket]:
             del new[id]
             gone[id] = ticket
+    if full_round and not full_round.missing:
         rounds = RoundHistogram(tuple(document["rounds"]["counts"]), document["rounds"]["sum"])
         rounds = rounds.observe(full_round.duration)
-        document["rounds"] = {"counts": rounds.counts, "sum": rounds.sum}
-        if ticket > document["ticket"]:
-            stale_at = full_round.checked_at + timedelta(seconds=conf.STALE_AFTER)
-            document.update(
-                ticket=ticket,
-                checked_at=rfc3339(full_round.checked_at),
-                duration=full_round.duration,
-                stale_at=rfc3339(stale_at),
-            )
+        stale_at = full_round.checked_at + timedelta(seconds=conf.STALE_AFTER)
+        document.update(
+            rounds={"counts": rounds.counts, "sum": rounds.sum},
+            ticket=ticket,
+            checked_at=rfc3339(full_round.checked_at),
+            duration=full_round.duration,
+            stale_at=rfc3339(stale_at),
+        )
     document["statuses"] = dict(sorted(new.items(), key=lambda item: item[1]["proxy"]["name"].lower()))
     document["removed"] = {id: t for id, t in gone.items() if t > ticket - _REMOVED_FOR}
     document["commit"] = uuid.uuid4().hex
@@ -149,8 +165,16 @@ def _merge(
     return changes
 
 
-def decode(value: bytes) -> tuple[Snapshot, bytes]:
-    """The snapshot in ``value`` and the commit it is of; raises ``ValueError``."""
+class Decoded(NamedTuple):
+    """A snapshot, the commit it is of, and the ticket of its last full round."""
+
+    snapshot: Snapshot
+    commit: bytes
+    ticket: int
+
+
+def decode(value: bytes) -> Decoded:
+    """What is in ``value``; raises ``ValueError``."""
     document = _load(value)
     statuses = [ProxyStatus.from_json(data) for data in document["statuses"].values()]
     snapshot = Snapshot(
@@ -161,4 +185,4 @@ def decode(value: bytes) -> tuple[Snapshot, bytes]:
         stale_at=moment(document["stale_at"]),
         rounds=RoundHistogram(tuple(document["rounds"]["counts"]), document["rounds"]["sum"]),
     )
-    return snapshot, document["commit"].encode()
+    return Decoded(snapshot, document["commit"].encode(), document["ticket"])

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from uuid import UUID
 
-from proxyhealth import rounds, store, tasks
+from proxyhealth import rounds, running, store
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
 from proxyhealth.report import Proxy, ProxyStatus, Snapshot, Status
 from proxyhealth.rounds import RoundFailed
-from proxyhealth.tasks import request_check
+from proxyhealth.sending import request_check
 
 __all__ = [
     "RoundFailed",
@@ -46,12 +46,12 @@ def snapshot() -> Snapshot:
 def force_update() -> Snapshot:
     """Run one full round now, in this process, and return the snapshot that it led to.
 
-    Takes up to about ``TIMEOUT`` seconds, and waits for a round that is under way to end first.
-    Raises ``RoundFailed``, and leaves the cache alone, if the proxies cannot be read, the cache
-    cannot be used, or another round does not end.
+    Takes up to about ``TIMEOUT`` seconds, and waits for a round that is under way to end first; many who
+    wait share one round. Raises ``RoundFailed``, and leaves the cache alone, if the proxies cannot be read,
+    the cache cannot be used, or another round does not end.
     """
     wait = rounds.time_limit(len(store.read().statuses)) + 30
-    if not tasks.run_round(wait=wait):
+    if running.run_now(wait) == "running":
         raise RoundFailed(f"another round is still running after {wait:.0f} s")
     return store.read_anew()
 

@@ -13,6 +13,9 @@ from proxyhealth.conf import conf
 from proxyhealth.report import RoundHistogram, Snapshot
 
 
+OUTCOMES = ("success", "incomplete", "offline", "failure", "skipped")
+
+
 class SnapshotCollector(Collector):
     """Reads the snapshot on ``collect()``; a proxy that is not in it has no series.
 
@@ -44,9 +47,9 @@ def _families(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
         sum_value=snapshot.rounds.sum,
     )
     outcomes = CounterMetricFamily(
-        f"{prefix}rounds", "Rounds, by how they ended: success, failure, skipped.", labels=["outcome"]
+        f"{prefix}rounds", f"Rounds, by how they ended: {', '.join(OUTCOMES)}.", labels=["outcome"]
     )
-    for outcome in ("success", "failure", "skipped"):
+    for outcome in OUTCOMES:
         outcomes.add_metric([outcome], snapshot.outcomes.get(outcome, 0))
     yield outcomes
     if snapshot.checked_at:

@@ -101,6 +101,24 @@ def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
     )
 
 
+def answers(url: str) -> bool:
+    """Whether a server answers at ``url`` within ``TIMEOUT`` seconds; anything that is HTTP will do.
+
+    The URL is the operator's own, so the address policy does not apply. Raises nothing.
+    """
+    visit = _Visit()
+    visit.deadline = Deadline(conf.TIMEOUT)
+    visit.policy = AddressPolicy()
+    try:
+        with visit.get(parse_proxy_url(url.partition("?")[0]), requests.utils.requote_uri(url)):
+            return True
+    except _Judged as judged:
+        logger.warning("canary silent url=%s error=%s", url, judged)
+    except Exception:
+        logger.exception("canary failed url=%s", url)
+    return False
+
+
 class _Judged(Exception):
     """Ends a probe that got no report; the message is for the operator."""
 
@@ -134,7 +152,7 @@ class _Visit:
             raise _Judged(Status.UNHEALTHY, Reason.INVALID_URL, f"{_BAD_URL}{error}") from None
         self.proxy_host = url.netloc
         for _ in range(MAX_REDIRECTS + 1):
-            with self._get(url, target) as response:
+            with self.get(url, target) as response:
                 self.answered = True
                 location = response.headers["location"].strip() if response.is_redirect else ""
                 if not location:
@@ -166,7 +184,7 @@ class _Visit:
         return url, requests.utils.requote_uri(f"{url.base}{parts.path}{query}")
 
     @contextmanager
-    def _get(self, url: ProxyURL, target: str) -> Iterator[requests.Response]:
+    def get(self, url: ProxyURL, target: str) -> Iterator[requests.Response]:
         context = tls_context(conf.CA_BUNDLE) if url.scheme == "https" else None
         connection = Connection(
             url.host, url.port, deadline=self.deadline, policy=self.policy, context=context

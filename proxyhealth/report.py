@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import re
+import time
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -243,31 +244,43 @@ class ProxyStatus:
     def healthy(self) -> bool:
         return self.status is Status.OK
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "proxy": self.proxy.to_json(),
+    def judgement(self) -> dict[str, Any]:
+        """What the probe found out and nothing else, as JSON without what is empty: it has to travel."""
+        found = {
             "proxy_host": self.proxy_host,
             "status": self.status.value,
             "reason": self.reason.value,
             "errors": self.report.errors,
             "warnings": self.report.warnings,
-            "checked_at": self.checked_at and rfc3339(self.checked_at),
             "latency": self.latency,
             "tls_expires_at": self.tls_expires_at and rfc3339(self.tls_expires_at),
+        }
+        return {key: value for key, value in found.items() if value not in ("", (), None)}
+
+    @classmethod
+    def from_judgement(cls, proxy: Proxy, checked_at: datetime | None, data: Mapping[str, Any]) -> Self:
+        """The status that :meth:`judgement` was made of."""
+        return cls(
+            proxy=proxy,
+            proxy_host=data.get("proxy_host", ""),
+            status=Status(data["status"]),
+            reason=Reason(data.get("reason", "")),
+            report=HealthReport(tuple(data.get("errors", ())), tuple(data.get("warnings", ()))),
+            checked_at=checked_at,
+            latency=data.get("latency"),
+            tls_expires_at=moment(data.get("tls_expires_at")),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "proxy": self.proxy.to_json(),
+            "checked_at": self.checked_at and rfc3339(self.checked_at),
+            **self.judgement(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(
-            proxy=Proxy.from_json(data["proxy"]),
-            proxy_host=data["proxy_host"],
-            status=Status(data["status"]),
-            reason=Reason(data["reason"]),
-            report=HealthReport(tuple(data["errors"]), tuple(data["warnings"])),
-            checked_at=moment(data["checked_at"]),
-            latency=data["latency"],
-            tls_expires_at=moment(data["tls_expires_at"]),
-        )
+        return cls.from_judgement(Proxy.from_json(data["proxy"]), moment(data["checked_at"]), data)
 
 
 class FrozenMapping(Mapping[K, V]):
@@ -325,8 +338,12 @@ class Snapshot:
 
     ``checked_at``, ``duration`` (seconds) and ``stale_at`` are of the last full round, None before
     the first. ``number`` goes up by one with every commit. ``outcomes`` counts rounds by how they
-    ended, ``error`` says why the last failed one did, at ``error_at``. ``fault`` says why this is
-    only the last copy that a process has, when it could not get a newer one.
+    ended, ``error`` says why the last one that was not a success was none, at ``error_at``. ``offline``
+    says since when the workers' own network is gone, if it is. ``fault`` says why this is only the last
+    copy that a process has, when it could not get a newer one.
+
+    ``fresh_until`` is when it turns stale on this machine's monotonic clock, which nobody can set back;
+    None where only ``stale_at`` can tell.
     """
 
     statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
@@ -338,7 +355,9 @@ class Snapshot:
     outcomes: Mapping[str, int] = field(default_factory=FrozenMapping)
     error: str = ""
     error_at: datetime | None = None
+    offline: str = ""
     fault: str = ""
+    fresh_until: float | None = field(default=None, compare=False, repr=False)
 
     @property
     def stale(self) -> bool:
@@ -350,9 +369,15 @@ class Snapshot:
         """What is wrong, as a sentence; empty if the snapshot is not stale."""
         if self.fault:
             return self.fault
+        if self.offline:
+            return self.offline
         if self.checked_at is None or self.stale_at is None:
             return "No round has ended yet. Are the Celery worker and beat running?"
-        if datetime.now(UTC) >= self.stale_at:
+        if self.fresh_until is None:
+            late = datetime.now(UTC) >= self.stale_at
+        else:
+            late = time.monotonic() >= self.fresh_until
+        if late:
             return (
                 f"No round has ended since the one of {self.checked_at:%Y-%m-%d %H:%M:%S} UTC. "
                 "Are the Celery worker and beat running, and does the last round's error say more?"

@@ -1,12 +1,13 @@
-"""Many proxies at once: which, how many together, and until when."""
+"""Many proxies at once: which, in which order, how many together, and until when."""
 
 from __future__ import annotations
 
 import math
 import queue
+import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from uuid import UUID
@@ -17,7 +18,7 @@ from django.db.models.functions import Lower
 
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
-from proxyhealth.probe import probe
+from proxyhealth.probe import answers, probe
 from proxyhealth.report import HealthReport, Proxy, ProxyStatus, Reason, Status
 from proxyhealth.validators import parse_proxy_url
 
@@ -52,59 +53,145 @@ def value_of(row: WorkspaceProxy) -> Proxy:
     return Proxy(**{column: getattr(row, column) for column in _COLUMNS})
 
 
+class ProberOffline(RoundFailed):
+    """Proxies seem dead, but no canary answers either: it is this machine that is cut off."""
+
+
 def time_limit(count: int) -> float:
-    """Seconds within which a round of ``count`` proxies ends, whatever they do."""
+    """Seconds within which ``count`` proxies are probed, whatever they do."""
     # Each turn of CONCURRENCY probes takes TIMEOUT at the most; one turn more is for a machine
     # that is busy with something else.
     turns = math.ceil(count / conf.CONCURRENCY) + 1
     return turns * conf.TIMEOUT + 1
 
 
-def probe_all(proxies: Sequence[Proxy], checked_at: datetime) -> list[ProxyStatus]:
-    """A status for every one of ``proxies``, in their order.
+def slow_first(proxies: Iterable[Proxy], known: Mapping[UUID, ProxyStatus]) -> list[Proxy]:
+    """``proxies``, those first that took long last time: what waits for them overlaps all the others."""
+    return sorted(proxies, key=lambda proxy: _expected(known.get(proxy.id), proxy), reverse=True)
 
-    ``CONCURRENCY`` probes run at once, each in a thread. After :func:`time_limit` what has not
-    answered is ``unreachable`` (``timeout``), and its thread is left to itself. Raises
-    ``RoundFailed`` if not a single thread can be started.
+
+def _expected(status: ProxyStatus | None, proxy: Proxy) -> float:
+    """How many seconds a probe of ``proxy`` will probably take."""
+    if not proxy.url:
+        return 0.0
+    if status is None or status.proxy.url != proxy.url:
+        return 0.001  # nobody knows; most proxies answer
+    if status.reason is Reason.TIMEOUT:
+        return conf.TIMEOUT
+    if status.latency is None:
+        return conf.TIMEOUT / 10  # refused, or no such name: sometimes at once, sometimes not
+    return min(status.latency, conf.TIMEOUT)
+
+
+def split(proxies: Sequence[Proxy], known: Mapping[UUID, ProxyStatus]) -> list[list[Proxy]]:
+    """``proxies`` as the shards of a round, the slow ones in the first of them.
+
+    A shard has at most ``SHARD_SIZE`` proxies, and waiting for no more than a process can bear in one
+    ``TIMEOUT``. So whoever takes a later one is soon ready for the next.
     """
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, ProxyStatus]] = queue.SimpleQueue()
+    patience = conf.CONCURRENCY * conf.TIMEOUT
+    shards: list[list[Proxy]] = []
+    room, left = 0, 0.0
+    for proxy in slow_first(proxies, known):
+        seconds = _expected(known.get(proxy.id), proxy)
+        if not room or seconds > left:
+            shards.append([])
+            room, left = conf.SHARD_SIZE, patience
+        shards[-1].append(proxy)
+        room, left = room - 1, left - seconds
+    return shards
+
+
+def probe_all(
+    proxies: Sequence[Proxy], checked_at: datetime, known: Mapping[UUID, ProxyStatus] | None = None
+) -> list[ProxyStatus]:
+    """A status for every one of ``proxies``, in their order; ``known`` is what is known of them so far.
+
+    Raises ``ProberOffline`` if some are unreachable, and no canary answers, and ``RoundFailed`` if not a
+    single thread can be started.
+    """
+    (batch,) = probe_batches(slow_first(proxies, known or {}), checked_at, lull=math.inf)
+    require_online(batch)
+    found = {status.proxy.id: status for status in batch}
+    return [found[proxy.id] for proxy in proxies]
+
+
+def probe_batches(proxies: Sequence[Proxy], checked_at: datetime, lull: float) -> Iterator[list[ProxyStatus]]:
+    """A status for every one of ``proxies``, in batches as they come: at least one.
+
+    A batch ends when nothing more comes for ``lull`` seconds, of which each batch has twice as many.
+    ``CONCURRENCY`` probes run at once, each in a thread, and begin in the order of ``proxies``. After
+    :func:`time_limit` what has not answered is ``unreachable`` (``timeout``), and its thread is left to
+    itself. Raises ``RoundFailed`` if not a single thread can be started.
+    """
+    todo: queue.SimpleQueue[Proxy] = queue.SimpleQueue()
+    done: queue.SimpleQueue[ProxyStatus] = queue.SimpleQueue()
     over = threading.Event()
-    for index in range(len(proxies)):
-        todo.put(index)
+    for proxy in proxies:
+        todo.put(proxy)
 
     def work() -> None:
         while not over.is_set():
             try:
-                index = todo.get_nowait()
+                proxy = todo.get_nowait()
             except queue.Empty:
                 return
-            done.put((index, probe(proxies[index], checked_at)))
+            done.put(probe(proxy, checked_at))
 
     end = time.monotonic() + time_limit(len(proxies))
-    started = 0
+    _start_threads(work, min(conf.CONCURRENCY, len(proxies)))
+    waiting = {proxy.id: proxy for proxy in proxies}
+    batch: list[ProxyStatus] = []
     try:
-        for _ in range(min(conf.CONCURRENCY, len(proxies))):
-            # Daemons, so that a process can end although a probe of it does not.
-            threading.Thread(target=work, name="probe", daemon=True).start()
-            started += 1
-    except RuntimeError as error:
-        if not started:
-            raise RoundFailed(f"no thread can be started: {error}") from error
-
-    statuses: dict[int, ProxyStatus] = {}
-    try:
-        while len(statuses) < len(proxies):
-            index, status = done.get(timeout=max(0.0, end - time.monotonic()))
-            statuses[index] = status
-    except queue.Empty:
-        pass
+        while waiting:
+            left = end - time.monotonic()
+            try:
+                status = done.get(timeout=max(0.0, min(left, lull) if batch else left))
+            except queue.Empty:
+                if left <= lull:
+                    break
+                yield batch
+                batch, lull = [], 2 * lull
+                continue
+            del waiting[status.proxy.id]
+            batch.append(status)
     finally:
         over.set()
-    return [
-        statuses[index] if index in statuses else _unanswered(proxy, checked_at)
-        for index, proxy in enumerate(proxies)
-    ]
+    yield batch + [_unanswered(proxy, checked_at) for proxy in waiting.values()]
+
+
+def _start_threads(work: Callable[[], None], count: int) -> None:
+    for started in range(count):
+        try:
+            # Daemons, so that a process can end although a probe of it does not.
+            threading.Thread(target=work, name="probe", daemon=True).start()
+        except RuntimeError as error:
+            if not started:
+                raise RoundFailed(f"no thread can be started: {error}") from error
+            return
+
+
+def require_online(statuses: Iterable[ProxyStatus]) -> None:
+    """Raises ``ProberOffline`` if one of ``statuses`` is unreachable, and no canary answers.
+
+    The canaries are asked after the proxies, because it is then that there is something to doubt.
+    """
+    urls = conf.CANARY_URLS
+    if not urls or all(status.status is not Status.UNREACHABLE for status in statuses):
+        return
+    heard: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    for url in urls:
+        threading.Thread(target=lambda url=url: heard.put(answers(url)), name="canary", daemon=True).start()
+    end = time.monotonic() + conf.TIMEOUT + 1
+    try:
+        if any(heard.get(timeout=max(0.0, end - time.monotonic())) for _ in urls):
+            return
+    except queue.Empty:  # a look-up that hangs is no answer
+        pass
+    raise ProberOffline(
+        f"Prober offline: proxies seem dead, but none of CANARY_URLS answers {socket.gethostname()} either. "
+        "What is shown is from before."
+    )
 
 
 def _unanswered(proxy: Proxy, checked_at: datetime) -> ProxyStatus:

@@ -13,7 +13,7 @@ from django.db.models.signals import post_delete, post_save
 from django.dispatch import receiver
 
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.tasks import request_check
+from proxyhealth.sending import request_check
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from redis.exceptions import LockError, RedisError, ResponseError, WatchError
+from redis.exceptions import LockError, ResponseError
 
 from proxyhealth.cache import Cache, StoreError, open_cache
 from proxyhealth.conf import conf
-from proxyhealth.document import HEAD, HEAD_BYTES, Change, Round, decode, dump, merged
+from proxyhealth.coordination import MAX_ERROR
+from proxyhealth.document import HEAD, HEAD_BYTES, Change, Outdated, Round, decode, dump, merged
 from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, moment, rfc3339
 
 logger = logging.getLogger(__name__)
@@ -29,16 +30,34 @@ _LOST = "The cache has lost the snapshot; this is the last that was read."
 # Seconds for which a cache that failed is left alone by the readers of a process.
 _RETRY_INTERVAL = 2.0
 
-# A ticket tells which of two checks began later, whatever the clocks of the workers say: the
-# cache's own time, made to go up only.
-_TICKET_SCRIPT = """
-local time = redis.call('TIME')
-local ticket = time[1] * 1000000 + time[2]
-local last = tonumber(redis.call('GET', KEYS[1]) or '0')
-if ticket <= last then ticket = last + 1 end
-redis.call('SET', KEYS[1], string.format('%.0f', ticket))
-return string.format('%.0f', ticket)
+# Writes a document if nobody has written another one since, and if the round still has its lease.
+# KEYS: snapshot, lease, rounds, plan
+# ARGV: beginning of the document that was read, new document, ticket of the round's lease (or empty), its
+#       outcome, ticket of a full round (or empty), error (or empty), time
+_WRITE = f"""
+if ARGV[3] ~= '' then
+  local held = redis.call('GET', KEYS[2])
+  if held and held ~= ARGV[3] then return 'superseded' end
+end
+local head = redis.pcall('GETRANGE', KEYS[1], 0, {HEAD_BYTES})
+if type(head) == 'table' then head = '' end
+if head ~= ARGV[1] then return 'changed' end
+redis.call('SET', KEYS[1], ARGV[2])
+if ARGV[3] ~= '' then
+  redis.call('HINCRBY', KEYS[3], 'count:' .. ARGV[4], 1)
+  redis.call('DEL', KEYS[4])
+  if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], 'error', ARGV[6], 'error_at', ARGV[7]) end
+end
+if ARGV[5] ~= '' then
+  redis.call('HSET', KEYS[3], 'full', ARGV[5])
+  redis.call('HDEL', KEYS[3], 'offline')
+end
+return 'written'
 """
+
+
+class Superseded(StoreError):
+    """Another round took the lease over, or a later one was committed: this one may not be any more."""
 
 
 class Commit(NamedTuple):
@@ -51,40 +70,45 @@ class Commit(NamedTuple):
 # Commits
 
 
-def take_ticket() -> int:
-    """To be taken before the proxies are read: on commit, per proxy, the higher ticket wins.
-
-    Raises ``StoreError``.
-    """
-    with open_cache() as cache:
-        return int(cache.client.eval(_TICKET_SCRIPT, 1, cache.key("ticket")))
-
-
 def commit(
     statuses: Sequence[ProxyStatus],
     ticket: int,
     *,
     removed: Iterable[UUID] = (),
     full_round: Round | None = None,
+    lease: int | None = None,
 ) -> Commit:
     """Merge ``statuses`` into the snapshot in one step, and take ``removed`` out of it.
 
-    What was checked under a higher ticket stays as it is. A full round also takes out every
-    proxy that it did not find. Raises ``StoreError``; then nothing is changed.
+    What was checked under a higher ticket stays as it is. A round also takes out every proxy that it did
+    not find, is counted in the same step, and needs the lease of the round: its own, or that of the
+    ``lease`` under which it is committed. Raises ``StoreError``, of which ``Superseded`` is one; then
+    nothing is changed.
     """
+    removed = list(removed)
+    outcome = full_round.outcome if full_round else ""
+    of_round = [
+        (lease or ticket) if full_round else "",
+        outcome,
+        ticket if outcome == "success" else "",
+        full_round.error[:MAX_ERROR] if full_round else "",
+        rfc3339(datetime.now(UTC)),
+    ]
     with open_cache() as cache, _turn(cache):
-        key = cache.key("snapshot")
+        keys = [cache.key(name) for name in ("snapshot", "round", "rounds", "plan")]
         for _ in range(_COMMIT_ATTEMPTS):
-            with cache.client.pipeline() as pipe:
-                pipe.watch(key)
-                document, changes = merged(_get(pipe, key), statuses, ticket, removed, full_round)
-                pipe.multi()
-                pipe.set(key, dump(document))
-                try:
-                    pipe.execute()
-                except WatchError:
-                    continue  # somebody else committed in between: merge into theirs
-            return Commit(changes, complete=document["checked_at"] is not None)
+            value = _get(cache.client, keys[0])
+            try:
+                document, changes = merged(value, statuses, ticket, removed, full_round)
+            except Outdated:
+                raise Superseded("a later round was committed before this one") from None
+            head = (value or b"")[: HEAD_BYTES + 1]
+            answer = cache.client.eval(_WRITE, len(keys), *keys, head, dump(document), *of_round)
+            if answer == b"superseded":
+                raise Superseded("another round has begun while this one ran")
+            if answer == b"written":
+                return Commit(changes, complete=document["checked_at"] is not None)
+            # Somebody else committed in between: merge into theirs.
     raise StoreError(f"the snapshot changed under each of {_COMMIT_ATTEMPTS} attempts to commit to it")
 
 
@@ -92,7 +116,7 @@ def commit(
 def _turn(cache: Cache) -> Iterator[None]:
     """One committer after the other: with a large snapshot, all but one would only lose their work.
 
-    It is WATCH that keeps the snapshot whole, so who gets no turn in time goes on without.
+    It is the write that keeps the snapshot whole, so who gets no turn in time goes on without.
     """
     lock = cache.client.lock(cache.key("commit"), timeout=10, sleep=0.01, thread_local=False)
     acquired = lock.acquire(blocking_timeout=10)
@@ -104,67 +128,13 @@ def _turn(cache: Cache) -> Iterator[None]:
                 lock.release()
 
 
-def _get(pipe: Any, key: str) -> bytes | None:
+def _get(client: Any, key: str) -> bytes | None:
     try:
-        value: bytes | None = pipe.get(key)
+        value: bytes | None = client.get(key)
     except ResponseError as error:
         logger.error("there is something else under the key of the snapshot: %s", error)
         return None
     return value
-
-
-# Rounds: one at a time, counted
-
-
-# How long a round is locked out by one whose process has died; a living one renews its lock.
-LOCK_SECONDS = 10.0
-
-
-@contextmanager
-def round_lock(wait: float = 0) -> Iterator[bool]:
-    """Keeps other rounds away; yields False, and keeps nobody away, if one is running after ``wait``.
-
-    Raises ``StoreError``.
-    """
-    with open_cache() as cache:
-        lock = cache.client.lock(cache.key("round"), timeout=LOCK_SECONDS, thread_local=False)
-        acquired = lock.acquire(blocking=wait > 0, blocking_timeout=wait or None)
-    if not acquired:
-        yield False
-        return
-    over = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(lock, over), name="round lock", daemon=True)
-    renewing.start()
-    try:
-        yield True
-    finally:
-        over.set()
-        renewing.join()
-        try:
-            lock.release()
-        except (LockError, RedisError) as error:
-            logger.warning("the lock of the round could not be released: %s", error)
-
-
-def _renew(lock: Any, over: threading.Event) -> None:
-    while not over.wait(LOCK_SECONDS / 4):
-        try:
-            lock.reacquire()
-        except (LockError, RedisError) as error:
-            # Should another round begin: on commit, the tickets decide.
-            logger.warning("the lock of the round could not be renewed: %s", error)
-
-
-def count_round(outcome: str, error: str = "") -> None:
-    """Count a round under ``outcome`` and, if it failed, remember why; raises ``StoreError``."""
-    with open_cache() as cache:
-        pipe = cache.client.pipeline()
-        pipe.hincrby(cache.key("rounds"), f"count:{outcome}", 1)
-        if error:
-            pipe.hset(
-                cache.key("rounds"), mapping={"error": error[:1000], "error_at": rfc3339(datetime.now(UTC))}
-            )
-        pipe.execute()
 
 
 # Reads
@@ -200,6 +170,8 @@ class _Reader:
     def _clear(self) -> None:
         self._source = ""
         self._commit = b""  # which commit the copy is of
+        self._ticket = 0  # of its last full round
+        self._fresh_until: float | None = None
         self._copy: Snapshot | None = None
         self._lost = False  # the cache has no full round any more, the copy has
         self._rounds: Mapping[bytes, bytes] = {}
@@ -239,14 +211,16 @@ class _Reader:
             pipe = cache.client.pipeline(transaction=False)
             pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
             pipe.hgetall(cache.key("rounds"))
-            start, rounds = pipe.execute()
+            pipe.time()
+            start, rounds, (seconds, microseconds) = pipe.execute()
             head = HEAD.match(start)
             new = head is not None and head[2] != self._commit
             value = cache.client.get(cache.key("snapshot")) if new else None
         if start and not head:
             raise ValueError("it is of another format")
         if value is not None:
-            snapshot, self._commit = decode(value)
+            snapshot, self._commit, ticket = decode(value)
+            snapshot = self._dated(snapshot, ticket, seconds + microseconds / 1e6)
             if self._copy and self._copy.checked_at and not snapshot.checked_at:
                 # A check of a few came before the first round of a cache that was emptied.
                 known = FrozenMapping({**self._copy.statuses, **snapshot.statuses})
@@ -265,6 +239,22 @@ class _Reader:
                 logger.info("the snapshot can be read again")
             self._faulty = False
             self._served = self._with_rounds("")
+
+    def _dated(self, snapshot: Snapshot, ticket: int, now: float) -> Snapshot:
+        """``snapshot`` with the moment at which it turns stale, whatever the clocks do from now on.
+
+        Its age is told by the clock of the cache alone, which its ticket is from; from the first look at it
+        on it only grows.
+        """
+        if snapshot.stale_at and snapshot.checked_at:
+            age = max(0.0, now - ticket / 1e6)
+            left = (snapshot.stale_at - snapshot.checked_at).total_seconds() - age
+            fresh_until = time.monotonic() + left
+            if ticket == self._ticket and self._fresh_until is not None:
+                fresh_until = min(fresh_until, self._fresh_until)
+            self._ticket, self._fresh_until = ticket, fresh_until
+            return replace(snapshot, fresh_until=fresh_until)
+        return snapshot
 
     def _serve_copy(self, fault: str) -> None:
         if not self._faulty:
@@ -291,5 +281,6 @@ def _outcomes(data: Mapping[bytes, bytes]) -> dict[str, Any]:
     return {
         "outcomes": FrozenMapping(counts),
         "error": data.get(b"error", b"").decode(),
+        "offline": data.get(b"offline", b"").decode(),
         "error_at": moment(data[b"error_at"].decode()) if b"error_at" in data else None,
     }

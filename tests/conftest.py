@@ -64,7 +64,7 @@ def serve() -> Iterator[Callable[..., WorkspaceProxyServer]]:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[set[str] | None]:
     """What the app hands to the broker, task by task: ids, or None for a round."""
     tasks: list[set[str] | None] = []
-    monkeypatch.setattr("proxyhealth.tasks._send", lambda ids: tasks.append(ids) if ids != set() else None)
+    monkeypatch.setattr("proxyhealth.sending._send", lambda ids: tasks.append(ids) if ids != set() else None)
     return tasks
 
 

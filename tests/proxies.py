@@ -71,3 +71,8 @@ def wait_for(condition: Callable[[], Any], seconds: float = 5, what: str = "") -
             return result
         assert time.monotonic() < end, f"not within {seconds} s: {what or condition}"
         time.sleep(0.02)
+
+
+def queued(redis_client: Any) -> list[dict[str, Any]]:
+    """The headers of the tasks that wait for a worker."""
+    return [json.loads(message)["headers"] for message in redis_client.lrange("celery", 0, -1)]

@@ -2,7 +2,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 
-from proxyhealth import health, store
+from proxyhealth import coordination, health
 from proxyhealth.models import WorkspaceProxy
 from tests.proxies import wait_for
 
@@ -139,7 +139,7 @@ def test_check_now__broker_down_says_that_it_comes_later(admin, monkeypatch):
     def refuse(ids):
         raise ConnectionError("broker down")
 
-    monkeypatch.setattr("proxyhealth.tasks._send", refuse)
+    monkeypatch.setattr("proxyhealth.sending._send", refuse)
     paris = WorkspaceProxy.objects.create(name="paris")
     response = admin.post(LIST, {"action": "check_now", "_selected_action": [paris.pk]}, follow=True)
     (message,) = messages_of(response)
@@ -150,7 +150,7 @@ def test_check_now__a_broker_that_hangs_does_not_hold_the_page_up(admin, monkeyp
     import threading
 
     end = threading.Event()
-    monkeypatch.setattr("proxyhealth.tasks._send", lambda ids: end.wait(10))
+    monkeypatch.setattr("proxyhealth.sending._send", lambda ids: end.wait(10))
     response = admin.post(f"{HEALTH}check/", follow=True)
     (message,) = messages_of(response)
     end.set()
@@ -206,7 +206,7 @@ def test_health_page__why_it_is_stale(admin, fleet, configure):
 
 
 def test_health_page__why_the_last_round_failed(admin, fleet):
-    store.count_round("failure", "the database <is> gone")
+    coordination.count_round("failure", "the database <is> gone")
     assert "the database &lt;is&gt; gone" in text_of(admin.get(HEALTH))
 
 

@@ -1,9 +1,12 @@
+import pickle
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from django.core.checks import registry, run_checks
 from django.core.exceptions import ImproperlyConfigured
 
 from proxyhealth.checks import HINTS, IDS, check_settings
-from proxyhealth.conf import NAMES, beat_schedule, conf
+from proxyhealth.conf import NAMES, Every, beat_schedule, conf
 
 
 def ids(messages):
@@ -105,6 +108,7 @@ def test_settings__defaults(settings):
         "TLS_EXPIRY_WARNING": 14.0,
         "ADDRESS_DENY": conf.ADDRESS_DENY,
         "ADDRESS_ALLOW": (),
+        "CANARY_URLS": (),
         "METRICS_NAMESPACE": "",
     }
     assert [str(network) for network in conf.ADDRESS_DENY] == ["169.254.0.0/16", "fe80::/10"]
@@ -156,17 +160,26 @@ def test_checks__stale_before_the_next_round(configure):
 def test_beat_schedule__from_the_settings_and_from_a_dictionary():
     (entry,) = beat_schedule().values()
     assert entry["task"] == "proxyhealth.tasks.check_all"
-    assert entry["schedule"].total_seconds() == 60
-    assert entry["options"] == {"expires": 60.0}
+    assert entry["schedule"].run_every == timedelta(seconds=60)
+    assert entry["kwargs"] == {"gap": 30.0}
     (entry,) = beat_schedule({"INTERVAL": 15}).values()
-    assert entry["schedule"].total_seconds() == 15
-    assert entry["options"] == {"expires": 15.0}
+    assert entry["schedule"].run_every == timedelta(seconds=15)
+    assert entry["kwargs"] == {"gap": 7.5}
 
 
 def test_beat_schedule__a_wrong_value_is_left_to_the_system_check():
     for value in ("soon", 1e300):
         (entry,) = beat_schedule({"INTERVAL": value}).values()
-        assert entry["schedule"].total_seconds() == 60
+        assert entry["schedule"].run_every == timedelta(seconds=60)
+
+
+def test_beat_schedule__goes_on_when_the_clock_is_set_back():
+    every = pickle.loads(pickle.dumps(Every(60)))  # as beat's file keeps it
+    now = datetime.now(UTC)
+    assert every.is_due(now - timedelta(seconds=61)).is_due
+    assert not every.is_due(now - timedelta(seconds=1)).is_due
+    due, then = every.is_due(now + timedelta(hours=1))
+    assert (due, then) == (True, 60)
 
 
 def test_beat_schedule__names_a_task_that_there_is():

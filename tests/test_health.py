@@ -5,7 +5,7 @@ import pytest
 from django.core.cache import caches
 from django.db import OperationalError, connection
 
-from proxyhealth import store
+from proxyhealth import coordination
 from proxyhealth.health import (
     RoundFailed,
     force_update,
@@ -109,27 +109,31 @@ def test_force_update__database_down(serve, redis_client):
 
 def test_force_update__waits_for_a_round_that_is_under_way(serve):
     WorkspaceProxy.objects.create(name="paris", url=serve().url)
-    held, end = threading.Event(), threading.Event()
-
-    def hold():
-        with store.round_lock():
-            held.set()
-            end.wait(10)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(5)
-    timer = threading.Timer(0.3, end.set)
-    timer.start()
+    begun = coordination.begin_round()
+    end = threading.Timer(0.3, coordination.end_round, [begun.ticket])
+    end.start()
     assert len(force_update().statuses) == 1
-    assert end.is_set()
-    holder.join(5)
-    timer.join(5)
+    assert end.finished.is_set()
+    end.join(5)
 
 
 def test_force_update__does_not_wait_for_ever(monkeypatch):
     monkeypatch.setattr("proxyhealth.health.rounds.time_limit", lambda count: -29.8)
-    with store.round_lock(), pytest.raises(RoundFailed, match="another round is still running"):
+    coordination.begin_round()
+    with pytest.raises(RoundFailed, match="another round is still running"):
+        force_update()
+
+
+def test_force_update__is_content_with_a_round_that_began_after_it_was_asked_for(monkeypatch):
+    """Ten that wait for a round to end need one more of them, not ten."""
+    monkeypatch.setattr(coordination, "take_ticket", lambda: 1)
+    force_update()
+    assert force_update().number == 1
+
+
+def test_force_update__cache_down(settings):
+    settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
+    with pytest.raises(RoundFailed, match="the cache cannot be used"):
         force_update()
 
 

@@ -6,7 +6,7 @@ from django.test import Client
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxyhealth import health, store
+from proxyhealth import coordination, health, running, store
 from proxyhealth.metrics import SnapshotCollector
 from proxyhealth.models import WorkspaceProxy
 
@@ -88,11 +88,11 @@ def test_histogram__observes_rounds_as_they_were(fleet):
 
 
 def test_rounds__are_counted_by_outcome(fleet):
-    with store.round_lock():
-        health.tasks.run_round()
+    coordination.begin_round()
+    running.run_round(gap=30)
     found = samples(scrape())
     outcomes = {key[1][1]: value for key, value in found.items() if key[0] == "proxyhealth_rounds_total"}
-    assert outcomes == {"success": 1, "failure": 0, "skipped": 1}
+    assert outcomes == {"success": 1, "incomplete": 0, "offline": 0, "failure": 0, "skipped": 1}
     assert found["proxyhealth_last_round_timestamp_seconds",] == pytest.approx(
         health.snapshot().checked_at.timestamp()
     )
@@ -101,7 +101,7 @@ def test_rounds__are_counted_by_outcome(fleet):
 def test_deleted_proxies__leave_no_series(fleet):
     gone = fleet["good"]
     WorkspaceProxy.objects.filter(pk=gone).update(deleted=True)
-    health.tasks.run_check([store.UUID(gone)])
+    running.run_check([store.UUID(gone)])
     assert gone not in scrape()
 
 

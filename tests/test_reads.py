@@ -13,7 +13,7 @@ import warnings
 import pytest
 from django.conf import settings as django_settings
 
-from proxyhealth import store
+from proxyhealth import coordination, store
 from proxyhealth.cache import StoreError
 from proxyhealth.report import Snapshot, Status
 from tests.proxies import wait_for
@@ -30,9 +30,9 @@ def test_read__nothing_yet():
 
 def test_read__asks_the_cache_once_in_an_interval(configure, redis_client):
     configure(READ_INTERVAL=30)
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     assert store.read().number == 1
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     before = redis_client.info("commandstats")["cmdstat_getrange"]["calls"]
     assert [store.read().number for _ in range(100)] == [1] * 100
     assert redis_client.info("commandstats")["cmdstat_getrange"]["calls"] == before
@@ -41,12 +41,12 @@ def test_read__asks_the_cache_once_in_an_interval(configure, redis_client):
 def test_read__sees_a_commit_after_the_interval(configure):
     configure(READ_INTERVAL=0.1)
     assert store.read().number == 0
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     wait_for(lambda: store.read().number == 1, 2)
 
 
 def test_read__fetches_the_value_only_if_it_is_a_new_one(redis_client):
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     first = store.read()
     before = redis_client.info("commandstats")["cmdstat_get"]["calls"]
     assert all(store.read() is first for _ in range(10))
@@ -54,7 +54,7 @@ def test_read__fetches_the_value_only_if_it_is_a_new_one(redis_client):
 
 
 def test_read__while_one_thread_asks_the_others_have_the_copy(redis_client, monkeypatch):
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     store.read()
     asking, go_on = threading.Event(), threading.Event()
 
@@ -75,19 +75,19 @@ def test_read__while_one_thread_asks_the_others_have_the_copy(redis_client, monk
 
 def test_read__an_emptied_cache_serves_the_last_copy_and_says_so(redis_client, caplog):
     proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
     assert not store.read().stale
     redis_client.flushall()
     snapshot = store.read()
     assert list(snapshot.statuses) == [proxy.id]
     assert snapshot.stale
     assert snapshot.stale_reason == "The cache has lost the snapshot; this is the last that was read."
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
     assert not store.read().stale
 
 
 def test_read__another_cache_has_nothing_of_the_last_one(settings):
-    store.commit([make_status(make_proxy())], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(make_proxy())], coordination.take_ticket(), full_round=a_round())
     assert store.read().number == 1
     settings.CACHES = {"default": {**django_settings.CACHES["default"], "KEY_PREFIX": "another"}}
     assert store.read() == Snapshot()
@@ -102,7 +102,7 @@ def test_read__a_value_that_is_no_snapshot_is_a_fault(redis_client, snapshot_key
 
 def test_read__a_damaged_snapshot_serves_the_last_copy(redis_client, snapshot_key, caplog):
     proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
     store.read()
     head = re.sub(rb"[0-9a-f]{32}", b"0" * 32, redis_client.get(snapshot_key)[:80], count=1)
     redis_client.set(snapshot_key, head)
@@ -125,7 +125,7 @@ def test_read__server_down_without_a_copy_is_empty_and_logged(stopped, caplog):
 def test_read__server_down_serves_the_last_copy_and_recovers(stopped, valkey, monkeypatch):
     monkeypatch.setattr(store, "_RETRY_INTERVAL", 0.05)
     proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
     store.read()
     stopped()
     snapshot = store.read()
@@ -133,7 +133,7 @@ def test_read__server_down_serves_the_last_copy_and_recovers(stopped, valkey, mo
     assert "Connection refused" in snapshot.stale_reason or "Connection closed" in snapshot.stale_reason
     valkey.start()
     wait_for(lambda: "lost the snapshot" in store.read().stale_reason, 3)
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
     wait_for(lambda: not store.read().stale, 3)
 
 
@@ -157,30 +157,30 @@ def test_cache__that_is_not_redis_is_a_fault_and_a_store_error(settings):
     settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
     assert "is not a Redis cache" in store.read().stale_reason
     with pytest.raises(StoreError, match="is not a Redis cache"):
-        store.take_ticket()
+        coordination.take_ticket()
 
 
 def test_cache__django_redis_works_too(settings):
     settings.CACHES = {
         "default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": django_settings.REDIS_URL}
     }
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     assert store.read().number == 1
 
 
 def test_cache__a_pool_of_the_host_s_own_is_used_as_it_is(settings):
     options = {"pool_class": "redis.BlockingConnectionPool", "max_connections": 2}
     settings.CACHES = {"default": {**django_settings.CACHES["default"], "OPTIONS": options}}
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     assert store.read().number == 1
 
 
 def test_read__a_check_in_an_emptied_cache_does_not_make_the_others_unknown(redis_client):
     one, other = make_proxy("one"), make_proxy("other")
-    store.commit([make_status(one), make_status(other)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(one), make_status(other)], coordination.take_ticket(), full_round=a_round())
     store.read()
     redis_client.flushall()
-    result = store.commit([make_status(one, Status.UNREACHABLE)], store.take_ticket())
+    result = store.commit([make_status(one, Status.UNREACHABLE)], coordination.take_ticket())
     assert not result.complete
     snapshot = store.read()
     assert {s.proxy.name: s.status for s in snapshot.statuses.values()} == {
@@ -188,7 +188,7 @@ def test_read__a_check_in_an_emptied_cache_does_not_make_the_others_unknown(redi
         "other": Status.OK,
     }
     assert "lost the snapshot" in snapshot.stale_reason
-    result = store.commit([make_status(one)], store.take_ticket(), full_round=a_round())
+    result = store.commit([make_status(one)], coordination.take_ticket(), full_round=a_round())
     assert result.complete
     assert list(store.read().statuses) == [one.id]
     assert not store.read().stale
@@ -197,7 +197,7 @@ def test_read__a_check_in_an_emptied_cache_does_not_make_the_others_unknown(redi
 def test_read_anew__does_not_wait_for_the_interval(configure):
     configure(READ_INTERVAL=60)
     assert store.read().number == 0
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     assert store.read().number == 0
     assert store.read_anew().number == 1
 
@@ -218,7 +218,7 @@ def test_read__works_in_a_child_that_was_forked_while_a_thread_was_asking(redis_
 
 def test_snapshot__can_be_copied_and_pickled():
     proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
     snapshot = store.read()
     assert pickle.loads(pickle.dumps(snapshot)) == snapshot
     assert copy.deepcopy(snapshot) == snapshot

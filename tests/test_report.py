@@ -46,7 +46,6 @@ def make_status(number: int = 1, status: Status = Status.OK, **values: Any) -> P
         "proxy_host": f"proxy-{number}.example",
         "checked_at": MOMENT,
         "latency": 0.25,
-        "tls_expires_at": None,
     }
     return ProxyStatus(make_proxy(number), status=status, **{**defaults, **values})
 
@@ -250,7 +249,7 @@ def test_proxy_status__survives_json_without_check_and_latency() -> None:
     before = make_status(status=Status.UNKNOWN, checked_at=None, latency=None, proxy_host="")
     data = json.loads(json.dumps(before.to_json()))
     assert data["checked_at"] is None
-    assert data["latency"] is None
+    assert "latency" not in data
     assert ProxyStatus.from_json(data) == before
 
 
@@ -271,13 +270,23 @@ def test_proxy_status__as_json_is_plain() -> None:
         },
         "proxy_host": "proxy-1.example",
         "status": "ok",
-        "reason": "",
         "errors": ["e"],
-        "warnings": [],
         "checked_at": "2024-02-29T23:59:59.123456Z",
         "latency": 0.25,
-        "tls_expires_at": None,
     }
+
+
+def test_proxy_status__judgement_is_what_the_probe_found_and_small() -> None:
+    status = make_status(report=HealthReport(("e",), ("w",)), reason=Reason.REPORT_ERRORS)
+    data = json.loads(json.dumps(status.judgement()))
+    assert data.keys() == {"proxy_host", "status", "reason", "errors", "warnings", "latency"}
+    assert ProxyStatus.from_judgement(status.proxy, status.checked_at, data) == status
+    assert len(json.dumps(make_status().judgement())) < 100
+
+
+def test_proxy_status__judgement_keeps_a_latency_of_nothing() -> None:
+    status = make_status(latency=0.0)
+    assert ProxyStatus.from_judgement(status.proxy, status.checked_at, status.judgement()) == status
 
 
 def test_proxy__survives_json() -> None:

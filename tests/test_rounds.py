@@ -11,7 +11,7 @@ from proxyhealth import rounds
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Reason, Status
 from proxyhealth.rounds import RoundFailed
-from tests.values import make_proxy
+from tests.values import make_proxy, make_status
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
@@ -119,6 +119,104 @@ def test_probe_all__few_threads_to_be_had(monkeypatch, serve):
     proxies = [with_url(serve().url) for _ in range(5)]
     monkeypatch.setattr(threading.Thread, "start", grudging)
     assert {status.status for status in rounds.probe_all(proxies, NOW)} == {Status.OK}
+
+
+def test_probe_batches__who_answers_comes_before_who_does_not(serve):
+    quick, slow = serve(), serve(delay=0.6)
+    proxies = [with_url(slow.url, "slow"), with_url(quick.url, "a"), with_url(quick.url, "b")]
+    first, second = rounds.probe_batches(proxies, NOW, lull=0.1)
+    assert sorted(status.proxy.name for status in first) == ["a", "b"]
+    assert [status.proxy.name for status in second] == ["slow"]
+
+
+def test_probe_batches__none_is_one_empty_batch():
+    assert list(rounds.probe_batches([], NOW, lull=0.1)) == [[]]
+
+
+def test_probe_batches__become_rarer(serve):
+    proxies = [with_url(serve(delay=0.1 * i).url, f"p{i}") for i in range(1, 12)]
+    batches = list(rounds.probe_batches(proxies, NOW, lull=0.02))
+    assert sum(map(len, batches)) == 11
+    assert len(batches) <= 5
+
+
+def known_of(*statuses):
+    return {status.proxy.id: status for status in statuses}
+
+
+SLOW_FIRST = {
+    "silent": {"status": Status.UNREACHABLE, "reason": Reason.TIMEOUT},
+    "half": {"status": Status.UNHEALTHY, "reason": Reason.TIMEOUT, "latency": 0.9},
+    "refused": {"status": Status.UNREACHABLE, "reason": Reason.CONNECT},
+    "slow": {"latency": 0.05},
+    "quick": {"latency": 0.002},
+}
+
+
+def test_slow_first__by_how_long_they_took_last_time():
+    statuses = [make_status(make_proxy(name), **values) for name, values in SLOW_FIRST.items()]
+    new, unregistered = make_proxy("new"), replace(make_proxy("unregistered"), url="")
+    proxies = [unregistered, new, *[status.proxy for status in reversed(statuses)]]
+    ordered = rounds.slow_first(proxies, known_of(*statuses))
+    assert {proxy.name for proxy in ordered[:2]} == {"silent", "half"}
+    assert [proxy.name for proxy in ordered[2:]] == ["refused", "slow", "quick", "new", "unregistered"]
+
+
+def test_slow_first__what_was_slow_at_another_url_is_not_known_to_be():
+    status = make_status(make_proxy("moved"), **SLOW_FIRST["silent"])
+    moved = replace(status.proxy, url="http://elsewhere.example.com")
+    quick = make_status(make_proxy("quick"), latency=0.1)
+    assert rounds.slow_first([moved, quick.proxy], known_of(status, quick)) == [quick.proxy, moved]
+
+
+def test_probe_all__the_silent_start_first(serve, configure):
+    """With room for two at once, who starts last decides how long it takes."""
+    configure(CONCURRENCY=2, TIMEOUT=1)
+    silent, server = serve(), serve(delay=0.1)
+    silent.gate.clear()
+    proxies = [with_url(server.url, f"p{i}") for i in range(8)] + [with_url(silent.url, "silent")]
+    first = rounds.probe_all(proxies, NOW)
+    begin = time.monotonic()
+    second = rounds.probe_all(proxies, NOW, known_of(*first))
+    assert time.monotonic() - begin < 1.3, "1.4 if the silent one comes last"
+    assert [s.status for s in second] == [s.status for s in first] == 8 * ["ok"] + ["unreachable"]
+
+
+def test_split__into_shards_of_at_most_shard_size(configure):
+    configure(SHARD_SIZE=3)
+    proxies = [make_proxy(f"p{i}") for i in range(8)]
+    shards = rounds.split(proxies, {})
+    assert [len(shard) for shard in shards] == [3, 3, 2]
+    assert {proxy.id for shard in shards for proxy in shard} == {proxy.id for proxy in proxies}
+
+
+def test_split__the_silent_go_into_the_first_ones_as_many_as_a_process_bears_at_once(configure):
+    configure(SHARD_SIZE=100, CONCURRENCY=4, TIMEOUT=5)
+    silent = [make_status(make_proxy(f"s{i}"), **SLOW_FIRST["silent"]) for i in range(6)]
+    quick = [make_status(make_proxy(f"q{i}"), latency=0.1) for i in range(20)]
+    statuses = [*quick, *silent]
+    shards = rounds.split([status.proxy for status in statuses], known_of(*statuses))
+    silent_in = [sum(proxy.name.startswith("s") for proxy in shard) for shard in shards]
+    assert silent_in == [4, 2]
+    assert [len(shard) for shard in shards] == [4, 22]
+
+
+def test_require_online__without_canaries_nobody_is_asked():
+    rounds.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
+
+
+def test_require_online__a_canary_that_hangs_is_no_answer(configure, monkeypatch):
+    configure(CANARY_URLS=["http://a.example.com/"], TIMEOUT=0.1)
+    end = threading.Event()
+    monkeypatch.setattr(rounds, "answers", lambda url: end.wait(10))
+    with pytest.raises(rounds.ProberOffline):
+        rounds.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
+    end.set()
+
+
+def test_require_online__any_http_is_an_answer(serve, configure):
+    configure(CANARY_URLS=[serve(report=[1]).url], ADDRESS_DENY=["127.0.0.0/8"])
+    rounds.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
 
 
 def test_time_limit__is_a_turn_of_timeouts_for_each_concurrency(configure):

@@ -70,7 +70,7 @@ def test_save__succeeds_with_the_broker_down(monkeypatch, caplog):
     def refuse(ids):
         raise ConnectionError("broker down")
 
-    monkeypatch.setattr("proxyhealth.tasks._send", refuse)
+    monkeypatch.setattr("proxyhealth.sending._send", refuse)
     begin = time.monotonic()
     paris = WorkspaceProxy.objects.create(name="paris")
     assert time.monotonic() - begin < 0.5
@@ -90,6 +90,7 @@ def test_save__in_a_test_case_that_captures_callbacks(sent):
     """A host's TestCase holds on to the callbacks that it ran; the next save must be sent too."""
     with TestCase.captureOnCommitCallbacks(execute=True) as first:
         paris = WorkspaceProxy.objects.create(name="paris")
+    wait_for(lambda: sent == [ids_of(paris)])  # before it is joined by the second
     with TestCase.captureOnCommitCallbacks(execute=True) as second:
         paris.save()
     assert (len(first), len(second)) == (1, 1)

@@ -1,6 +1,5 @@
 import json
 import threading
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -9,11 +8,10 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.cache import caches
 
-from proxyhealth import document, store
+from proxyhealth import coordination, document, store
 from proxyhealth.cache import StoreError
 from proxyhealth.document import Round
 from proxyhealth.report import HealthReport, Reason, RoundHistogram, Status
-from tests.proxies import wait_for
 from tests.values import NOW, a_round, make_proxy, make_status
 
 
@@ -26,7 +24,7 @@ def test_commit__comes_back_equal():
         latency=0.25,
     )
     begun = a_round()
-    store.commit([paris], store.take_ticket(), full_round=begun)
+    store.commit([paris], coordination.take_ticket(), full_round=begun)
     snapshot = store.read()
     assert dict(snapshot.statuses) == {paris.proxy.id: paris}
     assert snapshot.number == 1
@@ -37,7 +35,7 @@ def test_commit__comes_back_equal():
 
 
 def test_commit__is_json_without_expiry(redis_client, snapshot_key):
-    store.commit([make_status(make_proxy())], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(make_proxy())], coordination.take_ticket(), full_round=a_round())
     document = json.loads(redis_client.get(snapshot_key))
     assert document["format"] == 1
     assert redis_client.ttl(snapshot_key) == -1
@@ -45,8 +43,8 @@ def test_commit__is_json_without_expiry(redis_client, snapshot_key):
 
 def test_commit__a_later_check_is_not_overwritten_by_an_earlier_one():
     proxy = make_proxy()
-    slow = store.take_ticket()
-    quick = store.take_ticket()
+    slow = coordination.take_ticket()
+    quick = coordination.take_ticket()
     store.commit([make_status(proxy, Status.OK)], quick)
     store.commit([make_status(proxy, Status.UNREACHABLE)], slow, full_round=a_round())
     assert store.read().statuses[proxy.id].status is Status.OK
@@ -54,17 +52,17 @@ def test_commit__a_later_check_is_not_overwritten_by_an_earlier_one():
 
 def test_commit__an_earlier_check_is_overwritten_whatever_the_clocks_say():
     proxy = make_proxy()
-    store.commit([make_status(proxy, Status.OK)], store.take_ticket())
+    store.commit([make_status(proxy, Status.OK)], coordination.take_ticket())
     earlier = replace(make_status(proxy, Status.UNREACHABLE), checked_at=NOW - timedelta(hours=1))
-    store.commit([earlier], store.take_ticket())
+    store.commit([earlier], coordination.take_ticket())
     assert store.read().statuses[proxy.id].status is Status.UNREACHABLE
 
 
 def test_commit__a_slow_round_does_not_bring_a_deleted_proxy_back():
     proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
-    slow = store.take_ticket()
-    store.commit([], store.take_ticket(), removed=[proxy.id])
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
+    slow = coordination.take_ticket()
+    store.commit([], coordination.take_ticket(), removed=[proxy.id])
     assert store.read().statuses == {}
     store.commit([make_status(proxy)], slow, full_round=a_round())
     assert store.read().statuses == {}
@@ -72,22 +70,22 @@ def test_commit__a_slow_round_does_not_bring_a_deleted_proxy_back():
 
 def test_commit__a_proxy_that_was_brought_back_is_seen_again():
     proxy = make_proxy()
-    store.commit([], store.take_ticket(), removed=[proxy.id])
-    store.commit([make_status(proxy)], store.take_ticket())
+    store.commit([], coordination.take_ticket(), removed=[proxy.id])
+    store.commit([make_status(proxy)], coordination.take_ticket())
     assert list(store.read().statuses) == [proxy.id]
 
 
 def test_commit__a_round_takes_out_what_it_did_not_find():
     gone, kept = make_proxy("gone"), make_proxy("kept")
-    store.commit([make_status(gone), make_status(kept)], store.take_ticket(), full_round=a_round())
-    store.commit([make_status(kept)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(gone), make_status(kept)], coordination.take_ticket(), full_round=a_round())
+    store.commit([make_status(kept)], coordination.take_ticket(), full_round=a_round())
     assert list(store.read().statuses) == [kept.id]
 
 
 def test_commit__a_round_keeps_what_was_created_while_it_ran():
     old, new = make_proxy("old"), make_proxy("new")
-    round_ticket = store.take_ticket()
-    store.commit([make_status(new)], store.take_ticket())
+    round_ticket = coordination.take_ticket()
+    store.commit([make_status(new)], coordination.take_ticket())
     store.commit([make_status(old)], round_ticket, full_round=a_round())
     assert [status.proxy.name for status in store.read().statuses.values()] == ["new", "old"]
 
@@ -95,8 +93,8 @@ def test_commit__a_round_keeps_what_was_created_while_it_ran():
 def test_commit__a_check_of_a_few_leaves_the_others_and_the_round_alone():
     one, other = make_proxy("one"), make_proxy("other")
     begun = a_round()
-    store.commit([make_status(one), make_status(other)], store.take_ticket(), full_round=begun)
-    store.commit([make_status(one, Status.UNHEALTHY)], store.take_ticket())
+    store.commit([make_status(one), make_status(other)], coordination.take_ticket(), full_round=begun)
+    store.commit([make_status(one, Status.UNHEALTHY)], coordination.take_ticket())
     snapshot = store.read()
     assert {s.proxy.name: s.status for s in snapshot.statuses.values()} == {
         "one": Status.UNHEALTHY,
@@ -106,26 +104,44 @@ def test_commit__a_check_of_a_few_leaves_the_others_and_the_round_alone():
 
 
 def test_commit__an_earlier_round_that_ends_later_does_not_make_the_snapshot_older():
-    slow, quick = store.take_ticket(), store.take_ticket()
+    slow, quick = coordination.take_ticket(), coordination.take_ticket()
     newer = Round(NOW + timedelta(seconds=60), 1)
     store.commit([], quick, full_round=newer)
-    store.commit([], slow, full_round=Round(NOW, 90))
+    with pytest.raises(store.Superseded):
+        store.commit([], slow, full_round=Round(NOW, 90))
     assert store.read().checked_at == newer.checked_at
-    assert sum(store.read().rounds.counts) == 2
+    assert sum(store.read().rounds.counts) == 1
+
+
+def test_commit__an_incomplete_round_keeps_what_it_lost_and_is_no_full_one():
+    lost, found, gone, new = (make_proxy(name) for name in ("lost", "found", "gone", "new"))
+    begun = a_round()
+    store.commit([make_status(p) for p in (lost, found, gone)], coordination.take_ticket(), full_round=begun)
+    part = Round(NOW + timedelta(hours=1), 3.0, frozenset({lost.id, new.id}), "a worker died")
+    store.commit([make_status(found, Status.UNHEALTHY)], coordination.take_ticket(), full_round=part)
+    snapshot = store.read()
+    assert {s.proxy.name: s.status for s in snapshot.statuses.values()} == {
+        "found": "unhealthy",
+        "lost": "ok",
+    }
+    assert (snapshot.checked_at, snapshot.duration) == (begun.checked_at, begun.duration)
+    assert sum(snapshot.rounds.counts) == 1
+    assert snapshot.outcomes == {"success": 1, "incomplete": 1}
+    assert snapshot.error == "a worker died"
 
 
 def test_commit__tells_which_statuses_changed():
     proxy = make_proxy()
-    (new,) = store.commit([make_status(proxy)], store.take_ticket()).changes
+    (new,) = store.commit([make_status(proxy)], coordination.take_ticket()).changes
     assert (new.proxy, new.name, new.before, new.after.status) == (str(proxy.id), "paris", "", Status.OK)
-    assert store.commit([make_status(proxy)], store.take_ticket()).changes == []
-    (down,) = store.commit([make_status(proxy, Status.UNREACHABLE)], store.take_ticket()).changes
+    assert store.commit([make_status(proxy)], coordination.take_ticket()).changes == []
+    (down,) = store.commit([make_status(proxy, Status.UNREACHABLE)], coordination.take_ticket()).changes
     assert (down.before, down.after.status) == ("ok", Status.UNREACHABLE)
 
 
 def test_commit__sorts_by_name_without_regard_to_case():
     statuses = [make_status(make_proxy(name)) for name in ("b", "C", "a")]
-    store.commit(statuses, store.take_ticket())
+    store.commit(statuses, coordination.take_ticket())
     assert [s.proxy.name for s in store.read().statuses.values()] == ["a", "b", "C"]
 
 
@@ -133,7 +149,7 @@ def test_commit__many_at_once_lose_nothing():
     proxies = [make_proxy(f"p{i}") for i in range(24)]
 
     def commit(proxy):
-        store.commit([make_status(proxy)], store.take_ticket())
+        store.commit([make_status(proxy)], coordination.take_ticket())
 
     threads = [threading.Thread(target=commit, args=(proxy,)) for proxy in proxies]
     for thread in threads:
@@ -148,23 +164,13 @@ def test_commit__many_at_once_lose_nothing():
 def test_commit__a_lone_surrogate_in_one_row_does_not_spoil_the_others():
     odd = replace(make_proxy("odd"), display_name="\ud800")
     good = make_proxy("good")
-    store.commit([make_status(odd), make_status(good)], store.take_ticket())
+    store.commit([make_status(odd), make_status(good)], coordination.take_ticket())
     assert store.read().statuses[odd.id].proxy.display_name == "?"
     assert good.id in store.read().statuses
 
 
-def test_take_ticket__goes_up_even_if_the_time_of_the_cache_steps_back(redis_client):
-    ahead = 4_000_000_000_000_000
-    redis_client.set(caches["default"].make_key("proxyhealth:ticket"), ahead)
-    assert [store.take_ticket() for _ in range(3)] == [ahead + 1, ahead + 2, ahead + 3]
-
-
-def test_take_ticket__is_about_the_time():
-    assert abs(store.take_ticket() / 1e6 - time.time()) < 60
-
-
 def test_key_prefix__keeps_deployments_apart(settings):
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     other = {**django_settings.CACHES["default"], "KEY_PREFIX": "another"}
     settings.CACHES = {"default": other}
     assert store.read().number == 0
@@ -186,85 +192,24 @@ def test_commit__replaces_what_it_cannot_read(redis_client, snapshot_key, caplog
     """Otherwise one bad value would make every round fail, for ever."""
     redis_client.set(snapshot_key, value)
     proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
     assert list(store.read().statuses) == [proxy.id]
     assert "is replaced, because it cannot be read" in caplog.text
 
 
-def test_commit__of_an_old_round_does_not_bring_back_what_a_newer_one_took_out():
+def test_commit__of_a_slow_check_does_not_bring_back_what_a_round_took_out():
     proxy = make_proxy()
-    store.commit([make_status(proxy)], store.take_ticket(), full_round=a_round())
-    old, new = store.take_ticket(), store.take_ticket()
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
+    old, new = coordination.take_ticket(), coordination.take_ticket()
     store.commit([], new, full_round=a_round())
-    store.commit([make_status(proxy)], old, full_round=a_round())
+    store.commit([make_status(proxy)], old)
     assert store.read().statuses == {}
 
 
-def test_writes__server_down_raise_store_error(stopped):
-    stopped()
-    with pytest.raises(StoreError):
-        store.take_ticket()
-    with pytest.raises(StoreError):
-        store.commit([], 1)
-    with pytest.raises(StoreError):
-        store.count_round("success")
-    with pytest.raises(StoreError), store.round_lock():
-        pass
-
-
-def test_round_lock__one_at_a_time():
-    with store.round_lock() as first, store.round_lock() as second:
-        assert (first, second) == (True, False)
-    with store.round_lock() as third:
-        assert third
-
-
-def test_round_lock__waits_if_told_to():
-    held, end = threading.Event(), threading.Event()
-
-    def hold():
-        with store.round_lock():
-            held.set()
-            end.wait(5)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(5)
-    timer = threading.Timer(0.3, end.set)
-    timer.start()
-    with store.round_lock(wait=5) as locked:
-        assert locked
-        assert end.is_set()
-    holder.join(5)
-    timer.join(5)
-
-
-def test_round_lock__of_a_living_round_is_renewed(monkeypatch):
-    monkeypatch.setattr(store, "LOCK_SECONDS", 0.4)
-    with store.round_lock() as first, store.round_lock(wait=1.2) as second:
-        assert (first, second) == (True, False)
-
-
-def test_round_lock__of_a_round_that_died_frees_itself(redis_client):
-    dead = redis_client.lock(caches["default"].make_key("proxyhealth:round"), timeout=0.3)
-    assert dead.acquire()
-    with store.round_lock(wait=5) as locked:
-        assert locked
-
-
-def test_round_lock__that_was_lost_is_logged_and_harmless(monkeypatch, redis_client, caplog):
-    monkeypatch.setattr(store, "LOCK_SECONDS", 0.4)
-    with store.round_lock() as locked:
-        assert locked
-        redis_client.flushall()
-        wait_for(lambda: "could not be renewed" in caplog.text)
-    assert "could not be released" in caplog.text
-
-
 def test_count_round__counts_and_remembers_the_last_error():
-    store.count_round("success")
-    store.count_round("failure", "the database is gone")
-    store.count_round("failure", "it is still gone")
+    coordination.count_round("success")
+    coordination.count_round("failure", "the database is gone")
+    coordination.count_round("failure", "it is still gone")
     snapshot = store.read()
     assert dict(snapshot.outcomes) == {"success": 1, "failure": 2}
     assert snapshot.error == "it is still gone"
@@ -273,7 +218,7 @@ def test_count_round__counts_and_remembers_the_last_error():
 
 def test_rounds__are_observed_in_the_histogram():
     for seconds in (0.0005, 0.3, 5.0, 31.0):
-        store.commit([], store.take_ticket(), full_round=a_round(seconds))
+        store.commit([], coordination.take_ticket(), full_round=a_round(seconds))
     rounds = store.read().rounds
     assert rounds.sum == pytest.approx(36.3005)
     by_bound = dict(zip([*RoundHistogram.BOUNDS, "more"], rounds.counts, strict=True))
@@ -282,7 +227,7 @@ def test_rounds__are_observed_in_the_histogram():
 
 def test_removed__is_forgotten_in_time(redis_client, snapshot_key):
     id = UUID(int=1)
-    ticket = store.take_ticket()
+    ticket = coordination.take_ticket()
     store.commit([], ticket - 2 * document._REMOVED_FOR, removed=[id])
     assert str(id) in json.loads(redis_client.get(snapshot_key))["removed"]
     store.commit([], ticket)
@@ -307,15 +252,15 @@ def test_commit__gives_up_if_it_changes_under_every_attempt(monkeypatch, redis_c
 
 def test_commit__a_removal_that_came_too_late_is_no_removal():
     proxy = make_proxy()
-    early = store.take_ticket()
-    store.commit([make_status(proxy)], store.take_ticket())
+    early = coordination.take_ticket()
+    store.commit([make_status(proxy)], coordination.take_ticket())
     store.commit([], early, removed=[proxy.id])
     assert list(store.read().statuses) == [proxy.id]
 
 
 def test_commit__replaces_another_type_under_its_key(redis_client, snapshot_key, caplog):
     redis_client.rpush(snapshot_key, "not", "ours")
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     assert store.read().number == 1
     assert "something else under the key" in caplog.text
 
@@ -323,5 +268,5 @@ def test_commit__replaces_another_type_under_its_key(redis_client, snapshot_key,
 def test_commit__goes_on_without_its_turn_if_another_committer_hangs(redis_client, monkeypatch):
     blocking = redis_client.lock(caches["default"].make_key("proxyhealth:commit"), timeout=0.5)
     assert blocking.acquire()
-    store.commit([make_status(make_proxy())], store.take_ticket())
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
     assert store.read().number == 1

@@ -1,0 +1,89 @@
+"""The plan of a round that many workers share: who probes what, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, Self
+from uuid import UUID, uuid4
+
+from proxyhealth.report import Proxy, ProxyStatus
+
+
+class Outcome(NamedTuple):
+    """What the shards found; ``missing`` are the proxies of those that were lost, ``error`` says why.
+
+    ``offline`` is a round of which no shard had a network.
+    """
+
+    statuses: list[ProxyStatus]
+    missing: frozenset[UUID]
+    error: str
+    offline: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A round as shards, each a task with the id in ``tasks``."""
+
+    ticket: int
+    checked_at: datetime
+    shards: Sequence[Sequence[Proxy]]
+    tasks: Sequence[str]
+
+    @classmethod
+    def of(cls, ticket: int, checked_at: datetime, shards: Sequence[Sequence[Proxy]]) -> Self:
+        return cls(ticket, checked_at, shards, [str(uuid4()) for _ in shards])
+
+    def dump(self) -> str:
+        return json.dumps(
+            {
+                "ticket": self.ticket,
+                "checked_at": self.checked_at.isoformat(),
+                "tasks": self.tasks,
+                "shards": [[proxy.to_json() for proxy in shard] for shard in self.shards],
+            }
+        )
+
+    @classmethod
+    def load(cls, text: str) -> Self:
+        """Raises ``ValueError`` for what is no plan."""
+        try:
+            data = json.loads(text)
+            shards = [[Proxy.from_json(proxy) for proxy in shard] for shard in data["shards"]]
+            return cls(data["ticket"], datetime.fromisoformat(data["checked_at"]), shards, data["tasks"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is no plan of a round: {error!r}") from error
+
+    def outcome(self, parts: Sequence[Any]) -> Outcome:
+        """What came of it; ``parts`` are the results of the tasks, in their order.
+
+        A part is ``{"found": [judgement...]}``, with one for each proxy of the shard, or ``{"lost": why}``.
+        """
+        statuses: list[ProxyStatus] = []
+        missing: list[UUID] = []
+        why: list[str] = []
+        offline = 0
+        for shard, part in zip(self.shards, parts, strict=True):
+            part = part if isinstance(part, dict) else {}
+            found = part.get("found")
+            if isinstance(found, list) and len(found) == len(shard):
+                statuses += [
+                    ProxyStatus.from_judgement(proxy, self.checked_at, judgement)
+                    for proxy, judgement in zip(shard, found, strict=True)
+                ]
+            else:
+                missing += [proxy.id for proxy in shard]
+                why.append(str(part.get("lost", "it has no result")))
+                offline += bool(part.get("offline"))
+        if offline == len(self.shards):
+            return Outcome([], frozenset(missing), why[0], offline=True)
+        error = ""
+        if why:
+            error = (
+                f"{len(why)} of {len(self.shards)} shards of the round were lost, {len(missing):,} of "
+                f"{len(missing) + len(statuses):,} proxies keep their last status: {'; '.join(set(why))}"
+            )
+        return Outcome(statuses, frozenset(missing), error, offline=False)

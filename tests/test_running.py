@@ -1,0 +1,500 @@
+import json
+import logging
+import threading
+import time
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+from django.core.cache import caches
+from django.db import OperationalError, connection
+
+from project.celery import app
+from proxyhealth import coordination, running, sending, store
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.plan import Plan
+from proxyhealth.report import Status
+from proxyhealth.rounds import ProberOffline, RoundFailed
+from tests.proxies import wait_for
+
+pytestmark = pytest.mark.django_db
+
+
+def raw_snapshot(redis_client):
+    return redis_client.get(caches["default"].make_key("proxyhealth:snapshot"))
+
+
+def refuse_queries(*args):
+    raise OperationalError("the database is down")
+
+
+def test_run_round__a_status_for_every_active_proxy(serve):
+    WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    WorkspaceProxy.objects.create(name="sydney", url=serve(report={"errors": ["x"]}).url)
+    WorkspaceProxy.objects.create(name="oslo")
+    WorkspaceProxy.objects.create(name="gone", url=serve().url, deleted=True)
+    assert running.run_round() == "success"
+    snapshot = store.read()
+    assert {s.proxy.name: s.status for s in snapshot.statuses.values()} == {
+        "paris": Status.OK,
+        "sydney": Status.UNHEALTHY,
+        "oslo": Status.UNREGISTERED,
+    }
+    assert {s.checked_at for s in snapshot.statuses.values()} == {snapshot.checked_at}
+    assert snapshot.outcomes == {"success": 1}
+    assert sum(snapshot.rounds.counts) == 1
+
+
+def test_run_round__no_proxies_is_a_round_too():
+    assert running.run_round() == "success"
+    assert not store.read().stale
+
+
+def test_run_round__an_unregistered_proxy_is_not_asked(serve):
+    server = serve()
+    WorkspaceProxy.objects.create(name="oslo", url="")
+    running.run_round()
+    assert server.requests == 0
+
+
+def test_run_round__database_down_leaves_the_snapshot_byte_for_byte(serve, redis_client, caplog):
+    WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    running.run_round()
+    before = raw_snapshot(redis_client)
+    with connection.execute_wrapper(refuse_queries), pytest.raises(RoundFailed, match="the database is down"):
+        running.run_round()
+    assert raw_snapshot(redis_client) == before
+    assert store.read().outcomes == {"success": 1, "failure": 1}
+    assert "the database is down" in store.read().error
+    assert "round failed: the proxies cannot be read from the database" in caplog.text
+
+
+def test_run_round__after_a_failure_the_next_one_runs(serve):
+    WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    with connection.execute_wrapper(refuse_queries), pytest.raises(RoundFailed):
+        running.run_round()
+    assert running.run_round() == "success"
+    assert len(store.read().statuses) == 1
+
+
+def test_run_round__does_not_overwrite_a_check_that_began_later(serve):
+    server = serve()
+    server.gate.clear()
+    proxy = WorkspaceProxy.objects.create(name="paris", url=server.url)
+    reading = coordination.take_ticket()  # the round began to read here, and its probe is slow
+    slow = running.rounds.read_proxies()
+    proxy.url = serve(report={"errors": ["new place"]}).url
+    proxy.save()
+    running.run_check([proxy.pk])
+    server.gate.set()
+    statuses = running.rounds.probe_all(slow, store.datetime.now(store.UTC))
+    store.commit(statuses, reading, full_round=store.Round(store.datetime.now(store.UTC), 1))
+    status = store.read().statuses[proxy.pk]
+    assert (status.status, status.report.errors) == (Status.UNHEALTHY, ("new place",))
+
+
+def test_run_round__is_skipped_and_counted_while_another_one_runs(caplog):
+    coordination.begin_round()
+    assert running.run_round(gap=30) == "running"
+    assert store.read().outcomes == {"skipped": 1}
+    assert "round skipped" in caplog.text
+
+
+def test_run_round__cache_down(settings):
+    settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
+    with pytest.raises(RoundFailed, match=r"the cache cannot be used: .*Connection refused"):
+        running.run_round()
+
+
+def test_run_round__can_be_followed_in_the_log(serve, caplog):
+    caplog.set_level(logging.INFO, logger="proxyhealth")
+    proxy = WorkspaceProxy.objects.create(name="paris", url=serve(report={"errors": ["a\nround end b"]}).url)
+    running.run_round()
+    running.run_round()
+    messages = [record.getMessage() for record in caplog.records if record.name == "proxyhealth.running"]
+    start, change, end, *second = messages
+    assert start.startswith("round start ticket=")
+    assert start.endswith(" proxies=1")
+    assert change == (
+        f"status change proxy={proxy.pk} name=paris from=none to=unhealthy reason=report_errors "
+        'error="a round end b"'
+    )
+    assert end.startswith("round end ticket=")
+    assert end.endswith(" proxies=1 ok=0 unhealthy=1 unreachable=0 unregistered=0")
+    assert " duration=0." in end
+    assert len(second) == 2, "a status that stays is no change"
+
+
+def test_run_check__just_these(serve):
+    one = WorkspaceProxy.objects.create(name="one", url=serve().url)
+    server = serve()
+    WorkspaceProxy.objects.create(name="other", url=server.url)
+    running.run_check([one.pk])
+    assert list(store.read().statuses) == [one.pk]
+    assert server.requests == 0
+
+
+def test_run_check__takes_out_what_is_deleted_or_gone(serve):
+    soft = WorkspaceProxy.objects.create(name="soft", url=serve().url)
+    hard = WorkspaceProxy.objects.create(name="hard", url=serve().url)
+    running.run_round()
+    hard_id = hard.pk
+    hard.delete()
+    WorkspaceProxy.objects.filter(pk=soft.pk).update(deleted=True)
+    running.run_check([soft.pk, hard_id, uuid4()])
+    assert store.read().statuses == {}
+
+
+def test_run_check__database_down_leaves_the_snapshot(serve, redis_client):
+    proxy = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    running.run_round()
+    before = raw_snapshot(redis_client)
+    with connection.execute_wrapper(refuse_queries), pytest.raises(RoundFailed):
+        running.run_check([proxy.pk])
+    assert raw_snapshot(redis_client) == before
+
+
+def test_run_check__cache_down(settings):
+    settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
+    with pytest.raises(RoundFailed, match="the cache cannot be used"):
+        running.run_check([uuid4()])
+
+
+def test_run_check__in_an_emptied_cache_asks_for_a_full_round(serve, sent):
+    proxy = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    running.run_check([proxy.pk])
+    wait_for(lambda: sent == [None])
+    running.run_round()
+    running.run_check([proxy.pk])
+    sending.request_check([]).result(5)
+    assert sent == [None], "a snapshot that a round has been committed to needs no other"
+
+
+@pytest.mark.parametrize("run", [running.run_round, lambda: running.run_check([uuid4()])])
+def test_run__what_nobody_expected_is_a_failure_too(run, monkeypatch, caplog):
+    def fail(*args):
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(running.rounds, "read_proxies", fail)
+    with pytest.raises(RoundFailed, match=r"an error of proxyhealth.*a bug"):
+        run()
+    assert "failed unexpectedly" in caplog.text
+    assert "LookupError: a bug" in caplog.text
+
+
+def test_run_round__what_nobody_expected_is_counted(monkeypatch):
+    monkeypatch.setattr(running.rounds, "probe_all", lambda *args: 1 / 0)
+    with pytest.raises(RoundFailed):
+        running.run_round()
+    assert store.read().outcomes == {"failure": 1}
+    assert "division by zero" in store.read().error
+
+
+def test_log__a_name_that_looks_like_a_log_line_is_quoted(serve, caplog):
+    caplog.set_level(logging.INFO, logger="proxyhealth")
+    WorkspaceProxy.objects.create(name="a\nround end", url=serve().url)
+    running.run_round()
+    assert r'name="a\nround end" from=none' in caplog.text
+
+
+def test_run_round__waits_for_a_cache_that_is_restarted(serve, valkey, stopped):
+    server = serve()
+    server.gate.clear()
+    WorkspaceProxy.objects.create(name="paris", url=server.url)
+
+    def restart():
+        wait_for(lambda: server.requests)
+        stopped()
+        server.gate.set()
+        time.sleep(0.5)  # the round is to find it away
+        valkey.start()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    assert running.run_round() == "success"
+    thread.join(5)
+    assert len(store.read_anew().statuses) == 1
+
+
+def test_run_round__gives_up_on_a_cache_that_stays_away(serve, stopped, monkeypatch, caplog):
+    monkeypatch.setattr(running, "_COMMIT_PATIENCE", 0.5)
+    server = serve()
+    server.gate.clear()
+    WorkspaceProxy.objects.create(name="paris", url=server.url)
+
+    def stop():
+        wait_for(lambda: server.requests)
+        stopped()
+        server.gate.set()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(RoundFailed, match="the cache cannot be used"):
+        running.run_round()
+    thread.join(5)
+    assert "round waits for the cache" in caplog.text
+    assert "the lease of the round could not be given back" in caplog.text
+
+
+def test_run_round__whose_lease_was_taken_over_commits_nothing(serve, redis_client, configure):
+    configure(INTERVAL=2)
+    server = serve()
+    server.gate.clear()
+    WorkspaceProxy.objects.create(name="paris", url=server.url)
+    other = []
+
+    def take_over():
+        wait_for(lambda: server.requests)
+        key = caches["default"].make_key("proxyhealth:round")
+        # As after a pause of the whole process that was longer than its lease.
+        redis_client.delete(key)
+        other.append(coordination.begin_round())
+        server.gate.set()
+
+    thread = threading.Thread(target=take_over)
+    thread.start()
+    with pytest.raises(RoundFailed, match="another round has begun while this one ran"):
+        running.run_round()
+    thread.join(5)
+    assert raw_snapshot(redis_client) is None
+    assert coordination.begin_round().why == "running", "the other one has kept its lease"
+    assert other[0].why == "begun"
+
+
+def test_run_round__asked_for_while_one_runs_is_followed_by_one_more(serve, sent):
+    server = serve()
+    server.gate.clear()
+    WorkspaceProxy.objects.create(name="paris", url=server.url)
+    asked = []
+
+    def ask():
+        wait_for(lambda: server.requests)
+        for _ in range(10):
+            asked.append(running.run_round(asked=coordination.take_ticket(), follow=True))
+        server.gate.set()
+
+    sent.clear()
+    thread = threading.Thread(target=ask)
+    thread.start()
+    running.run_round()
+    thread.join(5)
+    sending.request_check([]).result(5)
+    assert asked == 10 * ["running"]
+    assert sent == [None]
+    assert store.read().outcomes == {"success": 1}, "who asks is no tick that was skipped"
+
+
+# Shards
+
+
+@pytest.fixture
+def shared(configure, monkeypatch, serve):
+    """A round of four proxies, of which nobody has begun a shard; its plan, and what was sent."""
+    configure(SHARD_SIZE=2)
+    urls = [serve().url, serve(report={"errors": ["x"]}).url]
+    for i, url in enumerate(2 * urls):
+        WorkspaceProxy.objects.create(name=f"p{i}", url=url)
+    monkeypatch.setattr(running, "chord", lambda shards: lambda end: None)
+    assert running.run_round(share=True) == "shared"
+    return Plan.load(coordination.load_plan())
+
+
+def run_shards(plan):
+    return [running.run_shard(plan.ticket, plan.checked_at, shard) for shard in plan.shards]
+
+
+def test_shards__become_one_commit(shared):
+    parts = run_shards(shared)
+    assert store.read().number == 0
+    running.run_finish(json.loads(json.dumps(parts)), shared.ticket)
+    snapshot = store.read()
+    assert [s.status for s in snapshot.statuses.values()] == ["ok", "unhealthy", "ok", "unhealthy"]
+    assert {status.checked_at for status in snapshot.statuses.values()} == {shared.checked_at}
+    assert (snapshot.number, snapshot.checked_at) == (1, shared.checked_at)
+    assert snapshot.outcomes == {"success": 1}
+    assert 0 < snapshot.duration < 10
+    assert running.run_round() == "success"
+
+
+def test_shards__their_round_keeps_others_away(shared):
+    assert running.run_round(gap=30) == "running"
+
+
+def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
+    first, second = run_shards(shared)
+    running.run_finish([first, second], shared.ticket)
+    before = store.read()
+    running.run_round(share=True)
+    plan = Plan.load(coordination.load_plan())
+    WorkspaceProxy.objects.update(url="http://127.0.0.1:1")
+    closed = [replace(proxy, url="http://127.0.0.1:1") for proxy in plan.shards[0]]
+    parts = [running.run_shard(plan.ticket, plan.checked_at, closed), {"lost": "out of memory"}]
+    running.run_finish(parts, plan.ticket)
+    after = store.read()
+    for proxy in plan.shards[0]:
+        assert after.statuses[proxy.id].status is Status.UNREACHABLE
+    for proxy in plan.shards[1]:
+        assert after.statuses[proxy.id] == before.statuses[proxy.id]
+    assert after.checked_at == before.checked_at
+    assert after.outcomes == {"success": 1, "incomplete": 1}
+    assert after.error == (
+        "1 of 2 shards of the round were lost, 2 of 4 proxies keep their last status: out of memory"
+    )
+    assert "round incomplete" in caplog.text
+
+
+def test_shards__of_a_round_that_is_over_are_not_probed(shared, serve):
+    coordination.end_round(shared.ticket)
+    assert run_shards(shared) == 2 * [{"lost": "the round is over"}]
+
+
+def test_shards__that_fail_say_why(shared, monkeypatch):
+    monkeypatch.setattr(running.rounds, "probe_all", lambda *args: 1 / 0)
+    part = running.run_shard(shared.ticket, shared.checked_at, shared.shards[0])
+    assert "division by zero" in part["lost"]
+
+
+def test_shards__an_end_that_comes_twice_commits_once(shared):
+    parts = run_shards(shared)
+    running.run_finish(parts, shared.ticket)
+    running.run_finish(parts, shared.ticket)
+    assert store.read().number == 1
+
+
+def test_shards__an_end_that_comes_after_another_round_has_begun_commits_nothing(shared, redis_client):
+    parts = run_shards(shared)
+    redis_client.delete(caches["default"].make_key("proxyhealth:round"))
+    coordination.begin_round()
+    running.run_finish(parts, shared.ticket)
+    assert store.read().number == 0
+
+
+def test_shards__whose_worker_died_are_closed_by_the_next_round(shared, redis_client):
+    """What the other shards found is not lost, although the next round could not find anything."""
+    result = running.run_shard(shared.ticket, shared.checked_at, shared.shards[0])
+    app.backend.store_result(shared.tasks[0], result, "SUCCESS")
+    redis_client.delete(caches["default"].make_key("proxyhealth:round"))  # it ran out
+    with connection.execute_wrapper(refuse_queries), pytest.raises(RoundFailed):
+        running.run_round()
+    snapshot = store.read()
+    assert set(snapshot.statuses) == {proxy.id for proxy in shared.shards[0]}
+    assert snapshot.outcomes == {"incomplete": 1, "failure": 1}
+    assert running.run_round() == "success"
+    assert len(store.read().statuses) == 4
+    assert store.read().outcomes == {"incomplete": 1, "failure": 1, "success": 1}
+
+
+def test_shards__a_plan_that_cannot_be_read_holds_nobody_up(shared, redis_client, caplog):
+    coordination.save_plan('{"ticket": 1}')
+    redis_client.delete(caches["default"].make_key("proxyhealth:round"))
+    assert running.run_round() == "success"
+    assert "it is no plan of a round" in caplog.text
+    assert coordination.load_plan() == ""
+
+
+def test_shards__that_cannot_be_sent_fail_the_round(configure, monkeypatch):
+    def refuse(shards):
+        raise ConnectionError("broker down")
+
+    configure(SHARD_SIZE=1)
+    for name in ("a", "b"):
+        WorkspaceProxy.objects.create(name=name)
+    monkeypatch.setattr(running, "chord", refuse)
+    with pytest.raises(RoundFailed, match="broker down"):
+        running.run_round(share=True)
+    assert coordination.load_plan() == ""
+    assert running.run_round() == "success"
+
+
+@pytest.mark.parametrize("why", ["no result backend", "eager"])
+def test_shards__without_the_means_one_process_runs_the_round(why, configure, monkeypatch, caplog):
+    configure(SHARD_SIZE=1)
+    for name in ("a", "b"):
+        WorkspaceProxy.objects.create(name=name)
+    if why == "eager":
+        monkeypatch.setitem(app.conf, "task_always_eager", True)
+    else:
+        monkeypatch.setattr(running, "DisabledBackend", type(app.backend))
+    assert running.run_round(share=True) == "success"
+    assert ("Celery has no result backend" in caplog.text) == (why != "eager")
+
+
+# Canaries
+
+
+@pytest.fixture
+def dead():
+    WorkspaceProxy.objects.create(name="dead", url="http://127.0.0.1:1")
+
+
+def test_offline__the_round_is_kept_apart(dead, configure, redis_client):
+    running.run_round()
+    before = raw_snapshot(redis_client)
+    configure(CANARY_URLS=["http://127.0.0.1:1/", "http://127.0.0.1:2/"])
+    with pytest.raises(ProberOffline):
+        running.run_round()
+    assert raw_snapshot(redis_client) == before
+    snapshot = store.read()
+    assert snapshot.outcomes == {"success": 1, "offline": 1}
+    assert snapshot.stale
+    assert snapshot.stale_reason.startswith(
+        "Prober offline: proxies seem dead, but none of CANARY_URLS answers"
+    )
+
+
+def test_offline__one_canary_that_answers_is_enough(dead, serve, configure):
+    configure(CANARY_URLS=["http://127.0.0.1:1/", serve().url + "/x?y"])
+    assert running.run_round() == "success"
+    assert not store.read().stale
+
+
+def test_offline__nobody_asks_while_all_proxies_answer(serve, configure):
+    canary = serve()
+    configure(CANARY_URLS=[canary.url])
+    WorkspaceProxy.objects.create(name="paris", url=serve(report={"errors": ["x"]}).url)
+    running.run_round()
+    assert canary.requests == 0
+
+
+def test_offline__a_check_commits_only_what_answered(dead, serve, configure):
+    configure(CANARY_URLS=["http://127.0.0.1:1/"])
+    paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    with pytest.raises(RoundFailed, match="Prober offline"):
+        running.run_check(WorkspaceProxy.objects.values_list("pk", flat=True))
+    assert list(store.read().statuses) == [paris.pk]
+
+
+def test_offline__shards(configure, dead, monkeypatch):
+    """Each shard asks for itself: it may be on another host than the others."""
+    WorkspaceProxy.objects.create(name="dead too", url="http://127.0.0.1:1")
+    configure(SHARD_SIZE=1, CANARY_URLS=["http://127.0.0.1:1/"])
+    monkeypatch.setattr(running, "chord", lambda shards: lambda end: None)
+    running.run_round(share=True)
+    plan = Plan.load(coordination.load_plan())
+    parts = run_shards(plan)
+    with pytest.raises(ProberOffline):
+        running.run_finish(parts, plan.ticket)
+    assert store.read().number == 0
+    assert store.read().outcomes == {"offline": 1}
+    assert running.run_round(asked=coordination.take_ticket(), share=True) == "shared"
+
+
+def test_run_check__who_answers_does_not_wait_for_who_does_not(serve, configure):
+    configure(TIMEOUT=3)
+    silent = serve()
+    silent.gate.clear()
+    paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    slow = WorkspaceProxy.objects.create(name="slow", url=silent.url)
+    seen = []
+
+    def look():
+        wait_for(lambda: paris.pk in store.read_anew().statuses)
+        seen.extend(store.read_anew().statuses)
+        silent.gate.set()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    running.run_check([paris.pk, slow.pk])
+    thread.join(5)
+    assert seen == [paris.pk]
+    assert store.read_anew().statuses[slow.pk].status is Status.OK
