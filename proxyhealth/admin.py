@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -105,20 +106,43 @@ class WorkspaceProxyAdmin(ModelAdmin):
         self._request_check(request, ids, f"{len(ids)} {'proxy is' if len(ids) == 1 else 'proxies are'}")
 
     def _request_check(self, request: HttpRequest, ids: Iterable[UUID] | None, what: str) -> None:
-        if _sent(health.request_check(ids)):
+        health.request_check(ids)
+        if self._has_been_asked_for(request):
             self.message_user(request, f"{what} being checked now.", messages.SUCCESS)
-        else:
-            self.message_user(
-                request,
-                "The workers cannot be asked now, because the broker does not answer. "
-                "The next round checks every proxy.",
-                messages.WARNING,
-            )
+
+    def _has_been_asked_for(self, request: HttpRequest) -> bool:
+        """Whether the workers know of what was asked for last; if not, the operator is told."""
+        if _sent(health.request_check([])):
+            return True
+        self.message_user(
+            request,
+            "The workers cannot be asked now, because the broker does not answer. "
+            "The next round checks every proxy.",
+            messages.WARNING,
+        )
+        return False
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        return super().changelist_view(request, {**(extra_context or {}), "snapshot": health.snapshot()})
+        response = super().changelist_view(request, {**(extra_context or {}), "snapshot": health.snapshot()})
+        if request.POST.get("action") == "delete_selected" and "post" in request.POST:
+            self._has_been_asked_for(request)
+        return response
+
+    # What was saved or deleted is checked once it is committed, which it is when these come back
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        response = super().changeform_view(request, *args, **kwargs)
+        if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
+            self._has_been_asked_for(request)
+        return response
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        response = super().delete_view(request, *args, **kwargs)
+        if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
+            self._has_been_asked_for(request)
+        return response
 
     # Deleting keeps the row
 

@@ -31,12 +31,13 @@ class Outdated(Exception):
 
 
 class Change(NamedTuple):
-    """A proxy whose status is another one now; ``before`` is empty for a new proxy."""
+    """A proxy whose status is another one now; ``before`` is empty for a new one, ``after`` None for one
+    that was taken out."""
 
     proxy: str
     name: str
     before: str
-    after: ProxyStatus
+    after: ProxyStatus | None
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,20 @@ def _merge(
             before = old[id]["status"] if id in old else ""
             if before != status.status:
                 changes.append(Change(id, status.proxy.name, before, status))
+
+    def take_out(id: str) -> None:
+        if data := new.pop(id, None):
+            changes.append(Change(id, data["proxy"]["name"], data["status"], None))
+        # A slower round that still saw the proxy must not bring it back.
+        gone[id] = ticket
+
     for id in map(str, removed):
         if newest(id):
-            new.pop(id, None)
-            # A slower round that still saw the proxy must not bring it back.
-            gone[id] = ticket
+            take_out(id)
     if full_round:
         found = {str(status.proxy.id) for status in statuses} | {str(id) for id in full_round.missing}
         for id in [id for id, s in new.items() if id not in found and s["ticket"] < ticket]:
-            del new[id]
-            gone[id] = ticket
+            take_out(id)
     if full_round and not full_round.missing:
         rounds = RoundHistogram(tuple(document["rounds"]["counts"]), document["rounds"]["sum"])
         rounds = rounds.observe(full_round.duration)

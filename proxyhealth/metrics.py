@@ -12,7 +12,6 @@ from proxyhealth import store
 from proxyhealth.conf import conf
 from proxyhealth.report import RoundHistogram, Snapshot
 
-
 OUTCOMES = ("success", "incomplete", "offline", "failure", "skipped")
 
 

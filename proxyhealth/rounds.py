@@ -189,8 +189,7 @@ def require_online(statuses: Iterable[ProxyStatus]) -> None:
     except queue.Empty:  # a look-up that hangs is no answer
         pass
     raise ProberOffline(
-        f"Prober offline: proxies seem dead, but none of CANARY_URLS answers {socket.gethostname()} either. "
-        "What is shown is from before."
+        f"Prober offline: proxies seem dead, but none of CANARY_URLS answers {socket.gethostname()} either."
     )
 
 

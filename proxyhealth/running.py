@@ -298,15 +298,15 @@ def _log_changes(changes: Sequence[Change]) -> None:
     for change in changes:
         after = change.after
         logger.log(
-            logging.INFO if after.healthy else logging.WARNING,
+            logging.INFO if after is None or after.healthy else logging.WARNING,
             "status change proxy=%s name=%s from=%s to=%s reason=%s error=%s",
             change.proxy,
             # Quoted: what a proxy says, or is called, may look like a log line of ours.
             change.name if _SLUG.fullmatch(change.name) else json.dumps(change.name),
             change.before or "none",
-            after.status,
-            after.reason or "none",
-            json.dumps(after.report.errors[0] if after.report.errors else ""),
+            after.status if after else "none",
+            (after and after.reason) or "none",
+            json.dumps(after.report.errors[0] if after and after.report.errors else ""),
         )
 
 

@@ -32,7 +32,7 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
     run_round(gap=gap, asked=asked, follow=asked is not None, share=True)
 
 
-@shared_task(acks_late=True, reject_on_worker_lost=True, ignore_result=False)
+@shared_task(acks_late=True, reject_on_worker_lost=True, ignore_result=False, resultrepr_maxsize=80)
 def check_shard(ticket: int, checked_at: str, proxies: list[dict[str, Any]]) -> dict[str, Any]:
     """A part of a round."""
     return run_shard(ticket, datetime.fromisoformat(checked_at), [Proxy.from_json(data) for data in proxies])

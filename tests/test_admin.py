@@ -146,6 +146,33 @@ def test_check_now__broker_down_says_that_it_comes_later(admin, monkeypatch):
     assert message.startswith("The workers cannot be asked now")
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("what", ["add", "change", "delete", "delete many"])
+def test_save_and_delete__broker_down_says_that_the_check_comes_later(admin, monkeypatch, what):
+    def refuse(ids):
+        raise ConnectionError("broker down")
+
+    monkeypatch.setattr("proxyhealth.sending._send", refuse)
+    if what == "add":
+        response = admin.post(f"{LIST}add/", {"name": "paris"}, follow=True)
+    else:
+        paris = WorkspaceProxy.objects.create(name="paris")
+        path, form = {
+            "change": (f"{LIST}{paris.pk}/change/", {"name": "paris", "version": "v2"}),
+            "delete": (f"{LIST}{paris.pk}/delete/", {"post": "yes"}),
+            "delete many": (
+                LIST,
+                {"action": "delete_selected", "_selected_action": [paris.pk], "post": "yes"},
+            ),
+        }[what]
+        response = admin.post(path, form, follow=True)
+    done, late = messages_of(response)
+    assert "successfully" in done.lower()
+    assert late.endswith("The next round checks every proxy.")
+    row = WorkspaceProxy.objects.get()
+    assert row.deleted == what.startswith("delete")
+
+
 def test_check_now__a_broker_that_hangs_does_not_hold_the_page_up(admin, monkeypatch):
     import threading
 

@@ -137,6 +137,8 @@ def test_commit__tells_which_statuses_changed():
     assert store.commit([make_status(proxy)], coordination.take_ticket()).changes == []
     (down,) = store.commit([make_status(proxy, Status.UNREACHABLE)], coordination.take_ticket()).changes
     assert (down.before, down.after.status) == ("ok", Status.UNREACHABLE)
+    (gone,) = store.commit([], coordination.take_ticket(), full_round=a_round()).changes
+    assert gone == (str(proxy.id), "paris", "unreachable", None)
 
 
 def test_commit__sorts_by_name_without_regard_to_case():
