@@ -1,0 +1,61 @@
+"""What is old is told by the clock of Redis and by the reader's monotonic one, never by a clock on a wall."""
+
+import json
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from proxyhealth import coordination, store
+from proxyhealth.document import Round
+from tests.proxies import wait_for
+from tests.values import make_proxy, make_status
+
+HOURS = [timedelta(hours=-1), timedelta(0), timedelta(hours=1)]
+
+
+@pytest.mark.parametrize("off", HOURS)
+def test_stale__whatever_the_clock_of_the_worker_says(configure, off):
+    configure(STALE_AFTER=0.5)
+    store.commit([], coordination.take_ticket(), full_round=Round(datetime.now(UTC) + off, 0.1))
+    assert not store.read().stale
+    wait_for(lambda: store.read().stale, 2)
+    assert "No round has ended since" in store.read().stale_reason
+
+
+def test_stale__a_fresh_process_knows_the_age_of_what_it_finds(configure):
+    configure(STALE_AFTER=0.5)
+    store.commit([], coordination.take_ticket(), full_round=Round(datetime.now(UTC), 0.1))
+    time.sleep(0.6)
+    store.forget()
+    assert store.read().stale
+
+
+def test_stale__a_check_of_a_few_makes_nothing_fresher(configure):
+    configure(STALE_AFTER=0.6)
+    store.commit([], coordination.take_ticket(), full_round=Round(datetime.now(UTC), 0.1))
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        store.commit([make_status(make_proxy())], coordination.take_ticket())
+        store.read()
+    assert store.read().stale
+
+
+def test_stale__the_clock_of_the_cache_was_set_back(configure, redis_client, snapshot_key):
+    """The ticket is from the future then, but it grows no younger."""
+    configure(STALE_AFTER=0.5)
+    ahead = int((time.time() + 3_600) * 1_000_000)
+    store.commit([], ahead, full_round=Round(datetime.now(UTC), 0.1))
+    assert json.loads(redis_client.get(snapshot_key))["ticket"] == ahead
+    assert not store.read().stale
+    time.sleep(0.6)
+    store.commit([make_status(make_proxy())], ahead + 1)
+    assert store.read().stale
+
+
+def test_stale__turns_fresh_with_the_next_round(configure):
+    configure(STALE_AFTER=0.3)
+    for _ in range(3):
+        store.commit([], coordination.take_ticket(), full_round=Round(datetime.now(UTC), 0.1))
+        assert not store.read().stale
+        wait_for(lambda: store.read().stale, 2)
