@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Self
@@ -57,17 +57,20 @@ class Plan:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no plan of a round: {error!r}") from error
 
-    def outcome(self, parts: Sequence[Any]) -> Outcome:
-        """What came of it; ``parts`` are the results of the tasks, in their order.
+    def outcome(self, parts: Iterable[Any]) -> Outcome:
+        """What came of it; ``parts`` are the results of the tasks, in any order.
 
-        A part is ``{"found": [judgement...]}``, with one for each proxy of the shard, or ``{"lost": why}``.
+        A part is ``{"shard": index, "found": [judgement...]}``, with a judgement for each proxy of the shard,
+        or ``{"shard": index, "lost": why}``. It says itself whose it is, because a task that was delivered
+        twice has two results, in the place of two.
         """
+        results = {part.get("shard"): part for part in parts if isinstance(part, dict)}
         statuses: list[ProxyStatus] = []
         missing: list[UUID] = []
         why: list[str] = []
         offline = 0
-        for shard, part in zip(self.shards, parts, strict=True):
-            part = part if isinstance(part, dict) else {}
+        for index, shard in enumerate(self.shards):
+            part = results.get(index, {})
             found = part.get("found")
             if isinstance(found, list) and len(found) == len(shard):
                 statuses += [
@@ -76,7 +79,7 @@ class Plan:
                 ]
             else:
                 missing += [proxy.id for proxy in shard]
-                why.append(str(part.get("lost", "it has no result")))
+                why.append(str(part.get("lost", "there is no result, its worker died")))
                 offline += bool(part.get("offline"))
         if offline == len(self.shards):
             return Outcome([], frozenset(missing), why[0], offline=True)

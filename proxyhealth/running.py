@@ -180,10 +180,10 @@ def _share(plan: Plan) -> None:
     shards = [
         current_app.signature(
             "proxyhealth.tasks.check_shard",
-            (plan.ticket, checked_at, [proxy.to_json() for proxy in shard]),
-            task_id=id,
+            (plan.ticket, index, checked_at, [proxy.to_json() for proxy in shard]),
+            task_id=plan.tasks[index],
         )
-        for id, shard in zip(plan.tasks, plan.shards, strict=True)
+        for index, shard in enumerate(plan.shards)
     ]
     try:
         chord(shards)(current_app.signature("proxyhealth.tasks.finish_round", (plan.ticket,)))
@@ -193,24 +193,24 @@ def _share(plan: Plan) -> None:
     logger.info("round shared ticket=%d shards=%d", plan.ticket, len(shards))
 
 
-def run_shard(ticket: int, checked_at: datetime, proxies: Sequence[Proxy]) -> dict[str, Any]:
-    """Probe a shard of the round with this ticket.
+def run_shard(ticket: int, index: int, checked_at: datetime, proxies: Sequence[Proxy]) -> dict[str, Any]:
+    """Probe a shard of the round with this ticket; returns a part, as :meth:`Plan.outcome` has them.
 
-    Returns ``{"found": [judgement or None...]}``, in the order of ``proxies``, or ``{"lost": why}``. It
-    raises nothing: the results of the other shards are not to be lost for this one.
+    Raises nothing: the results of the other shards are not to be lost for this one.
     """
     try:
         with coordination.kept(ticket) as wanted:
             if not wanted:
-                return {"lost": "the round is over"}
-            statuses = rounds.probe_all(proxies, checked_at, store.read().statuses)
+                return {"shard": index, "lost": "the round is over"}
+            statuses = rounds.probe_all(proxies, checked_at)
     except Exception as error:
-        return {"lost": str(_failure(error, "shard")), "offline": isinstance(error, ProberOffline)}
-    logger.info("shard end ticket=%d %s", ticket, _counts(statuses))
-    return {"found": [status.judgement() for status in statuses]}
+        why = str(_failure(error, "shard"))
+        return {"shard": index, "lost": why, "offline": isinstance(error, ProberOffline)}
+    logger.info("shard end ticket=%d shard=%d %s", ticket, index, _counts(statuses))
+    return {"shard": index, "found": [status.judgement() for status in statuses]}
 
 
-def run_finish(parts: Sequence[Any], ticket: int) -> None:
+def run_finish(parts: Iterable[Any], ticket: int) -> None:
     """Commit the round with this ticket, that its shards have ended. Raises ``RoundFailed``."""
     try:
         with coordination.kept(ticket) as wanted:
@@ -226,7 +226,7 @@ def run_finish(parts: Sequence[Any], ticket: int) -> None:
     _end(ticket)
 
 
-def _commit_plan(plan: Plan, parts: Sequence[Any], lease: int | None = None) -> None:
+def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> None:
     """Commit what the shards found, all of it in one step."""
     outcome = plan.outcome(parts)
     if outcome.offline:
@@ -247,7 +247,7 @@ def _close_left_over(lease: int) -> None:
     try:
         plan = Plan.load(coordination.load_plan())
         results = [current_app.AsyncResult(id) for id in plan.tasks]
-        parts = [result.result if result.successful() else {"lost": "its worker died"} for result in results]
+        parts = [result.result for result in results if result.successful()]
         _commit_plan(plan, parts, lease)
     except Exception as error:
         _failed(error)

@@ -33,9 +33,10 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
 
 
 @shared_task(acks_late=True, reject_on_worker_lost=True, ignore_result=False, resultrepr_maxsize=80)
-def check_shard(ticket: int, checked_at: str, proxies: list[dict[str, Any]]) -> dict[str, Any]:
+def check_shard(ticket: int, index: int, checked_at: str, proxies: list[dict[str, Any]]) -> dict[str, Any]:
     """A part of a round."""
-    return run_shard(ticket, datetime.fromisoformat(checked_at), [Proxy.from_json(data) for data in proxies])
+    targets = [Proxy.from_json(data) for data in proxies]
+    return run_shard(ticket, index, datetime.fromisoformat(checked_at), targets)
 
 
 @shared_task(acks_late=True, reject_on_worker_lost=True, ignore_result=True, throws=(RoundFailed,))

@@ -10,7 +10,10 @@ PLAN = Plan.of(7, NOW, SHARDS)
 
 
 def found(*shards):
-    return [{"found": [make_status(proxy).judgement() for proxy in shard]} for shard in shards]
+    return [
+        {"shard": index, "found": [make_status(proxy).judgement() for proxy in shard]}
+        for index, shard in enumerate(shards)
+    ]
 
 
 def test_plan__survives_json():
@@ -43,8 +46,8 @@ def test_outcome__a_part_that_is_none(part):
 
 
 def test_outcome__offline_is_only_who_is_so_everywhere():
-    offline = {"lost": "Prober offline", "offline": True}
-    everywhere = PLAN.outcome([offline, offline])
+    offline = {"shard": 1, "lost": "Prober offline", "offline": True}
+    everywhere = PLAN.outcome([{**offline, "shard": 0}, offline])
     assert (everywhere.offline, everywhere.error) == (True, "Prober offline")
     somewhere = PLAN.outcome([*found(SHARDS[0]), offline])
     assert not somewhere.offline

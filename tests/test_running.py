@@ -300,7 +300,10 @@ def shared(configure, monkeypatch, serve):
 
 
 def run_shards(plan):
-    return [running.run_shard(plan.ticket, plan.checked_at, shard) for shard in plan.shards]
+    return [
+        running.run_shard(plan.ticket, index, plan.checked_at, shard)
+        for index, shard in enumerate(plan.shards)
+    ]
 
 
 def test_shards__become_one_commit(shared):
@@ -328,7 +331,10 @@ def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
     plan = Plan.load(coordination.load_plan())
     WorkspaceProxy.objects.update(url="http://127.0.0.1:1")
     closed = [replace(proxy, url="http://127.0.0.1:1") for proxy in plan.shards[0]]
-    parts = [running.run_shard(plan.ticket, plan.checked_at, closed), {"lost": "out of memory"}]
+    parts = [
+        running.run_shard(plan.ticket, 0, plan.checked_at, closed),
+        {"shard": 1, "lost": "out of memory"},
+    ]
     running.run_finish(parts, plan.ticket)
     after = store.read()
     for proxy in plan.shards[0]:
@@ -345,12 +351,12 @@ def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
 
 def test_shards__of_a_round_that_is_over_are_not_probed(shared, serve):
     coordination.end_round(shared.ticket)
-    assert run_shards(shared) == 2 * [{"lost": "the round is over"}]
+    assert [part["lost"] for part in run_shards(shared)] == 2 * ["the round is over"]
 
 
 def test_shards__that_fail_say_why(shared, monkeypatch):
     monkeypatch.setattr(running.rounds, "probe_all", lambda *args: 1 / 0)
-    part = running.run_shard(shared.ticket, shared.checked_at, shared.shards[0])
+    part = running.run_shard(shared.ticket, 0, shared.checked_at, shared.shards[0])
     assert "division by zero" in part["lost"]
 
 
@@ -371,7 +377,7 @@ def test_shards__an_end_that_comes_after_another_round_has_begun_commits_nothing
 
 def test_shards__whose_worker_died_are_closed_by_the_next_round(shared, redis_client):
     """What the other shards found is not lost, although the next round could not find anything."""
-    result = running.run_shard(shared.ticket, shared.checked_at, shared.shards[0])
+    result = running.run_shard(shared.ticket, 0, shared.checked_at, shared.shards[0])
     app.backend.store_result(shared.tasks[0], result, "SUCCESS")
     redis_client.delete(caches["default"].make_key("proxyhealth:round"))  # it ran out
     with connection.execute_wrapper(refuse_queries), pytest.raises(RoundFailed):
