@@ -54,7 +54,7 @@ local held = redis.call('GET', KEYS[2])
 -- A lease with more life left than is ever given is from before the clock stepped back.
 if held and redis.call('PTTL', KEYS[2]) > tonumber(ARGV[2]) then held = false end
 if held then
-  if ARGV[5] == '1' then redis.call('SET', KEYS[5], ARGV[4]) end
+  if ARGV[5] == '1' then redis.call('SET', KEYS[5], ARGV[4] ~= '' and ARGV[4] or held) end
   return {{'running', '0', 0}}
 end
 if ARGV[3] ~= '' then
@@ -159,7 +159,7 @@ def begin_round(
         _ms(MAX_LEASE),
         "" if gap is None else int(gap * 1_000_000),
         "" if asked is None else asked,
-        int(follow and asked is not None),
+        int(follow),
     ]
     while True:
         why, ticket, left_over = _run(_BEGIN, keys, *args)

@@ -214,16 +214,20 @@ def run_finish(parts: Iterable[Any], ticket: int) -> None:
     """Commit the round with this ticket, that its shards have ended. Raises ``RoundFailed``."""
     try:
         with coordination.kept(ticket) as wanted:
-            text = coordination.load_plan() if wanted else ""
-            plan = Plan.load(text) if text else None
-            if plan is None or plan.ticket != ticket:
+            plan = _load_plan() if wanted else None
+            if plan and plan.ticket == ticket:
+                _commit_plan(plan, parts)
+            else:
                 logger.info("round over before its last shard ticket=%d", ticket)
-                return
-            _commit_plan(plan, parts)
     except Exception as error:
         _end(ticket)
         raise _failed(error) from error
     _end(ticket)
+
+
+def _load_plan() -> Plan | None:
+    text = coordination.load_plan()
+    return Plan.load(text) if text else None
 
 
 def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> None:
@@ -245,7 +249,8 @@ def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> 
 def _close_left_over(lease: int) -> None:
     """Commit what there is of a round whose lease ran out, because a worker died with a shard of it."""
     try:
-        plan = Plan.load(coordination.load_plan())
+        if (plan := _load_plan()) is None:
+            return
         results = [current_app.AsyncResult(id) for id in plan.tasks]
         parts = [result.result for result in results if result.successful()]
         _commit_plan(plan, parts, lease)

@@ -27,9 +27,10 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
     """The round: all active proxies.
 
     Beat's ticks have a ``gap``, in seconds: they are skipped if a round is running, or if the last tick was
-    nearer than that. Requests have a ticket, ``asked``: they see to it that a round begins after it.
+    nearer than that. Requests may have a ticket, ``asked``: a round that began after it fulfils them. One that
+    finds a round running has it followed by another one.
     """
-    run_round(gap=gap, asked=asked, follow=asked is not None, share=True)
+    run_round(gap=gap, asked=asked, follow=gap is None, share=True)
 
 
 @shared_task(acks_late=True, reject_on_worker_lost=True, ignore_result=False, resultrepr_maxsize=80)

@@ -367,6 +367,16 @@ def test_shards__an_end_that_comes_twice_commits_once(shared):
     assert store.read().number == 1
 
 
+def test_shards__an_end_of_what_is_committed_gives_the_lease_back(shared, redis_client):
+    parts = run_shards(shared)
+    running.run_finish(parts, shared.ticket)
+    # As if its process had been killed before it could say that the round is closed.
+    redis_client.hdel(caches["default"].make_key("proxyhealth:rounds"), "closed")
+    running.run_finish(parts, shared.ticket)
+    assert store.read().number == 1
+    assert coordination.begin_round().why == "begun"
+
+
 def test_shards__an_end_that_comes_after_another_round_has_begun_commits_nothing(shared, redis_client):
     parts = run_shards(shared)
     redis_client.delete(caches["default"].make_key("proxyhealth:round"))

@@ -89,6 +89,14 @@ def test_check_all__a_request_is_fulfilled_by_a_round_that_began_after_it():
     assert store.read().outcomes == {"success": 1}
 
 
+def test_check_all__by_hand_during_a_round_is_followed_by_one_more():
+    begun = coordination.begin_round()
+    tasks.check_all()
+    tasks.check_all(gap=30)
+    assert coordination.end_round(begun.ticket)
+    assert store.read().outcomes == {"skipped": 1}
+
+
 def test_tasks__none_of_them_keeps_others_waiting_in_its_worker():
     """A task that is acknowledged early lets its worker fetch, and sit on, one more."""
     for name, task in app.tasks.items():
