@@ -27,8 +27,8 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
     """The round: all active proxies.
 
     Beat's ticks have a ``gap``, in seconds: they are skipped if a round is running, or if the last tick was
-    nearer than that. Requests may have a ticket, ``asked``: a round that began after it fulfils them. One that
-    finds a round running has it followed by another one.
+    nearer than that. Requests may have a ticket, ``asked``: a round that began after it fulfils them. One
+    that finds a round running has it followed by another one.
     """
     run_round(gap=gap, asked=asked, follow=gap is None, share=True)
 
