@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -25,14 +26,15 @@ class WorkspaceProxyServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.requests += 1
-                time.sleep(outer.delay)
-                outer.gate.wait(10)
-                body = json.dumps(outer.report).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                with outer.answering(self.client_address[1]):
+                    time.sleep(outer.delay)
+                    outer.gate.wait(10)
+                    body = json.dumps(outer.report).encode()
+                    self.send_response(200)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -48,6 +50,11 @@ class WorkspaceProxyServer:
         self.port = self._server.server_port
         self.host = f"{host}:{self.port}"
         self.url = f"http://{self.host}"
+
+    @contextmanager
+    def answering(self, client_port: int) -> Iterator[None]:
+        """Around every answer, for a server that keeps a record."""
+        yield
 
     def __enter__(self) -> Self:
         self._thread.start()

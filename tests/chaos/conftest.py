@@ -1,0 +1,109 @@
+"""A deployment a test; one line a fault, and every process's log with a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.deployment import Deployment, Template, make_template
+
+_WIDTH = 50
+_deployments = pytest.StashKey[list[Deployment]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault(what): what is broken; the beginning of the test's line")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache() -> None:
+    """Every deployment has its own; that of the other tests is left alone."""
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
+    return make_template(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def deploy(
+    request: pytest.FixtureRequest, tmp_path: Path, template: Template
+) -> Iterator[Callable[..., Deployment]]:
+    """``deploy(interval=4, workers=2)``: a deployment that is not started yet, and ends with the test."""
+    made = request.node.stash.setdefault(_deployments, [])
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> Deployment:
+            deployment = Deployment(tmp_path, template, **options)
+            made.append(deployment)
+            return stack.enter_context(deployment)
+
+        yield make
+
+
+@pytest.fixture
+def verdict(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """``verdict("...")``: what the line of this fault says, if the test passes."""
+    return lambda text: request.node.user_properties.append(("verdict", text))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    marker = item.get_closest_marker("fault")
+    if marker and call.when == "call":
+        report.user_properties.append(("fault", marker.args[0].format(**_params(item))))
+        if report.failed:
+            for deployment in item.stash.get(_deployments, []):
+                report.sections.extend(deployment.tails())
+    return report
+
+
+def _params(item: pytest.Item) -> dict[str, Any]:
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    # A fault's line says it; a dot in front of it would only be in its way.
+    if report.passed and report.when == "call" and _line(report):
+        return "passed", "", ""
+    return None
+
+
+class Lines:
+    """Writes the line of each fault when it ends."""
+
+    def __init__(self, reporter: Any) -> None:
+        self._reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        line = _line(report)
+        if line:
+            self._reporter.ensure_newline()
+            self._reporter.write_line(line, red=report.failed)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:
+        session.config.pluginmanager.register(Lines(reporter))
+
+
+def _line(report: pytest.TestReport) -> str:
+    known = dict(report.user_properties)
+    if report.when != "call" or "fault" not in known:
+        return ""
+    if report.failed:
+        text = f"FAILED, {report.longreprtext.rpartition('E   ')[0] and _first_error(report)}"
+    else:
+        text = str(known.get("verdict", report.outcome))
+    return f"{known['fault']} {'.' * (_WIDTH - len(known['fault']))} {text}"
+
+
+def _first_error(report: pytest.TestReport) -> str:
+    errors = [line[4:] for line in report.longreprtext.splitlines() if line.startswith("E   ")]
+    return errors[0].strip()[:200] if errors else ""
