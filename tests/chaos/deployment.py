@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ START = 30  # seconds that a process may take to come up, on a busy machine
 
 _SECRET = "a key for tests of faults"
 _CSRF = "c" * 32
-_HOOKS = Path(__file__).parent / "hooks"
+HOOKS = Path(__file__).parent / "hooks"
 
 _PREPARE = """
 import django
@@ -124,10 +125,8 @@ class Part:
         if self._process is None:
             return
         pid = self._process.pid
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait(10)
         for left in _session(pid):  # who has made a group of its own
             os.kill(left, signal.SIGKILL)
@@ -194,7 +193,6 @@ class Deployment:
             WEB_PORT=self.web_port,
             PROXYHEALTH_INTERVAL=interval,
             PROXYHEALTH_TIMEOUT=timeout,
-            PYTHONPATH=_HOOKS,
             **(env or {}),
         )
         commands = _procfile()
@@ -417,14 +415,15 @@ class Deployment:
         ]
 
     def tails(self, lines: int = 40) -> list[tuple[str, str]]:
-        return [
-            (f"log of {part.name}", "\n".join(part.log_text().splitlines()[-lines:])) for part in self.parts
-        ]
+        return [(f"log of {part.name}", "\n".join(_told(part)[-lines:])) for part in self.parts]
+
+
+def _told(part: Part) -> list[str]:
+    """The log without the polls, ten a second, that went well."""
+    return [line for line in part.log_text().splitlines() if '" 200 ' not in line]
 
 
 def _procfile() -> dict[str, str]:
     """What ``make run`` runs is what is tested."""
     lines = (ROOT / "Procfile").read_text().splitlines()
     return {name: command.strip() for name, _, command in (line.partition(":") for line in lines) if name}
-
-

@@ -97,12 +97,11 @@ class ChaosProxy:
 
     @contextmanager
     def recorded(self, client_port: int) -> Iterator[None]:
-        asked = Asked(time.monotonic())
+        asked = Asked(time.monotonic(), self.owner_of(client_port))
         with self._lock:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             self.asked.append(asked)
-        asked.pid = self.owner_of(client_port)
         try:
             yield
         finally:
@@ -110,9 +109,9 @@ class ChaosProxy:
                 self._at_once -= 1
                 asked.end = time.monotonic()
 
-    def wait_for_request(self, seconds: float) -> Asked:
-        """The next request, while it is being answered."""
-        before = len(self.asked)
+    def wait_for_request(self, seconds: float, before: int | None = None) -> Asked:
+        """The next request, or the one after ``before`` others, while it is being answered."""
+        before = len(self.asked) if before is None else before
         end = time.monotonic() + seconds
         while len(self.asked) == before:
             assert time.monotonic() < end, f"nobody asked {self.name} within {seconds} s"

@@ -1,0 +1,101 @@
+"""Many ask at once: for a round, or by saving."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.chaos.fleet import ChaosProxy
+from tests.chaos.polling import Poller
+from tests.proxies import wait_for
+
+CHECK_ALL = "/admin/proxyhealth/workspaceproxy/health/check/"
+
+
+@pytest.mark.fault("ten forced updates in one round")
+def test_ten_forced_updates_in_a_round__one_more_round_follows(deploy, verdict):
+    timeout = 3
+    deployment = deploy(interval=60, timeout=timeout)  # no tick comes in between
+    silent = deployment.add("silent")
+    counted = deployment.add("counted")
+    silent.be_silent()
+    deployment.start()
+    with Poller(deployment) as poller:
+        rounds = len(counted.asked)
+        deployment.post(CHECK_ALL)
+        under_way = silent.wait_for_request(5, before=rounds)
+        for _ in range(10):
+            deployment.post(CHECK_ALL)
+        asked = time.monotonic()
+        assert under_way.end is None, "the round was over before all had asked"
+        wait_for(lambda: len(counted.asked) >= rounds + 2, 3 * timeout, "the round that was asked for begins")
+        assert counted.asked[rounds + 1].begin > asked
+        # If another one followed, it would begin when this one ends.
+        quiet = time.monotonic() + 2 * timeout
+        wait_for(lambda: time.monotonic() > quiet, 2 * timeout + 1)
+    assert len(counted.asked) == rounds + 2
+    assert counted.most_at_once == 1
+    poller.check({"silent": "unreachable", "counted": "ok"})
+    verdict(f"{len(poller.polls)} polls, exactly one more round followed")
+
+
+_SAVES = """
+import json, sys, time
+from proxyhealth.models import WorkspaceProxy
+urls = {urls!r}
+rows = list(WorkspaceProxy.objects.order_by("name"))
+begin = time.monotonic()
+for n in range({saves}):
+    row = rows[n % len(rows)]
+    row.url = urls[(n // len(rows) + n) % 2]
+    row.save()
+print(json.dumps([time.monotonic() - begin, {{row.name: row.url for row in rows}}]))
+"""
+
+
+@pytest.mark.fault("1,000 saves at once")
+def test_thousand_saves__rounds_go_on_and_the_last_save_is_seen(deploy, verdict):
+    interval, saves, count = 4, 1_000, 50
+    deployment = deploy(interval=interval)
+    good = ChaosProxy("good")
+    bad = ChaosProxy("bad", errors=("I am the other one",))
+    deployment.proxies.update(good=good, bad=bad)
+    names = [f"p{n:02}" for n in range(count)]
+    deployment.add_rows(dict.fromkeys(names, good.url))
+    deployment.start()
+    expected = {good.url: "ok", bad.url: "unhealthy"}
+    with Poller(deployment) as poller:
+        number = deployment.snapshot()["number"]
+        poller.wait_until(lambda p: p.snapshot["number"] > number, 2 * interval, "a round by beat")
+        begin = time.monotonic()
+        took, urls = json.loads(deployment.python(_SAVES.format(urls=[good.url, bad.url], saves=saves)))
+        saved = time.monotonic()
+        right = {name: expected[url] for name, url in urls.items()}
+        assert set(right.values()) == {"ok", "unhealthy"}
+        settled = poller.wait_until(
+            lambda p: p.statuses == right, 2 * interval, "the last saves", since=saved
+        )
+        # A round that began before the last save must not undo it.
+        until = time.monotonic() + 2 * interval
+        wait_for(lambda: time.monotonic() > until, 2 * interval + 1)
+        end = time.monotonic()
+    assert {tuple(sorted(p.statuses.items())) for p in poller.between(saved + settled)} == {
+        tuple(sorted(right.items()))
+    }
+    poller.check(dict.fromkeys(names, ("ok", *["unknown", "unhealthy", "unknown", "ok"] * saves)))
+    began = sorted({p.snapshot["checked_at"]: p.at for p in poller.between(begin)}.values())
+    longest = max(b - a for a, b in zip([begin, *began], [*began, end], strict=True))
+    assert longest < 1.5 * interval, f"no round for {longest:.1f} s"
+    rounds = len(began)
+    probes = sum(a.begin >= begin for proxy in (good, bad) for a in proxy.asked)
+    checks = probes - rounds * count
+    tasks = sum("check end ticket=" in line for line in deployment.worker.log_text().splitlines())
+    assert tasks <= saves / 10, f"{tasks} tasks for {saves} saves"
+    assert checks <= saves / 2, f"{checks} probes, besides those of {rounds} rounds, for {saves} saves"
+    verdict(
+        f"{len(poller.polls)} polls, saved in {took:.1f} s, {tasks} tasks and {checks} probes besides "
+        f"{rounds} rounds, longest gap between rounds {longest:.1f} s, the last saves seen "
+        f"after {settled:.1f} s"
+    )

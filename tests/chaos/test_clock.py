@@ -1,0 +1,92 @@
+"""The clock of the machine is stepped by an hour, for all processes at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.polling import Poller
+
+INTERVAL = 4
+LIMIT = 2 * INTERVAL
+STALE_AFTER = 3 * INTERVAL
+LEEWAY = 2.0  # a round, and a poll that shows it
+
+LIBRARIES = [
+    Path("/usr/lib") / f"{machine}-linux-gnu/faketime/libfaketimeMT.so.1" for machine in ("x86_64", "aarch64")
+]
+
+
+class Clock:
+    """The clock of all processes that are started with ``env``."""
+
+    def __init__(self, folder, library):
+        self._file = folder / "clock"
+        self.hours = 0
+        self.step(0)
+        self.env = {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": self._file,
+            "FAKETIME_NO_CACHE": 1,  # a step is seen at once
+            "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+            "DONT_FAKE_MONOTONIC": 1,  # its name in other versions
+        }
+
+    def step(self, hours):
+        self.hours += hours
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{self.hours * 3600:+d}")
+        os.replace(new, self._file)
+
+
+@pytest.fixture
+def clock(tmp_path):
+    for library in LIBRARIES:
+        if library.exists():
+            return Clock(tmp_path, library)
+    message = "libfaketime is not installed (Debian: apt-get install faketime)"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    return pytest.skip(message)
+
+
+@pytest.mark.fault("clock stepped by {hours:+d} h")
+@pytest.mark.parametrize("hours", [-1, 1], ids=["back", "forward"])
+def test_clock_stepped__rounds_go_on(deploy, clock, verdict, hours):
+    deployment = deploy(interval=INTERVAL, env=clock.env)
+    lima, oslo, _ = (deployment.add(name) for name in ("lima", "oslo", "quito"))
+    silent = deployment.add("silent")
+    silent.be_silent()
+    deployment.start()
+    with Poller(deployment) as poller:
+        # Between two rounds ...
+        number = deployment.snapshot()["number"]
+        poller.wait_until(lambda p: p.snapshot["number"] > number, LIMIT, "a round by beat")
+        clock.step(hours)
+        lima.stop()
+        first = poller.wait_until(
+            lambda p: p.statuses["lima"] == "unreachable" and not p.stale, LIMIT, "lima is down"
+        )
+        # ... and in one.
+        silent.wait_for_request(LIMIT)
+        clock.step(hours)
+        oslo.stop()
+        second = poller.wait_until(
+            lambda p: p.statuses["oslo"] == "unreachable" and not p.stale, LIMIT, "oslo is down"
+        )
+        # The step must not make an old truth look like a new one.
+        clock.step(hours)
+        deployment.beat.kill()
+        last = poller.polls[-1].snapshot["number"]
+        told = poller.wait_until(lambda p: p.stale, STALE_AFTER + LEEWAY, "the snapshot is stale")
+        ended = max(p.snapshot["number"] for p in poller.polls) - last
+    assert ended <= 1, "rounds went on without beat"
+    poller.check(
+        {"lima": ("ok", "unreachable"), "oslo": ("ok", "unreachable"), "quito": "ok", "silent": "unreachable"}
+    )
+    verdict(
+        f"{len(poller.polls)} polls, right after {first:.1f} s and, stepped in a round, {second:.1f} s "
+        f"(limit {LIMIT} s); with beat killed stale after {told:.1f} s (limit {STALE_AFTER} s)"
+    )
