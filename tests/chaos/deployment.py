@@ -138,6 +138,18 @@ class Part:
         self.start()
 
     @property
+    def _is_right(self) -> bool:
+        regions = self.api()["regions"]
+        return not self.snapshot()["stale"] and all(
+            region["status"]["status"] == self._status_of(region) for region in regions
+        )
+
+    def _status_of(self, region: Mapping[str, Any]) -> str:
+        if not region["path_app_url"]:
+            return "unregistered"
+        (proxy,) = [proxy for proxy in self.proxies.values() if proxy.url == region["path_app_url"]]
+        return proxy.status
+
     def ended(self) -> bool:
         """Whether it has ended without being asked to."""
         return self._process is not None and self._process.poll() is not None
@@ -256,7 +268,7 @@ class Deployment:
         wait_for(self._answers, START, "the web server answers")
         for worker in self.workers:
             worker.wait_for_log(" ready.")
-        wait_for(lambda: not self.snapshot()["stale"], START, "the first round has ended")
+        wait_for(self._is_right, START, "the first round has found what there is")
 
     def start_redis(self, bind: str | None = None) -> None:
         """Empty, as it keeps nothing on disk."""
@@ -280,6 +292,18 @@ class Deployment:
             return self.client.get(f"{self.base}/api/v2/regions", timeout=5).ok
         except requests.ConnectionError:
             return False
+
+    def _is_right(self) -> bool:
+        regions = self.api()["regions"]
+        return not self.snapshot()["stale"] and all(
+            region["status"]["status"] == self._status_of(region) for region in regions
+        )
+
+    def _status_of(self, region: Mapping[str, Any]) -> str:
+        if not region["path_app_url"]:
+            return "unregistered"
+        (proxy,) = [proxy for proxy in self.proxies.values() if proxy.url == region["path_app_url"]]
+        return proxy.status
 
     def ended(self) -> list[str]:
         return [part.name for part in self.parts if part.ended]

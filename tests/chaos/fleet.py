@@ -86,6 +86,13 @@ class ChaosProxy:
             self._server.report = {"errors": self._errors, "warnings": []}
             (self._server.gate.clear if self._silent else self._server.gate.set)()
 
+    @property
+    def status(self) -> str:
+        """What a round finds now."""
+        if self._server is None or self._silent:
+            return "unreachable"
+        return "unhealthy" if self._errors else "ok"
+
     def report_errors(self, *errors: str) -> None:
         self._errors = list(errors)
         self._apply()

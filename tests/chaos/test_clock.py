@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.deployment import HOOKS
 from tests.chaos.polling import Poller
 
 INTERVAL = 4
@@ -27,6 +28,7 @@ class Clock:
         self.hours = 0
         self.step(0)
         self.env = {
+            "PYTHONPATH": HOOKS,
             "LD_PRELOAD": library,
             "FAKETIME_TIMESTAMP_FILE": self._file,
             "FAKETIME_NO_CACHE": 1,  # a step is seen at once

@@ -20,10 +20,7 @@ SILENT = "p05"
 def deployment(deploy):
     """Two workers with a process each, and twelve proxies in shards of three; one is silent."""
     deployment = deploy(
-        interval=INTERVAL,
-        workers=2,
-        concurrency=1,
-        env={"PROXYHEALTH_SHARD_SIZE": 3, "PROXYHEALTH_TIMEOUT": 2},
+        interval=INTERVAL, timeout=2, workers=2, concurrency=1, env={"PROXYHEALTH_SHARD_SIZE": 3}
     )
     for name in NAMES:
         deployment.add(name)
@@ -98,8 +95,8 @@ def test_worker_killed_in_a_shard__the_others_count_and_the_rest_follows(deploym
         assert all(poll.statuses[name] == "ok" for name in kept), poll
     poller.check(TRUTH, lost_shards=True)
     verdict(
-        f"{len(poller.polls)} polls, none torn, the other shards there after {there:.1f} s, {len(unasked)} proxies "
-        f"kept their status, right after {took:.1f} s by the worker that is left (limit {LIMIT} s)"
+        f"{len(poller.polls)} polls, none torn, the other shards there after {there:.1f} s, {len(unasked)} "
+        f"proxies kept their status, right after {took:.1f} s by the worker that is left (limit {LIMIT} s)"
     )
 
 

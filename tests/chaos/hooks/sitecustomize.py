@@ -1,21 +1,28 @@
-"""A name service of the test's own, for the processes of a deployment.
+"""Loaded first of all by the Python processes of a deployment that has this folder on its path.
 
-``HOSTS_FILE`` has a name and its addresses, as of now; it is read at every look-up.
+``HOSTS_FILE`` is a name service of the test's own: a name and its addresses as of now, read at every
+look-up. With libfaketime, whose absolute sleeps fail if the monotonic clock is left alone,
+``time.sleep()`` is made of something else.
 """
 
 import os
+import select
 import socket
+import time
 
-_real = socket.getaddrinfo
+_getaddrinfo = socket.getaddrinfo
 
 
-def _getaddrinfo(host, *args, **kwargs):
+def _by_file(host, *args, **kwargs):
     with open(os.environ["HOSTS_FILE"]) as file:
         name, *addresses = file.read().split()
     if host != name:
-        return _real(host, *args, **kwargs)
-    return [info for address in addresses for info in _real(address, *args, **kwargs)]
+        return _getaddrinfo(host, *args, **kwargs)
+    return [info for address in addresses for info in _getaddrinfo(address, *args, **kwargs)]
 
 
 if "HOSTS_FILE" in os.environ:
-    socket.getaddrinfo = _getaddrinfo
+    socket.getaddrinfo = _by_file
+
+if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+    time.sleep = lambda seconds: select.select([], [], [], seconds) and None
