@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types tests fuzz format start-proxy stop-proxy clean
+.PHONY: run test lint types tests chaos fuzz format start-proxy stop-proxy clean
 
 ## The whole thing with a demo fleet on http://127.0.0.1:8000
 run: $(VENV)/.installed
@@ -23,6 +23,10 @@ tests: $(VENV)/.installed-dev
 	PYTHONDEVMODE=1 $(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+## Real processes, killed one after the other, while readers look on: about five minutes
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/chaos --quiet --no-header
 
 ## Random input for the probe; the same SEED gives the same input
 fuzz: $(VENV)/.installed-dev

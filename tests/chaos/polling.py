@@ -62,6 +62,7 @@ class Poller:
         self._news = threading.Condition()
         self._emptied: list[float] = []
         self.polls: list[Poll] = []
+        self.stall = 0.0  # by how many seconds the poller itself was woken too late, at the most
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -80,7 +81,9 @@ class Poller:
             with self._news:
                 self.polls.append(poll)
                 self._news.notify_all()
-            self._over.wait(max(0.0, PERIOD - poll.elapsed))
+            begin, pause = time.monotonic(), max(0.0, PERIOD - poll.elapsed)
+            self._over.wait(pause)
+            self.stall = max(self.stall, time.monotonic() - begin - pause)
 
     def _ask(self) -> Poll:
         at, wall = time.monotonic(), time.time()
@@ -148,7 +151,10 @@ class Poller:
         for poll in self.polls:
             assert poll.code == 200, f"answered with {poll}"
             allowed = late(poll) if late else limit
-            assert poll.elapsed < allowed, f"answered after {poll.elapsed:.2f} s (limit {allowed} s): {poll}"
+            assert poll.elapsed < allowed, (
+                f"answered after {poll.elapsed:.2f} s (limit {allowed} s; "
+                f"this machine lets a thread wait for {self.stall:.2f} s): {poll}"
+            )
             assert set(poll.statuses) <= set(truth), f"shows what is not there: {poll}"
             assert required <= set(poll.statuses), f"not whole: {poll}"
             assert poll.stale == bool(poll.snapshot["stale_reason"]), f"stale without a reason: {poll}"

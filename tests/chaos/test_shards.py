@@ -23,7 +23,7 @@ def deployment(deploy):
         interval=INTERVAL, timeout=2, workers=2, concurrency=1, env={"PROXYHEALTH_SHARD_SIZE": 3}
     )
     for name in NAMES:
-        deployment.add(name)
+        deployment.add(name, traced=True)
     deployment.proxies[SILENT].be_silent()
     deployment.start()
     return deployment

@@ -20,7 +20,7 @@ def deployment(deploy):
     """Two proxies that answer, and one that makes every round as long as the timeout."""
     deployment = deploy(interval=INTERVAL, concurrency=1)
     for name in ("lima", "oslo", "silent"):
-        deployment.add(name)
+        deployment.add(name, traced=name == "silent")
     deployment.proxies["silent"].be_silent()
     deployment.start()
     return deployment
