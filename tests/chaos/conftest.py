@@ -97,13 +97,11 @@ def _line(report: pytest.TestReport) -> str:
     known = dict(report.user_properties)
     if report.when != "call" or "fault" not in known:
         return ""
-    if report.failed:
-        text = f"FAILED, {report.longreprtext.rpartition('E   ')[0] and _first_error(report)}"
-    else:
-        text = str(known.get("verdict", report.outcome))
+    text = f"FAILED: {_error(report)}" if report.failed else str(known.get("verdict", report.outcome))
     return f"{known['fault']} {'.' * (_WIDTH - len(known['fault']))} {text}"
 
 
-def _first_error(report: pytest.TestReport) -> str:
-    errors = [line[4:] for line in report.longreprtext.splitlines() if line.startswith("E   ")]
-    return errors[0].strip()[:200] if errors else ""
+def _error(report: pytest.TestReport) -> str:
+    """What the test says, in a line; pytest has the rest."""
+    marked = [line[4:].strip() for line in report.longreprtext.splitlines() if line.startswith("E   ")]
+    return marked[0].removeprefix("AssertionError: ")[:200] if marked else ""

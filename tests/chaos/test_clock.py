@@ -100,3 +100,31 @@ def test_clock_stepped__rounds_go_on(deploy, clock, verdict, hours):
         f"(limit {LIMIT} s); with beat killed stale after {told:.1f} s "
         f"(limit {STALE_AFTER} s)"
     )
+
+
+@pytest.mark.fault("clock back and worker killed, in a round")
+def test_clock_set_back_and_worker_killed__nothing_waits_for_an_hour(deploy, clock, verdict):
+    """What a dead round has left in Redis was to go within seconds, by a clock that has an hour more."""
+    deployment = deploy(interval=INTERVAL, concurrency=1, env=clock.env)
+    lima = deployment.add("lima")
+    silent = deployment.add("silent", traced=True)
+    silent.be_silent()
+    deployment.start()
+    with Poller(deployment) as poller:
+        asked = silent.wait_for_request(LIMIT)
+        clock.step(-1)
+        deployment.worker.kill()
+        assert asked.end is None
+        lima.stop()
+        deployment.worker.start()
+        took = poller.wait_until(
+            lambda p: p.statuses["lima"] == "unreachable" and not p.stale,
+            LIMIT,
+            "lima is down",
+            since=asked.begin,
+        )
+    poller.check({"lima": ("ok", "unreachable"), "silent": "unreachable"})
+    verdict(
+        f"{len(poller.polls)} polls, old or new truth throughout, "
+        f"right again after {took:.1f} s (limit {LIMIT} s)"
+    )
