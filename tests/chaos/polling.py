@@ -55,6 +55,7 @@ class Poller:
     """Polls from the moment it is entered; ``check()`` at the end looks at every poll."""
 
     def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
         self._url = f"{deployment.base}/api/v2/workspaceproxies"
         self._client = deployment.new_client()
         self._over = threading.Event()
@@ -109,9 +110,13 @@ class Poller:
                         return poll.at - since
                 seen = len(self.polls)
                 left = since + seconds - time.monotonic()
-                last = self.polls[-1] if self.polls else "none"
-                assert left > 0, f"not within {seconds:.1f} s: {what}; the last poll: {last}"
+                assert left > 0, f"not within {seconds:.1f} s: {what}{self._evidence()}"
                 self._news.wait(left)
+
+    def _evidence(self) -> str:
+        ended = self._deployment.ended()
+        last = self.polls[-1] if self.polls else "none"
+        return f"{f' ({ended} ended by itself)' if ended else ''}; the last poll: {last}"
 
     def emptied(self) -> None:
         """From now on the number of the snapshot may begin anew, once."""
@@ -181,7 +186,7 @@ class Poller:
             }
             other = {key for key in content.keys() & contents.keys() if content[key] != contents[key]}
             if number < last or (number == last and other):
-                assert renewals, f"the number went back from {last}, or has two contents: {poll}"
+                assert renewals, f"the number went back from {last}, or has two contents: {other} {poll}"
                 assert renewals.pop(0) <= poll.at, f"the number began anew before Redis was empty: {poll}"
                 contents.clear()
             elif number > last:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -57,6 +56,16 @@ def all_right(poll):
     )
 
 
+def phases(poller, since):
+    """What was seen since then: every combination of when the proxies were checked, with its first poll."""
+    found = []
+    for poll in poller.between(since):
+        times = {region["name"]: region["status"]["checked_at"] for region in poll.body["regions"]}
+        if not found or found[-1][0] != times:
+            found.append((times, poll))
+    return found
+
+
 @pytest.mark.fault("worker killed in a shard")
 def test_worker_killed_in_a_shard__the_others_count_and_the_rest_follows(deployment, verdict):
     with Poller(deployment) as poller:
@@ -67,36 +76,30 @@ def test_worker_killed_in_a_shard__the_others_count_and_the_rest_follows(deploym
         killed = asked.begin
         (lost,) = [worker for worker in deployment.workers if asked.pid in worker.pids()]
         (left,) = [worker for worker in deployment.workers if worker is not lost]
-        lost_pids = set(lost.pids())
         survivors = set(left.pids())
         lost.kill()
-
-        # What the other worker found out in this very round is there before the next one.
-        def of_this_round():
-            found = asked_since(deployment, before)
-            assert all(len(pids) <= 1 for pids in found.values()), "the next round has begun"
-            return {name for name, pids in found.items() if set(pids) & survivors}
-
-        def shows_them(poll):
-            found = of_this_round()
-            # The process that was killed may have got through with whole shards before.
-            return len(found) >= 3 and all(poll.statuses[name] == "unhealthy" for name in found)
-
-        there = poller.wait_until(shows_them, INTERVAL, "the other shards' results are in the snapshot")
-        this_round = time.monotonic()
-        unasked = [
-            name for name, pids in asked_since(deployment, before).items() if not set(pids) & survivors
-        ]
-        shard = {name for name, pids in asked_since(deployment, before).items() if set(pids) & lost_pids}
         took = poller.wait_until(all_right, LIMIT, "all is right", since=killed)
-        assert deployment.proxies[SILENT].asked[-1].pid in survivors
-    for poll in poller.between(killed, this_round):
-        kept = [name for name in unasked if name != SILENT and name not in shard]
-        assert all(poll.statuses[name] == "ok" for name in kept), poll
+    assert deployment.proxies[SILENT].asked[-1].pid in survivors
+    # What the other worker was told in that round; the next one comes an interval later.
+    told = {
+        name
+        for name, proxy in deployment.proxies.items()
+        for a in proxy.asked[before[name] :]
+        if a.pid in survivors and a.begin < killed + INTERVAL / 2
+    }
+    assert 6 <= len(told) <= 9, "the workers did not share this round"
+    old, shared, whole = phases(poller, killed)
+    assert len(set(old[0].values())) == len(set(whole[0].values())) == 1
+    # The snapshot had just that, and for the lost shard what it had before.
+    assert {name for name in NAMES if shared[0][name] != old[0][name]} == told
+    assert len({shared[0][name] for name in told}) == 1
+    assert all(shared[1].statuses[name] == "unhealthy" for name in told)
+    assert all(shared[1].statuses[name] == old[1].statuses[name] for name in set(NAMES) - told)
     poller.check(TRUTH, lost_shards=True)
     verdict(
-        f"{len(poller.polls)} polls, none torn, the other shards there after {there:.1f} s, {len(unasked)} "
-        f"proxies kept their status, right after {took:.1f} s by the worker that is left (limit {LIMIT} s)"
+        f"{len(poller.polls)} polls, none torn; {len(told)} proxies renewed after "
+        f"{shared[1].at - killed:.1f} s, {len(NAMES) - len(told)} kept their status, "
+        f"right after {took:.1f} s by the worker that is left (limit {LIMIT} s)"
     )
 
 
