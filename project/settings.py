@@ -109,8 +109,9 @@ CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 # The shards of a large round hand in what they found here.
 CELERY_RESULT_BACKEND = REDIS_URL
 CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)
-# A worker that is busy with a round must not sit on the check that a save asked for.
+# A worker that is busy must not sit on what another one could begin.
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_DISABLE_PREFETCH = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 
 AUTH_PASSWORD_VALIDATORS = [

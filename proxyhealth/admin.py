@@ -181,7 +181,8 @@ class WorkspaceProxyAdmin(ModelAdmin):
         """The snapshot as it is now: counts, and a row a proxy, the worst ones first."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        statuses = health.statuses_of(WorkspaceProxy.objects.active())
+        snapshot = health.snapshot()
+        statuses = health.statuses_of(WorkspaceProxy.objects.active(), snapshot)
         counts = dict.fromkeys(BY_URGENCY, 0)
         for found in statuses:
             counts[found.status] += 1
@@ -192,7 +193,7 @@ class WorkspaceProxyAdmin(ModelAdmin):
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": "Health of the workspace proxies",
-            "snapshot": health.snapshot(),
+            "snapshot": snapshot,
             "counts": list(counts.items()),
             "total": len(statuses),
             "chosen": chosen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -106,16 +107,32 @@ class BeatEntry(TypedDict):
 class Every(schedule):
     """A schedule of an interval that goes on when the clock is set back.
 
-    Celery's own waits until the clock has caught up with the last run.
+    Celery's own waits until the clock has caught up with the last run. And its beat has a heap of what is due
+    when, which it makes anew when a schedule is not equal to what it was: after such a step this one is not.
     """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self._offset = _clock_offset()
 
     def is_due(self, last_run_at: datetime) -> schedstate:
         if self.maybe_make_aware(last_run_at) > self.maybe_make_aware(self.now()):
             return schedstate(True, self.seconds)
         return super().is_due(last_run_at)
 
+    def __eq__(self, other: object) -> bool:
+        before, self._offset = self._offset, _clock_offset()
+        return super().__eq__(other) and self._offset > before - 1
+
+    __hash__ = None  # type: ignore[assignment]  # like its parent's
+
     def __reduce__(self) -> tuple[type[Every], tuple[float]]:
         return type(self), (self.seconds,)
+
+
+def _clock_offset() -> float:
+    """How far the clock, which can be set, is before the one that cannot."""
+    return time.time() - time.monotonic()
 
 
 def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEntry]:

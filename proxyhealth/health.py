@@ -56,14 +56,16 @@ def force_update() -> Snapshot:
     return store.read_anew()
 
 
-def statuses_of(rows: WorkspaceProxyQuerySet) -> list[ProxyStatus]:
+def statuses_of(rows: WorkspaceProxyQuerySet, known: Snapshot | None = None) -> list[ProxyStatus]:
     """These rows of the database, by name, with what is known of each: one query.
+
+    ``known`` is the snapshot to read, if it is shown beside them: the next one may be another.
 
     ``unknown`` is a proxy that no probe has seen yet, or not under the URL that it has now. The
     values are those of the rows, the judgement is that of the snapshot.
     """
-    known = store.read().statuses
-    return [_join(proxy, known.get(proxy.id)) for proxy in rounds.values_of(rows)]
+    statuses = (known or store.read()).statuses
+    return [_join(proxy, statuses.get(proxy.id)) for proxy in rounds.values_of(rows)]
 
 
 def status_of(row: WorkspaceProxy) -> ProxyStatus:

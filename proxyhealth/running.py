@@ -185,8 +185,12 @@ def _share(plan: Plan) -> None:
         )
         for index, shard in enumerate(plan.shards)
     ]
+    end = current_app.signature("proxyhealth.tasks.finish_round", (plan.ticket,))
+    end.link_error(
+        current_app.signature("proxyhealth.tasks.finish_broken_round", kwargs={"ticket": plan.ticket})
+    )
     try:
-        chord(shards)(current_app.signature("proxyhealth.tasks.finish_round", (plan.ticket,)))
+        chord(shards)(end)
     except Exception:
         coordination.drop_plan()
         raise
@@ -210,13 +214,16 @@ def run_shard(ticket: int, index: int, checked_at: datetime, proxies: Sequence[P
     return {"shard": index, "found": [status.judgement() for status in statuses]}
 
 
-def run_finish(parts: Iterable[Any], ticket: int) -> None:
-    """Commit the round with this ticket, that its shards have ended. Raises ``RoundFailed``."""
+def run_finish(ticket: int, parts: Iterable[Any] | None = None) -> None:
+    """Commit the round with this ticket, that its shards have ended.
+
+    Without ``parts``, the results of the shards, it takes those that there are. Raises ``RoundFailed``.
+    """
     try:
         with coordination.kept(ticket) as wanted:
             plan = _load_plan() if wanted else None
             if plan and plan.ticket == ticket:
-                _commit_plan(plan, parts)
+                _commit_plan(plan, _results(plan) if parts is None else parts)
             else:
                 logger.info("round over before its last shard ticket=%d", ticket)
     except Exception as error:
@@ -249,15 +256,17 @@ def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> 
 def _close_left_over(lease: int) -> None:
     """Commit what there is of a round whose lease ran out, because a worker died with a shard of it."""
     try:
-        if (plan := _load_plan()) is None:
-            return
-        results = [current_app.AsyncResult(id) for id in plan.tasks]
-        parts = [result.result for result in results if result.successful()]
-        _commit_plan(plan, parts, lease)
+        if plan := _load_plan():
+            _commit_plan(plan, _results(plan), lease)
     except Exception as error:
         _failed(error)
         with suppress(StoreError):
             coordination.drop_plan()
+
+
+def _results(plan: Plan) -> list[Any]:
+    results = [current_app.AsyncResult(id) for id in plan.tasks]
+    return [result.result for result in results if result.successful()]
 
 
 # The check of a few

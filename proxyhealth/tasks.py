@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from celery import Task, shared_task
+from celery import shared_task
 from celery.signals import worker_ready
 
 from proxyhealth import coordination
@@ -18,11 +18,12 @@ from proxyhealth.running import run_check, run_finish, run_round, run_shard
 
 logger = logging.getLogger(__name__)
 
-# The tasks. They are acknowledged when they are done, so that a worker that is busy with a round does not
-# keep a check to itself, and what a killed child of a worker had is done by another.
+# None of them is acknowledged late: a worker of Celery ends if its broker goes away while it holds a
+# message that is not acknowledged. What a killed process had is made good by the next round, or at the
+# end of its own.
 
 
-@shared_task(acks_late=True, ignore_result=True, throws=(RoundFailed,))
+@shared_task(ignore_result=True, throws=(RoundFailed,))
 def check_all(gap: float | None = None, asked: int | None = None) -> None:
     """The round: all active proxies.
 
@@ -33,20 +34,26 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
     run_round(gap=gap, asked=asked, follow=gap is None, share=True)
 
 
-@shared_task(acks_late=True, reject_on_worker_lost=True, ignore_result=False, resultrepr_maxsize=80)
+@shared_task(ignore_result=False, resultrepr_maxsize=80)
 def check_shard(ticket: int, index: int, checked_at: str, proxies: list[dict[str, Any]]) -> dict[str, Any]:
     """A part of a round."""
     targets = [Proxy.from_json(data) for data in proxies]
     return run_shard(ticket, index, datetime.fromisoformat(checked_at), targets)
 
 
-@shared_task(acks_late=True, reject_on_worker_lost=True, ignore_result=True, throws=(RoundFailed,))
+@shared_task(ignore_result=True, throws=(RoundFailed,))
 def finish_round(parts: list[Any], ticket: int) -> None:
     """The end of a round of shards: one commit."""
-    run_finish(parts, ticket)
+    run_finish(ticket, parts)
 
 
-@shared_task(acks_late=True, reject_on_worker_lost=True, ignore_result=True, throws=(RoundFailed,))
+@shared_task(ignore_result=True, throws=(RoundFailed,))
+def finish_broken_round(task_id: str, *, ticket: int) -> None:
+    """The end of a round of which a shard was lost with its process. Celery gives the id of the chord."""
+    run_finish(ticket)
+
+
+@shared_task(ignore_result=True, throws=(RoundFailed,))
 def check_proxies(ids: Sequence[str] = ()) -> None:
     """Probe the proxies with these ids now, and all others that are waiting for it."""
     wanted = {UUID(id) for id in ids} | coordination.take_pending()
@@ -54,15 +61,13 @@ def check_proxies(ids: Sequence[str] = ()) -> None:
         run_check(wanted)
 
 
-@shared_task(bind=True, acks_late=True, ignore_result=True, throws=(RoundFailed,), max_retries=None)
-def first_round(self: Task[Any, Any], asked: int) -> None:
+@shared_task(ignore_result=True, throws=(RoundFailed,))
+def first_round(asked: int) -> None:
     """The round that a worker begins with, unless one has begun since it started (``asked``, a ticket).
 
     The worker may have taken the place of one that was killed in a round, so it waits for that one's lease.
     """
-    pause = coordination.lease_seconds() / 4
-    if run_round(asked=asked, share=True) == "running" and self.request.retries < 6:
-        raise self.retry(countdown=pause)
+    run_round(asked=asked, wait=coordination.lease_seconds() + 1, share=True)
 
 
 @worker_ready.connect

@@ -71,11 +71,12 @@ def _api(method: str, permission: str | None = None) -> Callable[[View], View]:
 @_api("GET", VIEW_PERMISSION)
 def proxies(request: HttpRequest) -> HttpResponse:
     """Every active proxy with its status, and the snapshot that the statuses are from."""
-    statuses = health.statuses_of(WorkspaceProxy.objects.active())
+    snapshot = health.snapshot()
+    statuses = health.statuses_of(WorkspaceProxy.objects.active(), snapshot)
     return JsonResponse(
         {
             "regions": [proxy_json(status) for status in statuses],
-            "snapshot": snapshot_json(health.snapshot()),
+            "snapshot": snapshot_json(snapshot),
         }
     )
 

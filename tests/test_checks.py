@@ -1,4 +1,5 @@
 import pickle
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -180,6 +181,16 @@ def test_beat_schedule__goes_on_when_the_clock_is_set_back():
     assert not every.is_due(now - timedelta(seconds=1)).is_due
     due, then = every.is_due(now + timedelta(hours=1))
     assert (due, then) == (True, 60)
+
+
+def test_beat_schedule__a_clock_that_is_set_back_makes_it_another_one_once(monkeypatch):
+    every = Every(60)
+    assert every == every
+    assert every != Every(61)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3_600)
+    assert every != every
+    assert every == every
 
 
 def test_beat_schedule__names_a_task_that_there_is():

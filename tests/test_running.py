@@ -10,7 +10,7 @@ from django.core.cache import caches
 from django.db import OperationalError, connection
 
 from project.celery import app
-from proxyhealth import coordination, running, sending, store
+from proxyhealth import coordination, running, sending, store, tasks
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.plan import Plan
 from proxyhealth.report import Status
@@ -309,7 +309,7 @@ def run_shards(plan):
 def test_shards__become_one_commit(shared):
     parts = run_shards(shared)
     assert store.read().number == 0
-    running.run_finish(json.loads(json.dumps(parts)), shared.ticket)
+    running.run_finish(shared.ticket, json.loads(json.dumps(parts)))
     snapshot = store.read()
     assert [s.status for s in snapshot.statuses.values()] == ["ok", "unhealthy", "ok", "unhealthy"]
     assert {status.checked_at for status in snapshot.statuses.values()} == {shared.checked_at}
@@ -325,7 +325,7 @@ def test_shards__their_round_keeps_others_away(shared):
 
 def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
     first, second = run_shards(shared)
-    running.run_finish([first, second], shared.ticket)
+    running.run_finish(shared.ticket, [first, second])
     before = store.read()
     running.run_round(share=True)
     plan = Plan.load(coordination.load_plan())
@@ -335,7 +335,7 @@ def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
         running.run_shard(plan.ticket, 0, plan.checked_at, closed),
         {"shard": 1, "lost": "out of memory"},
     ]
-    running.run_finish(parts, plan.ticket)
+    running.run_finish(plan.ticket, parts)
     after = store.read()
     for proxy in plan.shards[0]:
         assert after.statuses[proxy.id].status is Status.UNREACHABLE
@@ -362,17 +362,17 @@ def test_shards__that_fail_say_why(shared, monkeypatch):
 
 def test_shards__an_end_that_comes_twice_commits_once(shared):
     parts = run_shards(shared)
-    running.run_finish(parts, shared.ticket)
-    running.run_finish(parts, shared.ticket)
+    running.run_finish(shared.ticket, parts)
+    running.run_finish(shared.ticket, parts)
     assert store.read().number == 1
 
 
 def test_shards__an_end_of_what_is_committed_gives_the_lease_back(shared, redis_client):
     parts = run_shards(shared)
-    running.run_finish(parts, shared.ticket)
+    running.run_finish(shared.ticket, parts)
     # As if its process had been killed before it could say that the round is closed.
     redis_client.hdel(caches["default"].make_key("proxyhealth:rounds"), "closed")
-    running.run_finish(parts, shared.ticket)
+    running.run_finish(shared.ticket, parts)
     assert store.read().number == 1
     assert coordination.begin_round().why == "begun"
 
@@ -381,8 +381,19 @@ def test_shards__an_end_that_comes_after_another_round_has_begun_commits_nothing
     parts = run_shards(shared)
     redis_client.delete(caches["default"].make_key("proxyhealth:round"))
     coordination.begin_round()
-    running.run_finish(parts, shared.ticket)
+    running.run_finish(shared.ticket, parts)
     assert store.read().number == 0
+
+
+def test_shards__of_which_one_was_lost_with_its_process_are_committed_without_it(shared):
+    result = running.run_shard(shared.ticket, 0, shared.checked_at, shared.shards[0])
+    app.backend.store_result(shared.tasks[0], result, "SUCCESS")
+    app.backend.store_result(shared.tasks[1], LookupError("killed"), "FAILURE")
+    tasks.finish_broken_round("the id of the chord", ticket=shared.ticket)
+    assert set(store.read().statuses) == {proxy.id for proxy in shared.shards[0]}
+    assert store.read().outcomes == {"incomplete": 1}
+    assert "there is no result, its worker died" in store.read().error
+    assert coordination.begin_round().why == "begun"
 
 
 def test_shards__whose_worker_died_are_closed_by_the_next_round(shared, redis_client):
@@ -489,7 +500,7 @@ def test_offline__shards(configure, dead, monkeypatch):
     plan = Plan.load(coordination.load_plan())
     parts = run_shards(plan)
     with pytest.raises(ProberOffline):
-        running.run_finish(parts, plan.ticket)
+        running.run_finish(plan.ticket, parts)
     assert store.read().number == 0
     assert store.read().outcomes == {"offline": 1}
     assert running.run_round(asked=coordination.take_ticket(), share=True) == "shared"
