@@ -97,8 +97,9 @@ def test_thousand_saves__rounds_go_on_and_the_last_save_is_seen(deploy, verdict)
     probes = sum(begin <= a.begin <= end for proxy in (good, bad) for a in proxy.asked)
     checks = probes - rounds * count
     tasks = sum("check end ticket=" in line for line in deployment.worker.log_text().splitlines())
-    assert tasks <= saves / 10, f"{tasks} tasks for {saves} saves"
-    assert checks <= saves / 2, f"{checks} probes, besides those of {rounds} rounds, for {saves} saves"
+    # One task takes all that wait; while it does, the next may be sent.
+    assert tasks <= saves / 20, f"{tasks} tasks for {saves} saves"
+    assert checks < saves, f"{checks} probes, besides those of {rounds} rounds, for {saves} saves"
     verdict(
         f"{len(poller.polls)} polls, saved in {took:.1f} s, {tasks} tasks and {checks} probes besides "
         f"{rounds} rounds, longest gap between rounds {longest:.1f} s, the last saves seen "

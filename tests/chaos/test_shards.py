@@ -42,11 +42,6 @@ def after_a_round(deployment, poller):
     poller.wait_until(lambda p: p.snapshot["checked_at"] > checked_at, LIMIT, "a round ends")
 
 
-def asked_since(deployment, before):
-    """Who was asked, by which process, since ``before``."""
-    return {name: [a.pid for a in proxy.asked[before[name] :]] for name, proxy in deployment.proxies.items()}
-
-
 TRUTH = {**dict.fromkeys(NAMES, ("ok", "unhealthy")), SILENT: "unreachable"}
 
 
@@ -104,31 +99,26 @@ def test_worker_killed_in_a_shard__the_others_count_and_the_rest_follows(deploym
 
 
 @pytest.mark.fault("pool child killed in a shard")
-def test_child_killed_in_a_shard__it_is_run_again(deployment, verdict):
+def test_child_killed_in_a_shard__the_others_count_at_once(deployment, verdict):
     with Poller(deployment) as poller:
         poller.wait_until(lambda p: True, 5, "a poll")
         after_a_round(deployment, poller)
         before = turn_bad(deployment)
         asked = deployment.proxies[SILENT].wait_for_request(LIMIT, before[SILENT])
-        others = {
-            pid for worker in deployment.workers if asked.pid not in worker.pids() for pid in worker.pids()
-        }
         os.kill(asked.pid, signal.SIGKILL)
-        # The same round asks again, by itself: the other proxies' shards are not run again.
-        again = deployment.proxies[SILENT].wait_for_request(INTERVAL, before[SILENT] + 1)
         took = poller.wait_until(all_right, LIMIT, "all is right", since=asked.begin)
-        once = [name for name, pids in asked_since(deployment, before).items() if len(pids) == 1]
-        assert len(once) >= 9, f"only {once} were not asked again: that was a whole round"
-    shared = [
-        a
-        for name, proxy in deployment.proxies.items()
-        for a in proxy.asked[before[name] :]
-        if a.pid in others and a.begin < asked.begin + deployment.timeout
-    ]
-    assert shared, "one worker ran all shards"
+    old, shared, whole = phases(poller, asked.begin)
+    assert len(set(old[0].values())) == len(set(whole[0].values())) == 1
+    renewed = {name for name in NAMES if shared[0][name] != old[0][name]}
+    assert len(renewed) == 9, "of four shards of three, one was lost"
+    assert SILENT not in renewed
+    assert all(shared[1].statuses[name] == "unhealthy" for name in renewed)
+    assert all(shared[1].statuses[name] == old[1].statuses[name] for name in set(NAMES) - renewed)
+    assert shared[1].at - asked.begin < INTERVAL / 2, "it took a tick to end the round"
     assert not deployment.ended()
     poller.check(TRUTH, lost_shards=True)
     verdict(
-        f"{len(poller.polls)} polls, none torn, asked again after {again.begin - asked.begin:.1f} s, "
+        f"{len(poller.polls)} polls, none torn; {len(renewed)} proxies renewed after "
+        f"{shared[1].at - asked.begin:.1f} s, {len(NAMES) - len(renewed)} kept their status, "
         f"right after {took:.1f} s (limit {LIMIT} s)"
     )
