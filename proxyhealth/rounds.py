@@ -189,7 +189,8 @@ def require_online(statuses: Iterable[ProxyStatus]) -> None:
     except queue.Empty:  # a look-up that hangs is no answer
         pass
     raise ProberOffline(
-        f"Prober offline: proxies seem dead, but none of CANARY_URLS answers {socket.gethostname()} either."
+        f"Prober offline: proxies seem dead, but none of CANARY_URLS answers the worker on "
+        f"{socket.gethostname()} either."
     )
 
 
