@@ -32,6 +32,7 @@ from uuid import UUID
 import certifi
 import trustme
 
+from benchmarks.processes import cpu_of
 from benchmarks.servers import target
 
 WARM_UP = 50
@@ -225,12 +226,6 @@ def go_client(url: str, files: Files, folder: Path) -> Iterator[Client]:
         process.wait()
 
 
-def _cpu_of(pid: int) -> float:
-    """CPU seconds that a process has used, of all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @contextmanager
 def blackbox_exporter(url: str, files: Files, folder: Path) -> Iterator[Client]:
     http_options: dict[str, object] = {"preferred_ip_protocol": "ip4"}
@@ -260,12 +255,12 @@ def blackbox_exporter(url: str, files: Files, folder: Path) -> Iterator[Client]:
     control = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
 
     def run(count: int) -> Cost:
-        cpu, wall = _cpu_of(process.pid), time.perf_counter()
+        cpu, wall = cpu_of(process.pid), time.perf_counter()
         for _ in range(count):
             control.request("GET", f"/probe?module=report&target={url}/healthz-report")
             text = control.getresponse().read()
             assert b"probe_success 1" in text, text.decode()
-        return Cost(_cpu_of(process.pid) - cpu, time.perf_counter() - wall)
+        return Cost(cpu_of(process.pid) - cpu, time.perf_counter() - wall)
 
     try:
         yield run

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
+import select
 import socket
 import ssl
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address
+from typing import NamedTuple
 
 BODY = b'{"errors": [], "warnings": []}'
-RESPONSE = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: Sun, 22 Nov 2026 08:00:00 GMT\r\n"
-    b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(BODY), BODY)
-)
 THREADS = 4
+
+
+def response(body: bytes) -> bytes:
+    return (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: Sun, 22 Nov 2026 08:00:00 GMT\r\n"
+        b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+    )
+
+
+RESPONSE = response(BODY)
 
 
 def _answer(listener: socket.socket, context: ssl.SSLContext | None) -> None:
@@ -51,3 +63,83 @@ def target(certificate: str = "") -> Iterator[int]:
         finally:
             process.kill()
             process.join()
+
+
+# A fleet: one server that is many hosts, each an address of its own in 127.0.0.0/8.
+
+_FIRST = int(IPv4Address("127.1.0.0"))
+SILENT_EVERY = 20
+
+
+def is_silent(index: int) -> bool:
+    """5 % never answer, spread evenly among the others."""
+    return index % SILENT_EVERY == SILENT_EVERY // 2
+
+
+class Fleet(NamedTuple):
+    port: int
+    pid: int
+
+    def address(self, index: int) -> tuple[str, int]:
+        return str(IPv4Address(_FIRST + index)), self.port
+
+    def url(self, index: int) -> str:
+        return "http://{}:{}".format(*self.address(index))
+
+
+@contextmanager
+def fleet(delay: float = 0.0, *, silent: bool = False, body: bytes = BODY) -> Iterator[Fleet]:
+    """Hosts that answer with ``body`` after ``delay`` seconds, or never: they accept, and say nothing."""
+    with socket.socket() as listener:
+        with suppress(OSError):  # older kernels want a right for it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        listener.bind(("0.0.0.0", 0))
+        listener.listen(4096)
+        process = multiprocessing.get_context("fork").Process(
+            target=_serve_fleet, args=(listener, delay, silent, response(body))
+        )
+        process.start()
+        try:
+            yield Fleet(listener.getsockname()[1], process.pid or 0)
+        finally:
+            process.kill()
+            process.join()
+
+
+def _serve_fleet(listener: socket.socket, delay: float, silent: bool, answer: bytes) -> None:
+    # Bare epoll in one thread: what serves must cost much less than what probes.
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    listener.setblocking(False)
+    epoll = select.epoll()
+    epoll.register(listener, select.EPOLLIN)
+    due: deque[tuple[float, socket.socket]] = deque()  # the delay is one, so the first is the next
+    ignored: dict[int, socket.socket] = {}
+    while True:
+        for fd, _ in epoll.poll(max(0.0, due[0][0] - time.monotonic()) if due else None):
+            if fd != listener.fileno():
+                with suppress(OSError):
+                    if ignored[fd].recv(4096):
+                        continue
+                ignored.pop(fd).close()  # the client has hung up
+                continue
+            with suppress(BlockingIOError):
+                while True:
+                    peer, _ = listener.accept()
+                    peer.setblocking(False)
+                    if silent and is_silent(int(IPv4Address(peer.getsockname()[0])) - _FIRST):
+                        ignored[peer.fileno()] = peer
+                        epoll.register(peer, select.EPOLLIN)
+                    else:
+                        due.append((time.monotonic() + delay, peer))
+        while due and due[0][0] <= time.monotonic():
+            peer = due.popleft()[1]
+            try:
+                peer.recv(4096)
+                peer.sendall(answer)
+            except BlockingIOError:  # its request is still to come
+                due.append((time.monotonic() + delay, peer))
+                continue
+            except OSError:
+                pass
+            peer.close()

