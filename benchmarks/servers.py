@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BODY = b'{"errors": [], "warnings": []}'
 THREADS = 4
@@ -79,6 +79,13 @@ def is_silent(index: int) -> bool:
 class Fleet(NamedTuple):
     port: int
     pid: int
+    lag: Any  # how many seconds later than it should the server answered, at the most
+
+    def take_lag(self) -> float:
+        """The most since it was asked for last."""
+        with self.lag.get_lock():
+            lag, self.lag.value = self.lag.value, 0.0
+        return float(lag)
 
     def address(self, index: int) -> tuple[str, int]:
         return str(IPv4Address(_FIRST + index)), self.port
@@ -95,18 +102,18 @@ def fleet(delay: float = 0.0, *, silent: bool = False, body: bytes = BODY) -> It
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
         listener.bind(("0.0.0.0", 0))
         listener.listen(4096)
-        process = multiprocessing.get_context("fork").Process(
-            target=_serve_fleet, args=(listener, delay, silent, response(body))
-        )
+        fork = multiprocessing.get_context("fork")
+        lag = fork.Value("d", 0.0)
+        process = fork.Process(target=_serve_fleet, args=(listener, delay, silent, response(body), lag))
         process.start()
         try:
-            yield Fleet(listener.getsockname()[1], process.pid or 0)
+            yield Fleet(listener.getsockname()[1], process.pid or 0, lag)
         finally:
             process.kill()
             process.join()
 
 
-def _serve_fleet(listener: socket.socket, delay: float, silent: bool, answer: bytes) -> None:
+def _serve_fleet(listener: socket.socket, delay: float, silent: bool, answer: bytes, lag: Any) -> None:
     # Bare epoll in one thread: what serves must cost much less than what probes.
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -133,7 +140,9 @@ def _serve_fleet(listener: socket.socket, delay: float, silent: bool, answer: by
                     else:
                         due.append((time.monotonic() + delay, peer))
         while due and due[0][0] <= time.monotonic():
-            peer = due.popleft()[1]
+            when, peer = due.popleft()
+            if time.monotonic() - when > lag.value:
+                lag.value = time.monotonic() - when
             try:
                 peer.recv(4096)
                 peer.sendall(answer)
