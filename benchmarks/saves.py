@@ -123,7 +123,7 @@ def measure(saves: int, count: int) -> list[str]:
                     times = [save_and_wait(subject, *sides[i % 2], ours) for i in range(saves)]
                     ours.send(False)
                     spent, wall = ours.recv() - spent, time.monotonic() - begin
-                    when = f"{spent / wall:.0%} of the time" if rounds else "none"
+                    when = f"{spent / wall * 100:.0f} % of the time" if rounds else "none"
                     for what, column in zip(Times._fields, zip(*times, strict=True), strict=True):
                         median, p99 = statistics.median(column), percentile(column, 99)
                         print(
