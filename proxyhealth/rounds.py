@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import queue
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,10 @@ from proxyhealth.report import HealthReport, Proxy, ProxyStatus, Reason, Status
 from proxyhealth.validators import parse_proxy_url
 
 _COLUMNS = tuple(field.name for field in fields(Proxy))
+
+
+# With so many threads it pays to let them switch less often.
+_CROWD = 64
 
 
 class RoundFailed(Exception):
@@ -139,10 +144,14 @@ def probe_batches(proxies: Sequence[Proxy], checked_at: datetime, lull: float) -
             done.put(probe(proxy, checked_at))
 
     end = time.monotonic() + time_limit(len(proxies))
-    _start_threads(work, min(conf.CONCURRENCY, len(proxies)))
     waiting = {proxy.id: proxy for proxy in proxies}
     batch: list[ProxyStatus] = []
+    threads = min(conf.CONCURRENCY, len(proxies))
+    crowded = threads > _CROWD
+    if crowded:
+        _switching.fewer()
     try:
+        _start_threads(work, threads)
         while waiting:
             left = end - time.monotonic()
             try:
@@ -157,7 +166,38 @@ def probe_batches(proxies: Sequence[Proxy], checked_at: datetime, lull: float) -
             batch.append(status)
     finally:
         over.set()
+        if crowded:
+            _switching.usual()
     yield batch + [_unanswered(proxy, checked_at) for proxy in waiting.values()]
+
+
+class _Switching:
+    """How often the interpreter has a thread hand over to another one, which is the whole process's.
+
+    Every thread that waits for its turn asks for it so often, and hundreds that do leave little time for
+    the work. A probe hands over by itself, whenever it waits for its proxy.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._usual = 0.0
+
+    def fewer(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._usual = sys.getswitchinterval()
+                sys.setswitchinterval(max(self._usual, 0.05))
+
+    def usual(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                sys.setswitchinterval(self._usual)
+
+
+_switching = _Switching()
 
 
 def _start_threads(work: Callable[[], None], count: int) -> None:

@@ -1,3 +1,4 @@
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -217,6 +218,27 @@ def test_require_online__a_canary_that_hangs_is_no_answer(configure, monkeypatch
 def test_require_online__any_http_is_an_answer(serve, configure):
     configure(CANARY_URLS=[serve(report=[1]).url], ADDRESS_DENY=["127.0.0.0/8"])
     rounds.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
+
+
+def test_probe_batches__threads_switch_as_before_when_the_last_one_is_done(serve, monkeypatch):
+    monkeypatch.setattr(rounds, "_CROWD", 0)
+    before = sys.getswitchinterval()
+    slow = rounds.probe_batches([with_url(serve().url), with_url(serve(delay=0.3).url)], NOW, lull=0.01)
+    next(slow)
+    assert sys.getswitchinterval() > before
+    rounds.probe_all([with_url(serve().url)], NOW)
+    assert sys.getswitchinterval() > before
+    assert len(list(slow)) == 1
+    assert sys.getswitchinterval() == before
+
+
+def test_probe_batches__threads_switch_as_before_after_who_gave_up(serve, monkeypatch):
+    monkeypatch.setattr(rounds, "_CROWD", 0)
+    before = sys.getswitchinterval()
+    slow = rounds.probe_batches([with_url(serve().url), with_url(serve(delay=0.3).url)], NOW, lull=0.01)
+    next(slow)
+    slow.close()
+    assert sys.getswitchinterval() == before
 
 
 def test_time_limit__is_a_turn_of_timeouts_for_each_concurrency(configure):
