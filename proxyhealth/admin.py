@@ -12,7 +12,7 @@ from uuid import UUID
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db import transaction
+from django.db import connections, router, transaction
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -127,21 +127,28 @@ class WorkspaceProxyAdmin(ModelAdmin):
     ) -> HttpResponse:
         response = super().changelist_view(request, {**(extra_context or {}), "snapshot": health.snapshot()})
         if request.POST.get("action") == "delete_selected" and "post" in request.POST:
-            self._has_been_asked_for(request)
+            self._tell_if_late(request)
         return response
 
-    # What was saved or deleted is checked once it is committed, which it is when these come back
+    # What was saved or deleted is checked once it is committed
+
+    def _tell_if_late(self, request: HttpRequest, response: Any = None) -> None:
+        # With ATOMIC_REQUESTS it is committed too late for this page to tell.
+        done = response is None or response.status_code == HTTPStatus.FOUND
+        if request.method == "POST" and done and not connections[self._database()].in_atomic_block:
+            self._has_been_asked_for(request)
+
+    def _database(self) -> str:
+        return router.db_for_write(WorkspaceProxy)
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         response = super().changeform_view(request, *args, **kwargs)
-        if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
-            self._has_been_asked_for(request)
+        self._tell_if_late(request, response)
         return response
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         response = super().delete_view(request, *args, **kwargs)
-        if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
-            self._has_been_asked_for(request)
+        self._tell_if_late(request, response)
         return response
 
     # Deleting keeps the row

@@ -21,8 +21,9 @@ from proxyhealth.report import rfc3339
 # What a round that has died costs at the most. A living one renews its lease.
 MAX_LEASE = 10.0
 
-# How long a request for a check may be on its way to a worker before another one is sent.
-_SENT_FOR = 2_000
+# How long a task that takes what is waiting is waited for, before another one is sent: if it got lost, the
+# next round checks everything anyway; if the workers are busy, more of them would only be in its way.
+_SENT_FOR = 60_000
 _KEPT_FOR = 24 * 3_600
 
 _POLL = 0.1
@@ -46,10 +47,15 @@ _TAKE_TICKET = f"{_TICKET} return take_ticket(KEYS[1])"
 
 # KEYS: ticket, lease, rounds, tick, wanted, plan
 # ARGV: lease (ms), longest lease (ms), gap between ticks (µs, or empty), ticket of the request (or empty),
-#       whether the round under way is to be followed by another one
+#       whether the round under way is to be followed by another one, age of a round that will do (µs)
 _BEGIN = f"""{_TICKET}
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
 local full = tonumber(redis.call('HGET', KEYS[3], 'full') or '0')
 if ARGV[4] ~= '' and full > tonumber(ARGV[4]) then return {{'done', '0', 0}} end
+if now >= full and now - full < tonumber(ARGV[6]) and redis.call('EXISTS', KEYS[6]) == 0 then
+  return {{'done', '0', 0}}
+end
 local held = redis.call('GET', KEYS[2])
 -- A lease with more life left than is ever given is from before the clock stepped back.
 if held and redis.call('PTTL', KEYS[2]) > tonumber(ARGV[2]) then held = false end
@@ -58,8 +64,6 @@ if held then
   return {{'running', '0', 0}}
 end
 if ARGV[3] ~= '' then
-  local time = redis.call('TIME')
-  local now = time[1] * 1000000 + time[2]
   local last = tonumber(redis.call('GET', KEYS[4]) or '0')
   if now >= last and now - last < tonumber(ARGV[3]) then return {{'early', '0', 0}} end
   redis.call('SET', KEYS[4], string.format('%.0f', now))
@@ -73,7 +77,11 @@ return {{'begun', ticket, redis.call('EXISTS', KEYS[6])}}
 # KEYS: lease, rounds. ARGV: ticket, lease (ms)
 _RENEW = """
 local held = redis.call('GET', KEYS[1])
-if held == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if held == ARGV[1] then
+  -- Another host may give longer leases; this one is not to be shortened.
+  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+  return 1
+end
 if held or tonumber(redis.call('HGET', KEYS[2], 'closed') or '0') >= tonumber(ARGV[1]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
@@ -86,7 +94,34 @@ if tonumber(redis.call('HGET', KEYS[2], 'closed') or '0') < tonumber(ARGV[1]) th
 end
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return '0' end
 redis.call('DEL', KEYS[1])
-return redis.call('GET', KEYS[3]) or '0'
+local wanted = redis.call('GET', KEYS[3]) or '0'
+if tonumber(redis.call('HGET', KEYS[2], 'full') or '0') > tonumber(wanted) then return '0' end
+return wanted
+"""
+
+# KEYS: rounds, lease. ARGV: outcome, error (or empty), time, ticket of the round (or empty)
+_COUNT = """
+redis.call('HINCRBY', KEYS[1], 'count:' .. ARGV[1], 1)
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[2], 'error_at', ARGV[3]) end
+if ARGV[1] ~= 'offline' then return end
+-- What a round that was taken over found out is not true of the one after it.
+local held = redis.call('GET', KEYS[2])
+if held and held ~= ARGV[4] then return end
+if tonumber(redis.call('HGET', KEYS[1], 'closed') or '0') >= tonumber(ARGV[4]) then return end
+redis.call('HSET', KEYS[1], 'offline', ARGV[2])
+"""
+
+# KEYS: plan, lease. ARGV: ticket, plan, how long it is kept (s)
+_SAVE_PLAN = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'ticket', ARGV[1], 'plan', ARGV[2])
+return redis.call('EXPIRE', KEYS[1], ARGV[3])
+"""
+
+# KEYS: plan. ARGV: ticket
+_DROP_PLAN = """
+if redis.call('HGET', KEYS[1], 'ticket') == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 # KEYS: pending, sent. ARGV: how long a task is waited for (ms), ids
@@ -143,14 +178,20 @@ def lease_seconds() -> float:
 
 
 def begin_round(
-    *, gap: float | None = None, asked: int | None = None, follow: bool = False, wait: float = 0
+    *,
+    gap: float | None = None,
+    asked: int | None = None,
+    follow: bool = False,
+    fresh: float = 0,
+    wait: float = 0,
 ) -> Begun:
     """Take the lease of the round, if no other round has it.
 
     ``gap`` is that of a tick: seconds that must have passed since the last one, so that two schedulers,
     or the backlog of one, make no more rounds than one does. ``asked`` is the ticket of a request; a full
-    round that began after it fulfils it. With ``follow``, a round that is running is followed by another
-    one. ``wait`` is how many seconds to wait for the lease.
+    round that began after it fulfils it, and so does one that began less than ``fresh`` seconds ago. With
+    ``follow``, a round that is running is followed by another one. ``wait`` is how many seconds to wait
+    for the lease.
     """
     end = time.monotonic() + wait
     keys = ["ticket", "round", "rounds", "tick", "wanted", "plan"]
@@ -160,6 +201,7 @@ def begin_round(
         "" if gap is None else int(gap * 1_000_000),
         "" if asked is None else asked,
         int(follow),
+        int(fresh * 1_000_000),
     ]
     while True:
         why, ticket, left_over = _run(_BEGIN, keys, *args)
@@ -169,30 +211,45 @@ def begin_round(
         time.sleep(_POLL)
 
 
-@contextmanager
-def kept(ticket: int) -> Iterator[bool]:
-    """Renews the lease of a round while the block runs. Yields False if the round is not to go on.
+class Lease:
+    """The right to go on with a round; ``lost`` is set when another one has it, or the round is closed."""
 
-    That is when another one took the lease over, or it was closed. A lease that ran out, or that the cache
-    has lost, is taken again.
+    def __init__(self, *, lost: bool) -> None:
+        self.lost = threading.Event()
+        if lost:
+            self.lost.set()
+
+    def __bool__(self) -> bool:
+        return not self.lost.is_set()
+
+
+@contextmanager
+def kept(ticket: int, seconds: float) -> Iterator[Lease]:
+    """Renews the lease of a round while the block runs, for so many seconds at the most.
+
+    A block that hangs is not to keep others away for ever. A lease that ran out, or that the cache has lost,
+    is taken again, if nobody else has it.
     """
-    if not _renew(ticket):
-        yield False
+    lease = Lease(lost=not _renew(ticket))
+    if not lease:
+        yield lease
         return
     over = threading.Event()
+    end = time.monotonic() + seconds
 
     def renew() -> None:
-        while not over.wait(lease_seconds() / 4):
+        while not over.wait(lease_seconds() / 4) and time.monotonic() < end:
             try:
                 if not _renew(ticket):
-                    return  # the commit will be refused
+                    lease.lost.set()
+                    return
             except StoreError:
                 continue  # it may be back before the lease runs out
 
     thread = threading.Thread(target=renew, name="round lease", daemon=True)
     thread.start()
     try:
-        yield True
+        yield lease
     finally:
         over.set()
         thread.join()
@@ -207,37 +264,29 @@ def end_round(ticket: int) -> int:
     return int(_run(_END, ["round", "rounds", "wanted"], ticket))
 
 
-def count_round(outcome: str, error: str = "") -> None:
-    """Count a round that was not committed, and remember why.
+def count_round(outcome: str, error: str = "", ticket: int = 0) -> None:
+    """Count a round, or a tick, that was not committed, and remember why.
 
-    ``offline`` is said to every reader until a round is committed.
+    ``offline`` is said to every reader until a round is committed, unless the round with this ticket has
+    been taken over.
     """
-    with open_cache() as cache:
-        key = cache.key("rounds")
-        pipe = cache.client.pipeline()
-        pipe.hincrby(key, f"count:{outcome}", 1)
-        if error:
-            pipe.hset(key, mapping={"error": error[:MAX_ERROR], "error_at": rfc3339(datetime.now(UTC))})
-        if outcome == "offline":
-            pipe.hset(key, "offline", error[:MAX_ERROR])
-        pipe.execute()
+    _run(_COUNT, ["rounds", "round"], outcome, error[:MAX_ERROR], rfc3339(datetime.now(UTC)), ticket)
 
 
-def save_plan(plan: str) -> None:
-    """Keep the plan of a round that is run by many tasks, until it is committed."""
-    with open_cache() as cache:
-        cache.client.set(cache.key("plan"), plan, ex=_KEPT_FOR)
+def save_plan(ticket: int, plan: str) -> bool:
+    """Keep the plan of a round that is run by many tasks, until it is committed; False if it has no lease."""
+    return bool(_run(_SAVE_PLAN, ["plan", "round"], ticket, plan, _KEPT_FOR))
 
 
 def load_plan() -> str:
     """The plan that is kept, or an empty string."""
     with open_cache() as cache:
-        return (cache.client.get(cache.key("plan")) or b"").decode()
+        return (cache.client.hget(cache.key("plan"), "plan") or b"").decode()
 
 
-def drop_plan() -> None:
-    with open_cache() as cache:
-        cache.client.delete(cache.key("plan"))
+def drop_plan(ticket: int) -> None:
+    """Forget the plan of this round, if it is the one that is kept."""
+    _run(_DROP_PLAN, ["plan"], ticket)
 
 
 # Checks of a few: many requests, one task

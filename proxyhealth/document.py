@@ -22,7 +22,8 @@ FORMAT = 1
 HEAD = re.compile(rb'\{"format": (\d+), "commit": "([0-9a-f]{32})"')
 HEAD_BYTES = 80
 
-# How long a removal is remembered, in tickets (microseconds): longer than any round can take.
+# How long a removal is remembered, in tickets (microseconds): longer than any round can take. And until there
+# has been a full round since, because a clock that is set forward makes an hour of a moment.
 _REMOVED_FOR = 3_600 * 1_000_000
 
 
@@ -81,6 +82,12 @@ def merged(
     return document, _merge(document, statuses, ticket, removed, full_round)
 
 
+def commit_of(value: bytes | None) -> str:
+    """The id of the commit that ``value`` is of, or an empty string."""
+    head = HEAD.match(value or b"")
+    return head[2].decode() if head else ""
+
+
 def empty_document() -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -121,6 +128,7 @@ def _merge(
     """Bring ``document`` up to date, in place."""
     if full_round and document["ticket"] > ticket:
         raise Outdated
+    last_full: int = document["ticket"]
     old: dict[str, Any] = document["statuses"]
     gone: dict[str, int] = document["removed"]
     new = dict(old)
@@ -164,7 +172,7 @@ def _merge(
             stale_at=rfc3339(stale_at),
         )
     document["statuses"] = dict(sorted(new.items(), key=lambda item: item[1]["proxy"]["name"].lower()))
-    document["removed"] = {id: t for id, t in gone.items() if t > ticket - _REMOVED_FOR}
+    document["removed"] = {id: t for id, t in gone.items() if t > min(last_full, ticket - _REMOVED_FOR)}
     document["commit"] = uuid.uuid4().hex
     document["number"] += 1
     return changes

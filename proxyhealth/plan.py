@@ -79,7 +79,7 @@ class Plan:
                 ]
             else:
                 missing += [proxy.id for proxy in shard]
-                why.append(str(part.get("lost", "there is no result, its worker died")))
+                why.append(str(part.get("lost", "there is no result of it")))
                 offline += bool(part.get("offline"))
         if offline == len(self.shards):
             return Outcome([], frozenset(missing), why[0], offline=True)

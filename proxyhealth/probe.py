@@ -113,9 +113,9 @@ def answers(url: str) -> bool:
         with visit.get(parse_proxy_url(url.partition("?")[0]), requests.utils.requote_uri(url)):
             return True
     except _Judged as judged:
-        logger.warning("canary silent url=%s error=%s", url, judged)
+        logger.warning("canary silent url=%s error=%s", url.partition("?")[0], judged)
     except Exception:
-        logger.exception("canary failed url=%s", url)
+        logger.exception("canary failed url=%s", url.partition("?")[0])
     return False
 
 

@@ -339,7 +339,7 @@ class Snapshot:
     ``checked_at``, ``duration`` (seconds) and ``stale_at`` are of the last full round, None before
     the first. ``number`` goes up by one with every commit. ``outcomes`` counts rounds by how they
     ended, ``error`` says why the last one that was not a success was none, at ``error_at``. ``offline``
-    says since when the workers' own network is gone, if it is. ``fault`` says why this is only the last
+    says that the workers' own network is gone, if it is. ``fault`` says why this is only the last
     copy that a process has, when it could not get a newer one.
 
     ``fresh_until`` is when it turns stale on this machine's monotonic clock, which nobody can set back;

@@ -26,6 +26,9 @@ from proxyhealth.validators import parse_proxy_url
 _COLUMNS = tuple(field.name for field in fields(Proxy))
 
 
+# Who waits for probes looks up so often (seconds) whether the round is still wanted.
+_LOOK = 0.5
+
 # With so many threads it pays to let them switch less often.
 _CROWD = 64
 
@@ -108,26 +111,31 @@ def split(proxies: Sequence[Proxy], known: Mapping[UUID, ProxyStatus]) -> list[l
 
 
 def probe_all(
-    proxies: Sequence[Proxy], checked_at: datetime, known: Mapping[UUID, ProxyStatus] | None = None
+    proxies: Sequence[Proxy],
+    checked_at: datetime,
+    known: Mapping[UUID, ProxyStatus] | None = None,
+    stop: threading.Event | None = None,
 ) -> list[ProxyStatus]:
     """A status for every one of ``proxies``, in their order; ``known`` is what is known of them so far.
 
-    Raises ``ProberOffline`` if some are unreachable, and no canary answers, and ``RoundFailed`` if not a
-    single thread can be started.
+    Raises ``ProberOffline`` if some are unreachable, and no canary answers. Raises ``RoundFailed`` if not a
+    single thread can be started; and when ``stop`` is set, after which no other probe begins.
     """
-    (batch,) = probe_batches(slow_first(proxies, known or {}), checked_at, lull=math.inf)
+    (batch,) = probe_batches(slow_first(proxies, known or {}), checked_at, lull=math.inf, stop=stop)
     require_online(batch)
     found = {status.proxy.id: status for status in batch}
     return [found[proxy.id] for proxy in proxies]
 
 
-def probe_batches(proxies: Sequence[Proxy], checked_at: datetime, lull: float) -> Iterator[list[ProxyStatus]]:
+def probe_batches(
+    proxies: Sequence[Proxy], checked_at: datetime, lull: float, stop: threading.Event | None = None
+) -> Iterator[list[ProxyStatus]]:
     """A status for every one of ``proxies``, in batches as they come: at least one.
 
     A batch ends when nothing more comes for ``lull`` seconds, of which each batch has twice as many.
     ``CONCURRENCY`` probes run at once, each in a thread, and begin in the order of ``proxies``. After
     :func:`time_limit` what has not answered is ``unreachable`` (``timeout``), and its thread is left to
-    itself. Raises ``RoundFailed`` if not a single thread can be started.
+    itself. Raises ``RoundFailed`` if not a single thread can be started, or when ``stop`` is set.
     """
     todo: queue.SimpleQueue[Proxy] = queue.SimpleQueue()
     done: queue.SimpleQueue[ProxyStatus] = queue.SimpleQueue()
@@ -146,6 +154,7 @@ def probe_batches(proxies: Sequence[Proxy], checked_at: datetime, lull: float) -
     end = time.monotonic() + time_limit(len(proxies))
     waiting = {proxy.id: proxy for proxy in proxies}
     batch: list[ProxyStatus] = []
+    heard = 0.0
     threads = min(conf.CONCURRENCY, len(proxies))
     crowded = threads > _CROWD
     if crowded:
@@ -153,15 +162,20 @@ def probe_batches(proxies: Sequence[Proxy], checked_at: datetime, lull: float) -
     try:
         _start_threads(work, threads)
         while waiting:
-            left = end - time.monotonic()
+            if stop and stop.is_set():
+                raise RoundFailed("another round has begun while this one ran")
+            quiet_until = heard + lull if batch else math.inf
             try:
-                status = done.get(timeout=max(0.0, min(left, lull) if batch else left))
+                pause = min(end, quiet_until) - time.monotonic()
+                status = done.get(timeout=max(0.0, min(pause, _LOOK)))
             except queue.Empty:
-                if left <= lull:
+                if time.monotonic() >= end:
                     break
-                yield batch
-                batch, lull = [], 2 * lull
+                if time.monotonic() >= quiet_until:
+                    yield batch
+                    batch, lull = [], 2 * lull
                 continue
+            heard = time.monotonic()
             del waiting[status.proxy.id]
             batch.append(status)
     finally:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from celery import chord, current_app
-from celery.backends.base import DisabledBackend
 
 from proxyhealth import coordination, rounds, store
 from proxyhealth.cache import StoreError
@@ -31,6 +31,9 @@ _SLUG = re.compile(r"[\w-]+")
 # How long a round that is done tries to get its result into a cache that is away.
 _COMMIT_PATIENCE = 5.0
 
+# How long a database may take to give the proxies, before another process may try.
+_READ_PATIENCE = 30.0
+
 # When no more answers come for so many seconds, a check commits those that it has.
 _LULL = 0.05
 
@@ -44,6 +47,7 @@ def run_round(
     asked: int | None = None,
     follow: bool = False,
     wait: float = 0,
+    fresh: float = 0,
     share: bool = False,
 ) -> str:
     """One full round, from reading the proxies to the commit.
@@ -53,7 +57,7 @@ def run_round(
     answer is ``shared``. Raises ``RoundFailed``; then the snapshot is as it was.
     """
     try:
-        begun = coordination.begin_round(gap=gap, asked=asked, follow=follow, wait=wait)
+        begun = coordination.begin_round(gap=gap, asked=asked, follow=follow, fresh=fresh, wait=wait)
     except Exception as error:
         raise _failed(error) from error
     if not begun.ticket:
@@ -62,13 +66,13 @@ def run_round(
             _count("skipped")
         return begun.why
     try:
-        with coordination.kept(begun.ticket):
+        known = store.read().statuses
+        with coordination.kept(begun.ticket, _patience(len(known))) as lease:
             if begun.left_over:
                 _close_left_over(begun.ticket)
-            shared = _run_round(begun.ticket, share)
+            shared = _run_round(begun.ticket, known, share, lease.lost)
     except Exception as error:
-        _end(begun.ticket)
-        raise _failed(error) from error
+        raise _end_failed(begun.ticket, error) from error
     if shared:
         return "shared"
     _end(begun.ticket)
@@ -87,16 +91,20 @@ def run_now(wait: float) -> str:
     return run_round(asked=asked, wait=wait)
 
 
-def _run_round(ticket: int, share: bool) -> bool:
+def _patience(count: int) -> float:
+    """For how many seconds a part of a round may hold its lease: what hangs is not to keep others away."""
+    return rounds.time_limit(count) + _COMMIT_PATIENCE + _READ_PATIENCE
+
+
+def _run_round(ticket: int, known: Mapping[UUID, ProxyStatus], share: bool, lost: threading.Event) -> bool:
     checked_at = datetime.now(UTC)
     begin = time.monotonic()
     proxies = rounds.read_proxies()
-    known = store.read().statuses
     logger.info("round start ticket=%d proxies=%d", ticket, len(proxies))
     if share and len(proxies) > conf.SHARD_SIZE and _can_share(len(proxies)):
         _share(Plan.of(ticket, checked_at, rounds.split(proxies, known)))
         return True
-    statuses = rounds.probe_all(proxies, checked_at, known)
+    statuses = rounds.probe_all(proxies, checked_at, known, lost)
     _commit_round(statuses, ticket, Round(checked_at, time.monotonic() - begin))
     return False
 
@@ -132,9 +140,15 @@ def _end(ticket: int) -> None:
         request_check()
 
 
-def _failed(error: Exception) -> RoundFailed:
+def _failed(error: Exception, ticket: int = 0) -> RoundFailed:
     failure = _failure(error, "round")
-    _count("offline" if isinstance(failure, ProberOffline) else "failure", str(failure))
+    _count("offline" if isinstance(failure, ProberOffline) else "failure", str(failure), ticket)
+    return failure
+
+
+def _end_failed(ticket: int, error: Exception) -> RoundFailed:
+    failure = _failed(error, ticket)
+    _end(ticket)
     return failure
 
 
@@ -153,9 +167,9 @@ def _failure(error: Exception, what: str) -> RoundFailed:
     return failure
 
 
-def _count(outcome: str, error: str = "") -> None:
+def _count(outcome: str, error: str = "", ticket: int = 0) -> None:
     with suppress(StoreError):  # a round that was not counted was a round all the same
-        coordination.count_round(outcome, error)
+        coordination.count_round(outcome, error, ticket)
 
 
 # The round as a chord of shards
@@ -165,9 +179,11 @@ def _can_share(count: int) -> bool:
     options = current_app.conf
     if options.task_always_eager:
         return False
-    if isinstance(current_app.backend, DisabledBackend):
+    try:
+        current_app.backend.ensure_chords_allowed()
+    except NotImplementedError:
         logger.warning(
-            "a round of %d proxies is run by one process, because Celery has no result backend", count
+            "a round of %d proxies is run by one process: Celery has no result backend for chords", count
         )
         return False
     return True
@@ -175,7 +191,8 @@ def _can_share(count: int) -> bool:
 
 def _share(plan: Plan) -> None:
     """Give the shards of a round to the workers; who ends the last one has the round committed."""
-    coordination.save_plan(plan.dump())
+    if not coordination.save_plan(plan.ticket, plan.dump()):
+        raise RoundFailed("another round has begun while this one read its proxies")
     checked_at = plan.checked_at.isoformat()
     shards = [
         current_app.signature(
@@ -192,7 +209,7 @@ def _share(plan: Plan) -> None:
     try:
         chord(shards)(end)
     except Exception:
-        coordination.drop_plan()
+        coordination.drop_plan(plan.ticket)
         raise
     logger.info("round shared ticket=%d shards=%d", plan.ticket, len(shards))
 
@@ -203,10 +220,10 @@ def run_shard(ticket: int, index: int, checked_at: datetime, proxies: Sequence[P
     Raises nothing: the results of the other shards are not to be lost for this one.
     """
     try:
-        with coordination.kept(ticket) as wanted:
-            if not wanted:
+        with coordination.kept(ticket, _patience(len(proxies))) as lease:
+            if not lease:
                 return {"shard": index, "lost": "the round is over"}
-            statuses = rounds.probe_all(proxies, checked_at)
+            statuses = rounds.probe_all(proxies, checked_at, stop=lease.lost)
     except Exception as error:
         why = str(_failure(error, "shard"))
         return {"shard": index, "lost": why, "offline": isinstance(error, ProberOffline)}
@@ -220,15 +237,14 @@ def run_finish(ticket: int, parts: Iterable[Any] | None = None) -> None:
     Without ``parts``, the results of the shards, it takes those that there are. Raises ``RoundFailed``.
     """
     try:
-        with coordination.kept(ticket) as wanted:
-            plan = _load_plan() if wanted else None
+        with coordination.kept(ticket, _patience(0)) as lease:
+            plan = _load_plan() if lease else None
             if plan and plan.ticket == ticket:
                 _commit_plan(plan, _results(plan) if parts is None else parts)
             else:
                 logger.info("round over before its last shard ticket=%d", ticket)
     except Exception as error:
-        _end(ticket)
-        raise _failed(error) from error
+        raise _end_failed(ticket, error) from error
     _end(ticket)
 
 
@@ -241,27 +257,38 @@ def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> 
     """Commit what the shards found, all of it in one step."""
     outcome = plan.outcome(parts)
     if outcome.offline:
-        coordination.drop_plan()
+        coordination.drop_plan(plan.ticket)
+        _forget_results(plan)
         raise ProberOffline(outcome.error)
     duration = max(0.0, (coordination.take_ticket() - plan.ticket) / 1e6)
     done = Round(plan.checked_at, duration, outcome.missing, outcome.error)
     _commit_round(outcome.statuses, plan.ticket, done, lease)
     if outcome.missing:
         logger.error("round incomplete ticket=%d error=%s", plan.ticket, outcome.error)
-    for id in plan.tasks:
-        with suppress(Exception):  # it expires, too
-            current_app.AsyncResult(id).forget()
+    _forget_results(plan)
 
 
 def _close_left_over(lease: int) -> None:
     """Commit what there is of a round whose lease ran out, because a worker died with a shard of it."""
     try:
-        if plan := _load_plan():
-            _commit_plan(plan, _results(plan), lease)
+        plan = _load_plan()
+        if plan is None:
+            return
+    except ValueError as error:
+        _failed(error)  # the plan of this round takes its place
+        return
+    try:
+        _commit_plan(plan, _results(plan), lease)
     except Exception as error:
-        _failed(error)
+        _failed(error, lease)
         with suppress(StoreError):
-            coordination.drop_plan()
+            coordination.drop_plan(plan.ticket)
+
+
+def _forget_results(plan: Plan) -> None:
+    for id in plan.tasks:
+        with suppress(Exception):  # it expires, too
+            current_app.AsyncResult(id).forget()
 
 
 def _results(plan: Plan) -> list[Any]:
@@ -270,6 +297,15 @@ def _results(plan: Plan) -> list[Any]:
 
 
 # The check of a few
+
+
+def run_pending_check(ids: Iterable[UUID] = ()) -> None:
+    """Check these proxies, and all that are waiting for it; none is none."""
+    wanted = set(ids)
+    with suppress(StoreError):  # if it stays away, the check says so
+        wanted |= coordination.take_pending()
+    if wanted:  # if not, a task before this one took them along
+        run_check(wanted)
 
 
 def run_check(ids: Iterable[UUID]) -> None:

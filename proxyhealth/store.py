@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from redis.exceptions import LockError, ResponseError
+from redis.exceptions import LockError, RedisError, ResponseError
 
 from proxyhealth.cache import Cache, StoreError, open_cache
 from proxyhealth.conf import conf
 from proxyhealth.coordination import MAX_ERROR
-from proxyhealth.document import HEAD, HEAD_BYTES, Change, Outdated, Round, decode, dump, merged
+from proxyhealth.document import HEAD, HEAD_BYTES, Change, Outdated, Round, commit_of, decode, dump, merged
 from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, moment, rfc3339
 
 logger = logging.getLogger(__name__)
@@ -31,25 +31,29 @@ _LOST = "The cache has lost the snapshot; this is the last that was read."
 _RETRY_INTERVAL = 2.0
 
 # Writes a document if nobody has written another one since, and if the round still has its lease.
-# KEYS: snapshot, lease, rounds, plan
-# ARGV: beginning of the document that was read, new document, ticket of the round's lease (or empty), its
-#       outcome, ticket of a full round (or empty), error (or empty), time
+# KEYS: snapshot, lease, rounds, plan, ticket
+# ARGV: beginning of the document that was read, new document, ticket of it; and of a round: ticket of its
+#       lease (or empty), outcome, ticket of a full one (or empty), error (or empty), time
 _WRITE = f"""
-if ARGV[3] ~= '' then
+if ARGV[4] ~= '' then
   local held = redis.call('GET', KEYS[2])
-  if held and held ~= ARGV[3] then return 'superseded' end
+  if held and held ~= ARGV[4] then return 'superseded' end
+  if tonumber(redis.call('HGET', KEYS[3], 'closed') or '0') >= tonumber(ARGV[4]) then return 'superseded' end
 end
 local head = redis.pcall('GETRANGE', KEYS[1], 0, {HEAD_BYTES})
 if type(head) == 'table' then head = '' end
 if head ~= ARGV[1] then return 'changed' end
 redis.call('SET', KEYS[1], ARGV[2])
-if ARGV[3] ~= '' then
-  redis.call('HINCRBY', KEYS[3], 'count:' .. ARGV[4], 1)
-  redis.call('DEL', KEYS[4])
-  if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], 'error', ARGV[6], 'error_at', ARGV[7]) end
+-- A replica that was promoted may have missed the tickets that it is told of here.
+local known = tonumber(redis.call('GET', KEYS[5]) or '0')
+if known < tonumber(ARGV[3]) then redis.call('SET', KEYS[5], ARGV[3]) end
+if ARGV[4] ~= '' then
+  redis.call('HINCRBY', KEYS[3], 'count:' .. ARGV[5], 1)
+  if redis.call('HGET', KEYS[4], 'ticket') == ARGV[3] then redis.call('DEL', KEYS[4]) end
+  if ARGV[7] ~= '' then redis.call('HSET', KEYS[3], 'error', ARGV[7], 'error_at', ARGV[8]) end
 end
-if ARGV[5] ~= '' then
-  redis.call('HSET', KEYS[3], 'full', ARGV[5])
+if ARGV[6] ~= '' then
+  redis.call('HSET', KEYS[3], 'full', ARGV[6])
   redis.call('HDEL', KEYS[3], 'offline')
 end
 return 'written'
@@ -94,22 +98,30 @@ def commit(
         full_round.error[:MAX_ERROR] if full_round else "",
         rfc3339(datetime.now(UTC)),
     ]
+    written = ""
     with open_cache() as cache, _turn(cache):
-        keys = [cache.key(name) for name in ("snapshot", "round", "rounds", "plan")]
+        keys = [cache.key(name) for name in ("snapshot", "round", "rounds", "plan", "ticket")]
         for _ in range(_COMMIT_ATTEMPTS):
             value = _get(cache.client, keys[0])
+            if written and commit_of(value) == written:
+                break  # only the answer was lost
             try:
                 document, changes = merged(value, statuses, ticket, removed, full_round)
             except Outdated:
                 raise Superseded("a later round was committed before this one") from None
+            written = document["commit"]
             head = (value or b"")[: HEAD_BYTES + 1]
-            answer = cache.client.eval(_WRITE, len(keys), *keys, head, dump(document), *of_round)
+            answer = cache.client.eval(_WRITE, len(keys), *keys, head, dump(document), ticket, *of_round)
             if answer == b"superseded":
                 raise Superseded("another round has begun while this one ran")
             if answer == b"written":
-                return Commit(changes, complete=document["checked_at"] is not None)
+                break
             # Somebody else committed in between: merge into theirs.
-    raise StoreError(f"the snapshot changed under each of {_COMMIT_ATTEMPTS} attempts to commit to it")
+        else:
+            raise StoreError(
+                f"the snapshot changed under each of {_COMMIT_ATTEMPTS} attempts to commit to it"
+            )
+    return Commit(changes, complete=document["checked_at"] is not None)
 
 
 @contextmanager
@@ -124,7 +136,7 @@ def _turn(cache: Cache) -> Iterator[None]:
         yield
     finally:
         if acquired:
-            with suppress(LockError):  # it took longer than its turn
+            with suppress(LockError, RedisError):  # it took longer than its turn, or is away; all is written
                 lock.release()
 
 
@@ -213,6 +225,7 @@ class _Reader:
             pipe.hgetall(cache.key("rounds"))
             pipe.time()
             start, rounds, (seconds, microseconds) = pipe.execute()
+            aged = False
             head = HEAD.match(start)
             new = head is not None and head[2] != self._commit
             value = cache.client.get(cache.key("snapshot")) if new else None
@@ -230,7 +243,11 @@ class _Reader:
                 self._copy, self._lost = snapshot, False
         elif not head and self._copy is not None:
             self._lost = True
-        changed = value is not None or rounds != self._rounds
+        elif self._copy is not None:
+            # This machine may have slept, and its clocks with it.
+            self._copy = self._dated(self._copy, self._ticket, seconds + microseconds / 1e6)
+            aged = self._copy.fresh_until != self._served.fresh_until
+        changed = value is not None or aged or rounds != self._rounds
         self._rounds = rounds
         if self._lost:
             self._serve_copy(_LOST)
@@ -250,10 +267,15 @@ class _Reader:
             age = max(0.0, now - ticket / 1e6)
             left = (snapshot.stale_at - snapshot.checked_at).total_seconds() - age
             fresh_until = time.monotonic() + left
-            if ticket == self._ticket and self._fresh_until is not None:
-                fresh_until = min(fresh_until, self._fresh_until)
+            if (
+                ticket == self._ticket
+                and self._fresh_until is not None
+                and fresh_until > self._fresh_until - 1
+            ):
+                fresh_until = self._fresh_until
             self._ticket, self._fresh_until = ticket, fresh_until
-            return replace(snapshot, fresh_until=fresh_until)
+            if fresh_until != snapshot.fresh_until:
+                return replace(snapshot, fresh_until=fresh_until)
         return snapshot
 
     def _serve_copy(self, fault: str) -> None:

@@ -12,18 +12,20 @@ from celery import shared_task
 from celery.signals import worker_ready
 
 from proxyhealth import coordination
+from proxyhealth.conf import conf
 from proxyhealth.report import Proxy
 from proxyhealth.rounds import RoundFailed
-from proxyhealth.running import run_check, run_finish, run_round, run_shard
+from proxyhealth.running import run_finish, run_pending_check, run_round, run_shard
 
 logger = logging.getLogger(__name__)
 
 # None of them is acknowledged late: a worker of Celery ends if its broker goes away while it holds a
 # message that is not acknowledged. What a killed process had is made good by the next round, or at the
-# end of its own.
+# end of its own. What the host's settings say of its own tasks does not count here.
+_EARLY: dict[str, Any] = {"acks_late": False, "reject_on_worker_lost": False}
 
 
-@shared_task(ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def check_all(gap: float | None = None, asked: int | None = None) -> None:
     """The round: all active proxies.
 
@@ -34,40 +36,39 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
     run_round(gap=gap, asked=asked, follow=gap is None, share=True)
 
 
-@shared_task(ignore_result=False, resultrepr_maxsize=80)
+@shared_task(**_EARLY, ignore_result=False, resultrepr_maxsize=80)
 def check_shard(ticket: int, index: int, checked_at: str, proxies: list[dict[str, Any]]) -> dict[str, Any]:
     """A part of a round."""
     targets = [Proxy.from_json(data) for data in proxies]
     return run_shard(ticket, index, datetime.fromisoformat(checked_at), targets)
 
 
-@shared_task(ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def finish_round(parts: list[Any], ticket: int) -> None:
     """The end of a round of shards: one commit."""
     run_finish(ticket, parts)
 
 
-@shared_task(ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def finish_broken_round(task_id: str, *, ticket: int) -> None:
     """The end of a round of which a shard was lost with its process. Celery gives the id of the chord."""
     run_finish(ticket)
 
 
-@shared_task(ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def check_proxies(ids: Sequence[str] = ()) -> None:
     """Probe the proxies with these ids now, and all others that are waiting for it."""
-    wanted = {UUID(id) for id in ids} | coordination.take_pending()
-    if wanted:  # if not, a task before this one took them along
-        run_check(wanted)
+    run_pending_check(UUID(id) for id in ids)
 
 
-@shared_task(ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def first_round(asked: int) -> None:
-    """The round that a worker begins with, unless one has begun since it started (``asked``, a ticket).
+    """The round that a worker begins with, unless one has begun since it started (``asked``, a ticket), or
+    not long before: many workers that are started one after the other are no reason for many rounds.
 
     The worker may have taken the place of one that was killed in a round, so it waits for that one's lease.
     """
-    run_round(asked=asked, wait=coordination.lease_seconds() + 1, share=True)
+    run_round(asked=asked, fresh=conf.INTERVAL / 2, wait=coordination.lease_seconds() + 1, share=True)
 
 
 @worker_ready.connect

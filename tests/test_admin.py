@@ -1,5 +1,6 @@
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.test import Client
 
 from proxyhealth import coordination, health
@@ -171,6 +172,19 @@ def test_save_and_delete__broker_down_says_that_the_check_comes_later(admin, mon
     assert late.endswith("The next round checks every proxy.")
     row = WorkspaceProxy.objects.get()
     assert row.deleted == what.startswith("delete")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_save__of_a_request_that_is_not_committed_yet_says_nothing_of_another(admin, monkeypatch):
+    def refuse(ids):
+        raise ConnectionError("broker down")
+
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    monkeypatch.setattr("proxyhealth.sending._send", refuse)
+    assert health.request_check().exception(5)
+    response = admin.post(f"{LIST}add/", {"name": "paris"}, follow=True)
+    (done,) = messages_of(response)
+    assert "successfully" in done
 
 
 def test_check_now__a_broker_that_hangs_does_not_hold_the_page_up(admin, monkeypatch):

@@ -35,7 +35,7 @@ ALLOWED = {
         "sending",
         "store",
     },
-    "tasks": {"coordination", "report", "rounds", "running"},
+    "tasks": {"conf", "coordination", "report", "rounds", "running"},
     "signals": {"models", "sending"},
     "health": {"models", "report", "rounds", "running", "sending", "store"},
     "views": {"health", "models", "report"},

@@ -59,3 +59,25 @@ def test_stale__turns_fresh_with_the_next_round(configure):
         store.commit([], coordination.take_ticket(), full_round=Round(datetime.now(UTC), 0.1))
         assert not store.read().stale
         wait_for(lambda: store.read().stale, 2)
+
+
+def test_stale__a_machine_that_slept_looks_at_the_clock_of_the_cache(configure, monkeypatch):
+    """The monotonic clock stands still meanwhile."""
+    configure(STALE_AFTER=0.5)
+    store.commit([], coordination.take_ticket(), full_round=Round(datetime.now(UTC), 0.1))
+    asleep = time.monotonic()
+    assert not store.read().stale
+    time.sleep(0.6)
+    monkeypatch.setattr(time, "monotonic", lambda: asleep + 0.01)
+    configure(STALE_AFTER=0.5, READ_INTERVAL=0)
+    assert store.read_anew().fresh_until < asleep
+
+
+def test_removed__does_not_come_back_when_the_clock_is_set_forward():
+    proxy = make_proxy()
+    slow = coordination.take_ticket()
+    store.commit([], coordination.take_ticket(), removed=[proxy.id])
+    ahead = coordination.take_ticket() + 2 * 3_600_000_000
+    store.commit([], ahead, full_round=Round(datetime.now(UTC), 0.1))
+    store.commit([make_status(proxy)], slow)
+    assert proxy.id not in store.read().statuses

@@ -1,5 +1,6 @@
 import threading
 import time
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -87,31 +88,47 @@ def test_lease__from_before_the_clock_of_the_cache_stepped_back_holds_nobody_up(
 
 def test_kept__renews_the_lease(short_lease):
     begun = coordination.begin_round()
-    with coordination.kept(begun.ticket) as wanted:
+    with coordination.kept(begun.ticket, 60) as wanted:
         assert wanted
         assert coordination.begin_round(wait=2).why == "running"
 
 
 def test_kept__takes_a_lease_again_that_the_cache_has_lost(redis_client, short_lease):
     begun = coordination.begin_round()
-    with coordination.kept(begun.ticket):
+    with coordination.kept(begun.ticket, 60):
         redis_client.flushall()
         wait_for(lambda: redis_client.get(key("round")) == str(begun.ticket).encode())
 
 
-def test_kept__survives_a_cache_that_is_away_for_a_moment(valkey, stopped, short_lease):
+def test_kept__survives_a_cache_that_is_away_for_a_moment(valkey, stopped, short_lease, redis_client):
     begun = coordination.begin_round()
-    with coordination.kept(begun.ticket):
+    with coordination.kept(begun.ticket, 60) as lease:
         stopped()
+        time.sleep(0.6)  # two renewals find it away
         valkey.start()
-        wait_for(lambda: coordination.begin_round().why == "running")
+        wait_for(lambda: redis_client.get(key("round")) == str(begun.ticket).encode())
+        assert not lease.lost.is_set()
+
+
+def test_kept__a_block_that_hangs_keeps_nobody_away_for_ever(short_lease):
+    begun = coordination.begin_round()
+    with coordination.kept(begun.ticket, 0.5):
+        assert coordination.begin_round(wait=5).why == "begun"
+
+
+def test_kept__does_not_shorten_a_lease_that_a_host_with_another_interval_gave(configure, redis_client):
+    configure(INTERVAL=60)
+    begun = coordination.begin_round()
+    configure(INTERVAL=2)
+    with coordination.kept(begun.ticket, 60):
+        assert redis_client.pttl(key("round")) > 9_000
 
 
 def test_kept__does_not_take_a_lease_from_another_round(redis_client, short_lease):
     slept = coordination.begin_round()
     redis_client.delete(key("round"))
     other = coordination.begin_round()
-    with coordination.kept(slept.ticket) as wanted:
+    with coordination.kept(slept.ticket, 60) as wanted:
         assert not wanted
     coordination.end_round(slept.ticket)
     assert redis_client.get(key("round")) == str(other.ticket).encode()
@@ -120,15 +137,15 @@ def test_kept__does_not_take_a_lease_from_another_round(redis_client, short_leas
 def test_kept__does_not_go_on_with_a_round_that_is_closed():
     slept = coordination.begin_round()
     coordination.end_round(slept.ticket)
-    with coordination.kept(slept.ticket) as wanted:
+    with coordination.kept(slept.ticket, 60) as wanted:
         assert not wanted
 
 
 def test_kept__notices_that_it_was_taken_over(redis_client, short_lease):
     begun = coordination.begin_round()
-    with coordination.kept(begun.ticket):
+    with coordination.kept(begun.ticket, 60) as lease:
         redis_client.set(key("round"), begun.ticket + 1)
-        wait_for(lambda: not any(thread.name == "round lease" for thread in threading.enumerate()))
+        wait_for(lease.lost.is_set)
     assert redis_client.get(key("round")) == str(begun.ticket + 1).encode()
 
 
@@ -141,9 +158,40 @@ def test_commit__by_a_holder_whose_lease_was_taken_over_is_refused(redis_client,
     assert redis_client.get(snapshot_key) is None
     store.commit([], other.ticket, full_round=a_round())
     coordination.end_round(other.ticket)
-    with pytest.raises(store.Superseded, match="a later round was committed"):
+    with pytest.raises(store.Superseded):
         store.commit([], slept.ticket, full_round=a_round())
     assert store.read().outcomes == {"success": 1}
+
+
+def test_commit__by_a_holder_whose_successor_failed_is_refused_too(redis_client, snapshot_key):
+    slept = coordination.begin_round()
+    redis_client.delete(key("round"))
+    coordination.end_round(coordination.begin_round().ticket)
+    with pytest.raises(store.Superseded):
+        store.commit([], slept.ticket, full_round=a_round())
+    assert redis_client.get(snapshot_key) is None
+
+
+def test_commit__tells_a_promoted_replica_of_the_tickets_that_it_missed(redis_client):
+    ahead = coordination.take_ticket() + 3_600_000_000
+    store.commit([], ahead, full_round=a_round())
+    assert coordination.take_ticket() > ahead
+
+
+def test_commit__whose_answer_was_lost_is_done_once(monkeypatch):
+    """The client sends a script again whose connection broke before the answer came."""
+    from redis import Redis
+
+    original = Redis.eval
+
+    def twice(self, script, *args):
+        original(self, script, *args)
+        return original(self, script, *args)
+
+    monkeypatch.setattr(Redis, "eval", twice)
+    store.commit([], 7, full_round=a_round())
+    assert store.read().outcomes == {"success": 1}
+    assert (sum(store.read().rounds.counts), store.read().number) == (1, 1)
 
 
 def test_commit__of_a_lease_that_ran_out_and_that_nobody_took_is_welcome(redis_client):
@@ -166,6 +214,48 @@ def test_end_round__tells_who_asked_for_another_one():
         assert coordination.begin_round(asked=ticket, follow=True).why == "done"
 
 
+def test_end_round__a_request_from_before_the_round_needs_no_other():
+    asked = coordination.take_ticket()
+    begun = coordination.begin_round()
+    coordination.begin_round(asked=asked, follow=True)
+    store.commit([], begun.ticket, full_round=a_round())
+    assert coordination.end_round(begun.ticket) == 0
+
+
+def test_begin_round__an_incomplete_one_fulfils_no_request():
+    asked = coordination.take_ticket()
+    begun = coordination.begin_round()
+    part = replace(a_round(), missing=frozenset({uuid4()}))
+    store.commit([], begun.ticket, full_round=part)
+    coordination.end_round(begun.ticket)
+    assert coordination.begin_round(asked=asked).why == "begun"
+
+
+def test_begin_round__a_fresh_one_will_do_for_who_only_starts(redis_client):
+    def begin():
+        begun = coordination.begin_round(asked=coordination.take_ticket(), fresh=30)
+        if begun.ticket:
+            store.commit([], begun.ticket, full_round=a_round())
+            coordination.end_round(begun.ticket)
+        return begun.why
+
+    assert begin() == "begun"
+    assert begin() == "done"
+    redis_client.hset(key("rounds"), "full", int((time.time() - 31) * 1_000_000))
+    redis_client.delete(key("snapshot"))
+    assert begin() == "begun"
+    redis_client.hset(key("rounds"), "full", int((time.time() + HOUR) * 1_000_000))
+    assert coordination.begin_round(fresh=30).why == "begun", "it is from before the clock stepped back"
+
+
+def test_begin_round__a_fresh_one_will_not_do_if_a_plan_is_left_over():
+    begun = coordination.begin_round()
+    store.commit([], begun.ticket, full_round=a_round())
+    assert coordination.save_plan(begun.ticket, "x")
+    coordination.end_round(begun.ticket)
+    assert coordination.begin_round(fresh=30).left_over
+
+
 def test_begin_round__a_request_is_not_fulfilled_by_a_round_that_failed():
     asked = coordination.take_ticket()
     coordination.end_round(coordination.begin_round(asked=asked).ticket)
@@ -186,6 +276,8 @@ def test_begin_round__ticks_come_no_closer_than_their_gap():
 
     assert tick(30) == "begun"
     assert tick(30) == "early"
+    time.sleep(0.1)
+    assert tick(0.09) == "begun"
     assert coordination.begin_round().why == "begun", "who asks is no tick"
 
 
@@ -196,22 +288,58 @@ def test_begin_round__a_tick_of_the_future_is_from_before_the_clock_stepped_back
 
 def test_count_round__offline_is_said_until_a_round_is_committed():
     store.commit([], coordination.take_ticket(), full_round=a_round())
-    coordination.count_round("offline", "Prober offline: x")
+    begun = coordination.begin_round()
+    coordination.count_round("offline", "Prober offline: x", begun.ticket)
+    coordination.end_round(begun.ticket)
     assert (store.read().stale, store.read().stale_reason) == (True, "Prober offline: x")
-    store.commit([], coordination.take_ticket(), full_round=a_round())
+    begun = coordination.begin_round()
+    store.commit([], begun.ticket, full_round=a_round())
     assert not store.read().stale
     assert store.read().outcomes == {"success": 2, "offline": 1}
     assert store.read().error == "Prober offline: x"
 
 
-def test_plan__is_kept_until_its_round_is_committed():
+@pytest.mark.parametrize("other", ["runs", "is over"])
+def test_count_round__offline_is_not_said_of_a_round_after_it(redis_client, other):
+    slept = coordination.begin_round()
+    redis_client.delete(key("round"))
+    begun = coordination.begin_round()
+    if other == "is over":
+        store.commit([], begun.ticket, full_round=a_round())
+        coordination.end_round(begun.ticket)
+    coordination.count_round("offline", "Prober offline: x", slept.ticket)
+    assert store.read().offline == ""
+    assert store.read().outcomes["offline"] == 1
+
+
+def test_errors__are_kept_short():
+    coordination.count_round("failure", 5_000 * "x")
+    assert len(store.read().error) == coordination.MAX_ERROR
+    store.commit([], 1, full_round=replace(a_round(), missing=frozenset({uuid4()}), error=5_000 * "y"))
+    assert store.read().error == coordination.MAX_ERROR * "y"
+
+
+def test_plan__is_kept_until_its_round_is_committed(redis_client):
     first = coordination.begin_round()
-    coordination.save_plan("plän")
+    assert coordination.save_plan(first.ticket, "plän")
+    assert redis_client.ttl(key("plan")) > 3_600
     coordination.end_round(first.ticket)
     second = coordination.begin_round()
     assert second.left_over
     assert coordination.load_plan() == "plän"
-    store.commit([], second.ticket, full_round=a_round())
+    store.commit([], first.ticket, full_round=a_round(), lease=second.ticket)
+    assert coordination.load_plan() == ""
+
+
+def test_plan__of_a_round_is_touched_by_no_other(redis_client):
+    slept = coordination.begin_round()
+    redis_client.delete(key("round"))
+    other = coordination.begin_round()
+    assert coordination.save_plan(other.ticket, "the other's")
+    assert not coordination.save_plan(slept.ticket, "mine")
+    coordination.drop_plan(slept.ticket)
+    assert coordination.load_plan() == "the other's"
+    coordination.drop_plan(other.ticket)
     assert coordination.load_plan() == ""
 
 
@@ -243,12 +371,12 @@ def test_pending__a_task_of_the_future_is_from_before_the_clock_stepped_back(red
     [
         coordination.take_ticket,
         coordination.begin_round,
-        lambda: coordination.kept(1).__enter__(),
+        lambda: coordination.kept(1, 60).__enter__(),
         lambda: coordination.end_round(1),
         lambda: coordination.count_round("failure"),
-        lambda: coordination.save_plan(""),
+        lambda: coordination.save_plan(1, ""),
         coordination.load_plan,
-        coordination.drop_plan,
+        lambda: coordination.drop_plan(1),
         lambda: coordination.add_pending(["x"]),
         coordination.take_pending,
         lambda: store.commit([], 1),

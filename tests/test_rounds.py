@@ -134,6 +134,16 @@ def test_probe_batches__none_is_one_empty_batch():
     assert list(rounds.probe_batches([], NOW, lull=0.1)) == [[]]
 
 
+def test_probe_all__nobody_is_asked_after_the_end_of_the_round(serve, configure, monkeypatch):
+    configure(CONCURRENCY=1)
+    monkeypatch.setattr(rounds, "time_limit", lambda count: 0.3)
+    server = serve(delay=0.2)
+    rounds.probe_all([with_url(server.url, f"p{i}") for i in range(20)], NOW)
+    asked = server.requests
+    time.sleep(0.6)  # what is under way may end
+    assert server.requests <= asked + 1 < 5
+
+
 def test_probe_batches__become_rarer(serve):
     proxies = [with_url(serve(delay=0.1 * i).url, f"p{i}") for i in range(1, 12)]
     batches = list(rounds.probe_batches(proxies, NOW, lull=0.02))

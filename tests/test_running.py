@@ -261,6 +261,39 @@ def test_run_round__whose_lease_was_taken_over_commits_nothing(serve, redis_clie
     assert other[0].why == "begun"
 
 
+def test_run_round__that_is_taken_over_stops_to_probe(serve, redis_client, configure):
+    configure(INTERVAL=2, CONCURRENCY=1)
+    server = serve(delay=0.3)
+    for i in range(30):
+        WorkspaceProxy.objects.create(name=f"p{i}", url=server.url)
+
+    def take_over():
+        wait_for(lambda: server.requests)
+        redis_client.delete(caches["default"].make_key("proxyhealth:round"))
+        coordination.begin_round()
+
+    thread = threading.Thread(target=take_over)
+    thread.start()
+    with pytest.raises(RoundFailed, match="another round has begun"):
+        running.run_round()
+    thread.join(5)
+    assert server.requests < 10
+
+
+def test_run_round__begins_with_who_was_silent_the_last_time(serve, configure):
+    configure(CONCURRENCY=1, TIMEOUT=0.5)
+    silent, quick = serve(), serve()
+    silent.gate.clear()
+    for name in ("a", "b", "c"):
+        WorkspaceProxy.objects.create(name=name, url=quick.url)
+    WorkspaceProxy.objects.create(name="z", url=silent.url)
+    running.run_round()
+    seen = []
+    silent.gate.wait = lambda timeout: seen.append(quick.requests) or time.sleep(1)
+    running.run_round()
+    assert seen == [3], "no other had been asked a second time"
+
+
 def test_run_round__asked_for_while_one_runs_is_followed_by_one_more(serve, sent):
     server = serve()
     server.gate.clear()
@@ -355,7 +388,7 @@ def test_shards__of_a_round_that_is_over_are_not_probed(shared, serve):
 
 
 def test_shards__that_fail_say_why(shared, monkeypatch):
-    monkeypatch.setattr(running.rounds, "probe_all", lambda *args: 1 / 0)
+    monkeypatch.setattr(running.rounds, "probe_all", lambda *args, **options: 1 / 0)
     part = running.run_shard(shared.ticket, 0, shared.checked_at, shared.shards[0])
     assert "division by zero" in part["lost"]
 
@@ -392,7 +425,7 @@ def test_shards__of_which_one_was_lost_with_its_process_are_committed_without_it
     tasks.finish_broken_round("the id of the chord", ticket=shared.ticket)
     assert set(store.read().statuses) == {proxy.id for proxy in shared.shards[0]}
     assert store.read().outcomes == {"incomplete": 1}
-    assert "there is no result, its worker died" in store.read().error
+    assert "there is no result of it" in store.read().error
     assert coordination.begin_round().why == "begun"
 
 
@@ -411,12 +444,60 @@ def test_shards__whose_worker_died_are_closed_by_the_next_round(shared, redis_cl
     assert store.read().outcomes == {"incomplete": 1, "failure": 1, "success": 1}
 
 
+def test_shards__a_round_that_slept_does_not_touch_those_of_another(shared, redis_client, monkeypatch):
+    """It reads its rows for so long that another one has begun, and shared its own."""
+    text = coordination.load_plan()
+    monkeypatch.setattr(coordination, "begin_round", lambda **options: coordination.Begun("begun", 7, False))
+    with pytest.raises(RoundFailed, match="another round has begun"):
+        running.run_round(share=True)
+    assert coordination.load_plan() == text
+    running.run_finish(shared.ticket, run_shards(shared))
+    assert store.read().outcomes == {"failure": 1, "success": 1}
+
+
+def test_shards__the_end_of_one_round_does_not_commit_the_plan_of_another(shared, redis_client):
+    parts = run_shards(shared)
+    coordination.end_round(shared.ticket)
+    other = coordination.begin_round()
+    coordination.save_plan(other.ticket, shared.dump())  # as if it were its own
+    running.run_finish(other.ticket, parts)
+    assert store.read().number == 0
+
+
+def test_shards__from_one_more_than_shard_size(configure, monkeypatch):
+    sent = []
+    monkeypatch.setattr(running, "chord", lambda shards: sent.append)
+    configure(SHARD_SIZE=2)
+    for name in ("a", "b"):
+        WorkspaceProxy.objects.create(name=name)
+    assert running.run_round(share=True) == "success"
+    WorkspaceProxy.objects.create(name="c")
+    assert running.run_round(share=True) == "shared"
+    (end,) = sent
+    (broken,) = end.options["link_error"]
+    assert broken["task"] in app.tasks
+    assert set(broken["kwargs"]) == {"ticket"}
+
+
+def test_shards__that_are_offline_leave_nothing_behind(configure, dead, monkeypatch, redis_client):
+    WorkspaceProxy.objects.create(name="dead too", url="http://127.0.0.1:1")
+    configure(SHARD_SIZE=1, CANARY_URLS=["http://127.0.0.1:1/"])
+    monkeypatch.setattr(running, "chord", lambda shards: lambda end: None)
+    running.run_round(share=True)
+    plan = Plan.load(coordination.load_plan())
+    app.backend.store_result(plan.tasks[0], {}, "SUCCESS")
+    with pytest.raises(ProberOffline):
+        running.run_finish(plan.ticket, run_shards(plan))
+    assert coordination.load_plan() == ""
+    assert redis_client.keys("celery-task-meta-*") == []
+
+
 def test_shards__a_plan_that_cannot_be_read_holds_nobody_up(shared, redis_client, caplog):
-    coordination.save_plan('{"ticket": 1}')
+    coordination.save_plan(shared.ticket, '{"ticket": 1}')
     redis_client.delete(caches["default"].make_key("proxyhealth:round"))
     assert running.run_round() == "success"
     assert "it is no plan of a round" in caplog.text
-    assert coordination.load_plan() == ""
+    assert store.read().outcomes == {"failure": 1, "success": 1}
 
 
 def test_shards__that_cannot_be_sent_fail_the_round(configure, monkeypatch):
@@ -433,7 +514,7 @@ def test_shards__that_cannot_be_sent_fail_the_round(configure, monkeypatch):
     assert running.run_round() == "success"
 
 
-@pytest.mark.parametrize("why", ["no result backend", "eager"])
+@pytest.mark.parametrize("why", ["disabled://", "rpc://", "eager"])
 def test_shards__without_the_means_one_process_runs_the_round(why, configure, monkeypatch, caplog):
     configure(SHARD_SIZE=1)
     for name in ("a", "b"):
@@ -441,9 +522,10 @@ def test_shards__without_the_means_one_process_runs_the_round(why, configure, mo
     if why == "eager":
         monkeypatch.setitem(app.conf, "task_always_eager", True)
     else:
-        monkeypatch.setattr(running, "DisabledBackend", type(app.backend))
+        monkeypatch.setattr(app, "_local", threading.local())  # the backend is made anew
+        monkeypatch.setitem(app.conf, "result_backend", why)
     assert running.run_round(share=True) == "success"
-    assert ("Celery has no result backend" in caplog.text) == (why != "eager")
+    assert ("Celery has no result backend for chords" in caplog.text) == (why != "eager")
 
 
 # Canaries

@@ -233,6 +233,9 @@ def test_removed__is_forgotten_in_time(redis_client, snapshot_key):
     store.commit([], ticket - 2 * document._REMOVED_FOR, removed=[id])
     assert str(id) in json.loads(redis_client.get(snapshot_key))["removed"]
     store.commit([], ticket)
+    assert str(id) in json.loads(redis_client.get(snapshot_key))["removed"], "there was no full round since"
+    store.commit([], coordination.take_ticket(), full_round=a_round())
+    store.commit([], coordination.take_ticket())
     assert json.loads(redis_client.get(snapshot_key))["removed"] == {}
 
 

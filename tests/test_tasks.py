@@ -1,12 +1,18 @@
 """The tasks, called as functions and, where it takes a worker to show it, run by real ones."""
 
+import time
+from uuid import uuid4
+
 import pytest
+from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.signals import worker_ready
+from django.core.cache import caches
 
 from project.celery import app
 from proxyhealth import coordination, running, store, tasks
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.rounds import RoundFailed
 from tests.proxies import queued, wait_for
 
 pytestmark = pytest.mark.django_db
@@ -34,6 +40,14 @@ def test_first_round__is_not_needed_if_there_has_been_one():
     tasks.first_round(started)
     assert store.read().number == 1
     tasks.first_round(coordination.take_ticket())
+    assert store.read().number == 1, "it is fresh; a worker that starts needs no other"
+
+
+def test_first_round__is_needed_if_the_last_one_is_old(redis_client):
+    tasks.first_round(coordination.take_ticket())
+    key = caches["default"].make_key("proxyhealth:rounds")
+    redis_client.hset(key, "full", int((time.time() - 31) * 1_000_000))
+    tasks.first_round(coordination.take_ticket())
     assert store.read().number == 2
 
 
@@ -58,6 +72,12 @@ def test_check_proxies__takes_along_what_is_waiting(serve):
     coordination.add_pending([str(oslo.pk)])
     tasks.check_proxies([str(paris.pk)])
     assert set(store.read().statuses) == {paris.pk, oslo.pk}
+
+
+def test_check_proxies__with_the_cache_away_fails_as_a_check(settings):
+    settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
+    with pytest.raises(RoundFailed, match="the cache cannot be used"):
+        tasks.check_proxies([str(uuid4())])
 
 
 def test_check_proxies__that_finds_nothing_to_do_does_nothing(redis_client, snapshot_key):
@@ -90,9 +110,12 @@ def test_check_all__by_hand_during_a_round_is_followed_by_one_more():
 
 def test_tasks__none_of_them_is_acknowledged_late():
     """A worker that holds such a message when its broker goes away does not survive it."""
-    ours = [task for name, task in app.tasks.items() if name.startswith("proxyhealth.")]
+    host = Celery(set_as_current=False)
+    host.conf.update(task_acks_late=True, task_reject_on_worker_lost=True, task_ignore_result=True)
+    ours = [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
     assert len(ours) == 6
-    assert not any(task.acks_late for task in ours)
+    assert not any(task.acks_late or task.reject_on_worker_lost for task in ours)
+    assert [task.name for task in ours if not task.ignore_result] == ["proxyhealth.tasks.check_shard"]
     assert app.conf.worker_disable_prefetch, "nor does one that has fetched more than it can begin"
 
 

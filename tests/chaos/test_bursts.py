@@ -105,3 +105,40 @@ def test_thousand_saves__rounds_go_on_and_the_last_save_is_seen(deploy, verdict)
         f"{rounds} rounds, longest gap between rounds {longest:.1f} s, the last saves seen "
         f"after {settled:.1f} s"
     )
+
+
+_HEARTBEAT = """
+import time
+from proxyhealth.models import WorkspaceProxy
+row = WorkspaceProxy.objects.get(name="silent")
+end = time.monotonic() + {seconds}
+while time.monotonic() < end:
+    row.save()
+    time.sleep(0.25)
+"""
+
+
+@pytest.mark.fault("a silent proxy saved all the time")
+def test_silent_proxy_saved_all_the_time__does_not_crowd_out_the_rounds(deploy, verdict):
+    """Each of its checks takes a process for as long as the timeout, and the round wants processes too."""
+    interval, seconds = 6, 30
+    deployment = deploy(interval=interval, timeout=2, env={"PROXYHEALTH_SHARD_SIZE": 3})
+    silent = deployment.add("silent")
+    for n in range(5):
+        deployment.add(f"p{n}")
+    silent.be_silent()
+    deployment.start()
+    with Poller(deployment) as poller:
+        poller.wait_until(lambda p: not p.stale, 2 * interval, "a round")
+        begin = time.monotonic()
+        deployment.python(_HEARTBEAT.format(seconds=seconds))
+        end = time.monotonic()
+    seen = {p.snapshot["checked_at"]: p.at for p in reversed(poller.between(begin, end))}
+    longest = max(b - a for a, b in pairwise([*sorted(seen.values()), end]))
+    assert longest < 2 * interval, f"no round for {longest:.1f} s"
+    assert not any(p.stale for p in poller.between(begin, end))
+    poller.check({"silent": "unreachable", **{f"p{n}": "ok" for n in range(5)}})
+    verdict(
+        f"{len(poller.polls)} polls, {len(seen)} rounds in {end - begin:.0f} s, "
+        f"longest gap {longest:.1f} s (limit {2 * interval} s)"
+    )
