@@ -267,12 +267,10 @@ class _Reader:
             age = max(0.0, now - ticket / 1e6)
             left = (snapshot.stale_at - snapshot.checked_at).total_seconds() - age
             fresh_until = time.monotonic() + left
-            if (
-                ticket == self._ticket
-                and self._fresh_until is not None
-                and fresh_until > self._fresh_until - 1
-            ):
-                fresh_until = self._fresh_until
+            before = self._fresh_until if ticket == self._ticket else None
+            # It grows no younger; and what differs by less than this is the way to the cache.
+            if before is not None and fresh_until > before - 0.1:
+                fresh_until = before
             self._ticket, self._fresh_until = ticket, fresh_until
             if fresh_until != snapshot.fresh_until:
                 return replace(snapshot, fresh_until=fresh_until)
