@@ -92,7 +92,8 @@ _END = """
 if tonumber(redis.call('HGET', KEYS[2], 'closed') or '0') < tonumber(ARGV[1]) then
   redis.call('HSET', KEYS[2], 'closed', ARGV[1])
 end
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return '0' end
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return '0' end
 redis.call('DEL', KEYS[1])
 local wanted = redis.call('GET', KEYS[3]) or '0'
 if tonumber(redis.call('HGET', KEYS[2], 'full') or '0') > tonumber(wanted) then return '0' end

@@ -214,6 +214,13 @@ def test_end_round__tells_who_asked_for_another_one():
         assert coordination.begin_round(asked=ticket, follow=True).why == "done"
 
 
+def test_end_round__whose_answer_was_lost_tells_it_again():
+    begun = coordination.begin_round()
+    asked = coordination.take_ticket()
+    coordination.begin_round(asked=asked, follow=True)
+    assert [coordination.end_round(begun.ticket) for _ in range(2)] == [asked, asked]
+
+
 def test_end_round__a_request_from_before_the_round_needs_no_other():
     asked = coordination.take_ticket()
     begun = coordination.begin_round()
