@@ -215,10 +215,13 @@ def begin_round(
 class Lease:
     """The right to go on with a round; ``lost`` is set when another one has it, or the round is closed."""
 
-    def __init__(self, *, lost: bool) -> None:
+    def __init__(self, seconds: float) -> None:
         self.lost = threading.Event()
-        if lost:
-            self.lost.set()
+        self.allow(seconds)
+
+    def allow(self, seconds: float) -> None:
+        """From now on, renew it for so many seconds."""
+        self.end = time.monotonic() + seconds
 
     def __bool__(self) -> bool:
         return not self.lost.is_set()
@@ -231,15 +234,15 @@ def kept(ticket: int, seconds: float) -> Iterator[Lease]:
     A block that hangs is not to keep others away for ever. A lease that ran out, or that the cache has lost,
     is taken again, if nobody else has it.
     """
-    lease = Lease(lost=not _renew(ticket))
-    if not lease:
+    lease = Lease(seconds)
+    if not _renew(ticket):
+        lease.lost.set()
         yield lease
         return
     over = threading.Event()
-    end = time.monotonic() + seconds
 
     def renew() -> None:
-        while not over.wait(lease_seconds() / 4) and time.monotonic() < end:
+        while not over.wait(lease_seconds() / 4) and time.monotonic() < lease.end:
             try:
                 if not _renew(ticket):
                     lease.lost.set()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -66,11 +65,10 @@ def run_round(
             _count("skipped")
         return begun.why
     try:
-        known = store.read().statuses
-        with coordination.kept(begun.ticket, _patience(len(known))) as lease:
+        with coordination.kept(begun.ticket, _READ_PATIENCE) as lease:
             if begun.left_over:
                 _close_left_over(begun.ticket)
-            shared = _run_round(begun.ticket, known, share, lease.lost)
+            shared = _run_round(begun.ticket, share, lease)
     except Exception as error:
         raise _end_failed(begun.ticket, error) from error
     if shared:
@@ -96,15 +94,17 @@ def _patience(count: int) -> float:
     return rounds.time_limit(count) + _COMMIT_PATIENCE + _READ_PATIENCE
 
 
-def _run_round(ticket: int, known: Mapping[UUID, ProxyStatus], share: bool, lost: threading.Event) -> bool:
+def _run_round(ticket: int, share: bool, lease: coordination.Lease) -> bool:
     checked_at = datetime.now(UTC)
     begin = time.monotonic()
     proxies = rounds.read_proxies()
+    lease.allow(_patience(len(proxies)))
+    known = store.read().statuses
     logger.info("round start ticket=%d proxies=%d", ticket, len(proxies))
     if share and len(proxies) > conf.SHARD_SIZE and _can_share(len(proxies)):
         _share(Plan.of(ticket, checked_at, rounds.split(proxies, known)))
         return True
-    statuses = rounds.probe_all(proxies, checked_at, known, lost)
+    statuses = rounds.probe_all(proxies, checked_at, known, lease.lost)
     _commit_round(statuses, ticket, Round(checked_at, time.monotonic() - begin))
     return False
 

@@ -280,6 +280,29 @@ def test_run_round__that_is_taken_over_stops_to_probe(serve, redis_client, confi
     assert server.requests < 10
 
 
+def test_run_round__of_many_is_given_the_time_that_it_needs(serve, configure, monkeypatch):
+    """A first one, of which nobody knows how long it takes."""
+    configure(INTERVAL=2, CONCURRENCY=1)
+    monkeypatch.setattr(running, "_READ_PATIENCE", 0.1)
+    monkeypatch.setattr(running, "_COMMIT_PATIENCE", 0.1)
+    server = serve(delay=0.3)
+    for i in range(10):
+        WorkspaceProxy.objects.create(name=f"p{i}", url=server.url)
+    others = []
+
+    def look():
+        wait_for(lambda: server.requests)
+        while server.requests < 10:
+            others.append(coordination.begin_round().why)
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    assert running.run_round() == "success"
+    thread.join(5)
+    assert set(others) == {"running"}
+
+
 def test_run_round__begins_with_who_was_silent_the_last_time(serve, configure):
     configure(CONCURRENCY=1, TIMEOUT=0.5)
     silent, quick = serve(), serve()
