@@ -515,6 +515,17 @@ def test_shards__that_are_offline_leave_nothing_behind(configure, dead, monkeypa
     assert redis_client.keys("celery-task-meta-*") == []
 
 
+def test_shards__that_were_left_over_offline_do_not_keep_the_next_round_from_the_truth(shared, redis_client):
+    offline = {"lost": "Prober offline: x", "offline": True}
+    for index, id in enumerate(shared.tasks):
+        app.backend.store_result(id, {"shard": index, **offline}, "SUCCESS")
+    redis_client.delete(caches["default"].make_key("proxyhealth:round"))
+    assert running.run_round() == "success"
+    assert store.read().outcomes == {"offline": 1, "success": 1}
+    assert not store.read().stale
+    assert coordination.load_plan() == ""
+
+
 def test_shards__a_plan_that_cannot_be_read_holds_nobody_up(shared, redis_client, caplog):
     coordination.save_plan(shared.ticket, '{"ticket": 1}')
     redis_client.delete(caches["default"].make_key("proxyhealth:round"))
