@@ -304,6 +304,12 @@ def add_pending(ids: Iterable[str]) -> bool:
     return bool(_run(_ADD_PENDING, ["pending", "pending:sent"], _SENT_FOR, *ids))
 
 
+def not_sent() -> None:
+    """The task could not be sent: the next request has to."""
+    with open_cache() as cache:
+        cache.client.delete(cache.key("pending:sent"))
+
+
 def take_pending() -> set[UUID]:
     """The proxies that are to be checked, and from now on are so no longer."""
     return {UUID(id.decode()) for id in _run(_TAKE_PENDING, ["pending", "pending:sent"])}

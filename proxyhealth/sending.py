@@ -140,11 +140,20 @@ def _run_eagerly(ids: list[str] | None) -> Future[None]:
 
 
 def _send(ids: set[str] | None) -> None:
+    if ids is None:
+        _apply("check_all", kwargs={"asked": _ticket()})
+    elif (left := _left_to_send(ids)) is not None:
+        try:
+            _apply("check_proxies", args=(left,))
+        except Exception:
+            with suppress(StoreError):
+                coordination.not_sent()
+            raise
+
+
+def _apply(name: str, **options: Any) -> None:
     with bounded_broker() as connection:
-        if ids is None:
-            _task("check_all").apply_async(kwargs={"asked": _ticket()}, connection=connection)
-        elif (left := _left_to_send(ids)) is not None:
-            _task("check_proxies").apply_async((left,), connection=connection)
+        _task(name).apply_async(connection=connection, **options)
 
 
 def _task(name: str) -> Any:

@@ -49,6 +49,19 @@ def test_request_check__after_the_task_was_run_another_one_is_sent(redis_client)
     assert len(queued(redis_client)) == 2
 
 
+def test_request_check__that_could_not_be_sent_is_sent_with_the_next(redis_client, monkeypatch):
+    def refuse(name, **options):
+        raise ConnectionError("broker down")
+
+    lost, later = uuid4(), uuid4()
+    with monkeypatch.context() as down:
+        down.setattr(sending, "_apply", refuse)
+        assert sending.request_check([lost]).exception(5)
+    sending.request_check([later]).result(5)
+    assert len(queued(redis_client)) == 1
+    assert coordination.take_pending() == {lost, later}
+
+
 def test_request_check__with_the_cache_away_the_task_carries_the_ids(redis_client, settings):
     settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
     id = uuid4()
