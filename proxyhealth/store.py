@@ -98,7 +98,7 @@ def commit(
         full_round.error[:MAX_ERROR] if full_round else "",
         rfc3339(datetime.now(UTC)),
     ]
-    written = ""
+    written, complete = "", False
     with open_cache() as cache, _turn(cache):
         keys = [cache.key(name) for name in ("snapshot", "round", "rounds", "plan", "ticket")]
         for _ in range(_COMMIT_ATTEMPTS):
@@ -109,9 +109,12 @@ def commit(
                 document, changes = merged(value, statuses, ticket, removed, full_round)
             except Outdated:
                 raise Superseded("a later round was committed before this one") from None
-            written = document["commit"]
             head = (value or b"")[: HEAD_BYTES + 1]
-            answer = cache.client.eval(_WRITE, len(keys), *keys, head, dump(document), ticket, *of_round)
+            written = document["commit"]
+            complete = document["checked_at"] is not None
+            body = dump(document)
+            del document, value  # they are large, and so is what is sent now
+            answer = cache.client.eval(_WRITE, len(keys), *keys, head, body, ticket, *of_round)
             if answer == b"superseded":
                 raise Superseded("another round has begun while this one ran")
             if answer == b"written":
@@ -121,7 +124,7 @@ def commit(
             raise StoreError(
                 f"the snapshot changed under each of {_COMMIT_ATTEMPTS} attempts to commit to it"
             )
-    return Commit(changes, complete=document["checked_at"] is not None)
+    return Commit(changes, complete)
 
 
 @contextmanager
