@@ -69,8 +69,16 @@ class _PlainSocket(_Bounded, socket.socket):
 
 
 class _TLSSocket(_Bounded, ssl.SSLSocket):
+    made = False
+
     def recv_into(self, *args: Any) -> int:
         return self._receive(super().recv_into, *args)
+
+    def __del__(self) -> None:
+        # The constructor leaves it open, out of anybody's reach, if the peer has reset the connection by now.
+        if not self.made:
+            self.close()
+        super().__del__()  # type: ignore[misc]  # warns of one that somebody forgot
 
 
 class Response(http.client.HTTPResponse):
@@ -203,6 +211,7 @@ class Connection(http.client.HTTPConnection):
         except BaseException:
             sock.close()
             raise
+        wrapped.made = True
         # One call into OpenSSL goes on for as long as records come that hold no data, such as tickets;
         # it never gets to look at the time. So somebody else does.
         self._cut = cutter.cut(wrapped, self.deadline)

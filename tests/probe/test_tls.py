@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import gc
 import os
+import select
 import socket
 import ssl
+import struct
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trustme
 
+from proxyhealth import transport
+from proxyhealth.deadline import Deadline
 from proxyhealth.report import Status
 from tests import servers
 from tests.probe.asking import (
@@ -150,6 +155,25 @@ def test_probe__tls_handshake_that_is_broken_off(script: servers.Script) -> None
         result = ask(f"https://127.0.0.1:{server.port}")
     assert verdict(result) in (TLS, CONNECT)
     assert result.report.errors[0].startswith(DOWN)
+
+
+def test_wrap__of_a_connection_that_is_reset_already_leaves_nothing_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = transport._PlainSocket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.deadline = Deadline(5)
+        sock.connect(listener.getsockname())
+        peer, _ = listener.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        select.select([sock], [], [], 5)
+        fd = sock.fileno()
+        with pytest.raises(OSError):  # noqa: PT011  which one depends on the interpreter
+            transport.tls_context("").wrap_socket(
+                sock, server_hostname="x.example.com", do_handshake_on_connect=False
+            ).do_handshake()
+        gc.collect()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 def test_probe__time_bounds_tls_too(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
