@@ -82,12 +82,6 @@ def merged(
     return document, _merge(document, statuses, ticket, removed, full_round)
 
 
-def commit_of(value: bytes | None) -> str:
-    """The id of the commit that ``value`` is of, or an empty string."""
-    head = HEAD.match(value or b"")
-    return head[2].decode() if head else ""
-
-
 def empty_document() -> dict[str, Any]:
     return {
         "format": FORMAT,

@@ -18,7 +18,7 @@ from redis.exceptions import LockError, RedisError, ResponseError
 from proxyhealth.cache import Cache, StoreError, open_cache
 from proxyhealth.conf import conf
 from proxyhealth.coordination import MAX_ERROR
-from proxyhealth.document import HEAD, HEAD_BYTES, Change, Outdated, Round, commit_of, decode, dump, merged
+from proxyhealth.document import HEAD, HEAD_BYTES, Change, Outdated, Round, decode, dump, merged
 from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, moment, rfc3339
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ _RETRY_INTERVAL = 2.0
 #       lease (or empty), outcome, ticket of a full one (or empty), error (or empty), time
 _WRITE = f"""
 if ARGV[4] ~= '' then
+  -- Who did not hear the answer asks again.
+  if redis.call('HGET', KEYS[3], 'committed') == ARGV[3] then return 'written' end
   local held = redis.call('GET', KEYS[2])
   if held and held ~= ARGV[4] then return 'superseded' end
   if tonumber(redis.call('HGET', KEYS[3], 'closed') or '0') >= tonumber(ARGV[4]) then return 'superseded' end
@@ -48,6 +50,7 @@ redis.call('SET', KEYS[1], ARGV[2])
 local known = tonumber(redis.call('GET', KEYS[5]) or '0')
 if known < tonumber(ARGV[3]) then redis.call('SET', KEYS[5], ARGV[3]) end
 if ARGV[4] ~= '' then
+  redis.call('HSET', KEYS[3], 'committed', ARGV[3])
   redis.call('HINCRBY', KEYS[3], 'count:' .. ARGV[5], 1)
   if redis.call('HGET', KEYS[4], 'ticket') == ARGV[3] then redis.call('DEL', KEYS[4]) end
   if ARGV[7] ~= '' then redis.call('HSET', KEYS[3], 'error', ARGV[7], 'error_at', ARGV[8]) end
@@ -86,8 +89,8 @@ def commit(
 
     What was checked under a higher ticket stays as it is. A round also takes out every proxy that it did
     not find, is counted in the same step, and needs the lease of the round: its own, or that of the
-    ``lease`` under which it is committed. Raises ``StoreError``, of which ``Superseded`` is one; then
-    nothing is changed.
+    ``lease`` under which it is committed. Raises ``StoreError``; if it is ``Superseded``, nothing is changed,
+    else the answer of the cache may have been lost: to try again does it once.
     """
     removed = list(removed)
     outcome = full_round.outcome if full_round else ""
@@ -98,19 +101,15 @@ def commit(
         full_round.error[:MAX_ERROR] if full_round else "",
         rfc3339(datetime.now(UTC)),
     ]
-    written, complete = "", False
     with open_cache() as cache, _turn(cache):
         keys = [cache.key(name) for name in ("snapshot", "round", "rounds", "plan", "ticket")]
         for _ in range(_COMMIT_ATTEMPTS):
             value = _get(cache.client, keys[0])
-            if written and commit_of(value) == written:
-                break  # only the answer was lost
             try:
                 document, changes = merged(value, statuses, ticket, removed, full_round)
             except Outdated:
                 raise Superseded("a later round was committed before this one") from None
             head = (value or b"")[: HEAD_BYTES + 1]
-            written = document["commit"]
             complete = document["checked_at"] is not None
             body = dump(document)
             del document, value  # they are large, and so is what is sent now
@@ -118,13 +117,9 @@ def commit(
             if answer == b"superseded":
                 raise Superseded("another round has begun while this one ran")
             if answer == b"written":
-                break
+                return Commit(changes, complete)
             # Somebody else committed in between: merge into theirs.
-        else:
-            raise StoreError(
-                f"the snapshot changed under each of {_COMMIT_ATTEMPTS} attempts to commit to it"
-            )
-    return Commit(changes, complete)
+    raise StoreError(f"the snapshot changed under each of {_COMMIT_ATTEMPTS} attempts to commit to it")
 
 
 @contextmanager

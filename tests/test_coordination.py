@@ -194,6 +194,20 @@ def test_commit__whose_answer_was_lost_is_done_once(monkeypatch):
     assert (sum(store.read().rounds.counts), store.read().number) == (1, 1)
 
 
+def test_commit__of_a_round_that_is_tried_again_after_its_answer_was_lost_is_done_once(monkeypatch):
+    """The answer came too late; meanwhile somebody else has committed, too."""
+    for part in (a_round(), replace(a_round(), missing=frozenset({uuid4()}))):
+        begun = coordination.begin_round()
+        before = store.read_anew()
+        store.commit([], begun.ticket, full_round=part)
+        store.commit([], coordination.take_ticket())
+        store.commit([], begun.ticket, full_round=part)
+        after = store.read_anew()
+        assert sum(after.outcomes.values()) == sum(before.outcomes.values()) + 1
+        assert sum(after.rounds.counts) == sum(before.rounds.counts) + (not part.missing)
+        coordination.end_round(begun.ticket)
+
+
 def test_commit__of_a_lease_that_ran_out_and_that_nobody_took_is_welcome(redis_client):
     slept = coordination.begin_round()
     redis_client.delete(key("round"))
