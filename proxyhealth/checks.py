@@ -27,6 +27,11 @@ HINTS = {
     "ADDRESS_ALLOW": "A list of networks as strings; empty allows all that is not denied.",
     "CANARY_URLS": "A list of URLs of servers that always answer, such as ['https://example.com/'].",
     "METRICS_NAMESPACE": "A word for the front of all metrics' names, for example 'coderd', or empty.",
+    "PRIMARY": "A dictionary with the 'url' of the control plane, and perhaps an 'id', a 'display_name', "
+    "an 'icon' and a 'wildcard_hostname'; or None.",
+    "PUBLIC_REGIONS": "True to show the regions to everybody; False for those who are signed in.",
+    "AUTHENTICATE": "The dotted path of a function that takes a request and returns its user; None for "
+    "Django's session.",
 }
 
 IDS = {name: f"proxyhealth.E{number:03}" for number, name in enumerate(HINTS, start=10)}

@@ -7,14 +7,18 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from celery.schedules import schedstate, schedule
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
 
 T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -22,6 +26,18 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 DEFAULT_INTERVAL = 60.0
 A_YEAR = 365 * 24 * 3600
 LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The control plane itself, as a region beside its proxies."""
+
+    id: UUID
+    display_name: str
+    icon: str
+    url: str
+    wildcard_hostname: str
+    name: str = "primary"
 
 
 class Settings:
@@ -91,6 +107,21 @@ class Settings:
     def METRICS_NAMESPACE(self) -> str:
         """Put, with an underscore, in front of the names of all metrics."""
         return _get("METRICS_NAMESPACE", "", _metric_prefix)
+
+    @property
+    def PRIMARY(self) -> Primary | None:
+        """The control plane itself, if it is to be a region too."""
+        return _get("PRIMARY", None, _optional(_primary))
+
+    @property
+    def PUBLIC_REGIONS(self) -> bool:
+        """Whether the regions are for everybody, and not only for who is signed in."""
+        return _get("PUBLIC_REGIONS", False, _flag)
+
+    @property
+    def AUTHENTICATE(self) -> Callable[[Any], Any] | None:
+        """A function of the host that says whose a request is, instead of Django's session."""
+        return _get("AUTHENTICATE", None, _optional(_function))
 
 
 conf = Settings()
@@ -259,12 +290,63 @@ def _urls(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):
         raise TypeError("must be a list of URLs")
     for item in value:
-        if not isinstance(item, str) or not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", item):
+        if not _is_url(item):
             raise ValueError("must be a list of URLs such as 'https://example.com/'")
     return tuple(value)
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"https?://[^\s/@]+(/\S*)?", value) is not None
 
 
 def _metric_prefix(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", value):
         raise ValueError("must be empty, or letters, digits and underscores, and not begin with a digit")
     return value
+
+
+_PRIMARY_KEYS = ("id", "display_name", "icon", "url", "wildcard_hostname")
+
+
+def _primary(value: Any) -> Primary:
+    if not isinstance(value, Mapping):
+        raise TypeError("must be a dictionary such as {'url': 'https://example.com'}")
+    for key, item in value.items():
+        if key not in _PRIMARY_KEYS:
+            raise ValueError(f"must have no keys but {', '.join(_PRIMARY_KEYS)}")
+        if not isinstance(item, str) and not (key == "id" and isinstance(item, UUID)):
+            raise TypeError(f"must have a text as its {key!r}")
+    url = value.get("url", "")
+    if not _is_url(url):
+        raise ValueError("must have a 'url' such as 'https://example.com'")
+    try:
+        # Clients remember a region by its id, so one that is made up is always the same.
+        id = UUID(str(value["id"])) if "id" in value else uuid5(NAMESPACE_URL, url)
+    except ValueError:
+        raise ValueError("must have a UUID as its 'id', or none") from None
+    return Primary(
+        id=id,
+        display_name=value.get("display_name") or "Primary",
+        icon=value.get("icon", ""),
+        url=url,
+        wildcard_hostname=value.get("wildcard_hostname", ""),
+    )
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("must be True or False")
+    return value
+
+
+def _function(value: Any) -> Callable[[Any], Any]:
+    wanted = "must be the dotted path of a function, such as 'host.api.authenticate'"
+    if not isinstance(value, str):
+        raise TypeError(wanted)
+    try:
+        function = import_string(value)
+    except ImportError as error:
+        raise ValueError(f"{wanted} ({error})") from None
+    if not callable(function) or iscoroutinefunction(function):
+        raise TypeError(f"{wanted} that is not a coroutine")
+    return function  # type: ignore[no-any-return]  # callable() is all that can be known of it

@@ -65,15 +65,16 @@ def statuses_of(rows: WorkspaceProxyQuerySet, known: Snapshot | None = None) -> 
     values are those of the rows, the judgement is that of the snapshot.
     """
     statuses = (known or store.read()).statuses
-    return [_join(proxy, statuses.get(proxy.id)) for proxy in rounds.values_of(rows)]
+    return [join(proxy, statuses.get(proxy.id)) for proxy in rounds.values_of(rows)]
 
 
 def status_of(row: WorkspaceProxy) -> ProxyStatus:
     """The same for one row that is already loaded: no query."""
-    return _join(rounds.value_of(row), store.read().statuses.get(row.pk))
+    return join(rounds.value_of(row), store.read().statuses.get(row.pk))
 
 
-def _join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:
+def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:
+    """The values of a row with the judgement on it, which is ``unknown`` if that was on another URL."""
     if status is None or status.proxy.url != proxy.url:
         return ProxyStatus(proxy, proxy_host="", status=Status.UNKNOWN)
-    return replace(status, proxy=proxy)
+    return status if status.proxy == proxy else replace(status, proxy=proxy)

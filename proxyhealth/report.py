@@ -351,6 +351,7 @@ class Snapshot:
     duration: float | None = None
     number: int = 0
     stale_at: datetime | None = None
+    committed_at: datetime | None = None
     rounds: RoundHistogram = RoundHistogram()
     outcomes: Mapping[str, int] = field(default_factory=FrozenMapping)
     error: str = ""

@@ -8,6 +8,8 @@ app_name = "proxyhealth"
 
 urlpatterns = [
     path("api/v2/workspaceproxies", views.proxies, name="proxies"),
+    # No name of a proxy has a dot in it.
+    path("api/v2/workspaceproxies/openapi.json", views.openapi, name="openapi"),
     path("api/v2/workspaceproxies/<str:id_or_name>", views.proxy, name="proxy"),
     path("api/v2/workspaceproxies/<str:id_or_name>/check", views.check, name="check"),
     path("api/v2/regions", views.regions, name="regions"),

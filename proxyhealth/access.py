@@ -1,0 +1,125 @@
+"""Who may see and do what, and how refusals look: JSON, never a page or a redirect."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import PermissionDenied
+from django.db import Error as DatabaseError
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
+from django.middleware.csrf import CsrfViewMiddleware
+from django.utils.cache import add_never_cache_headers
+from django.utils.decorators import decorator_from_middleware
+from django.views.decorators.csrf import csrf_exempt
+
+from proxyhealth.conf import conf
+
+logger = logging.getLogger(__name__)
+
+View = Callable[..., HttpResponseBase]
+
+
+class Authenticated(NamedTuple):
+    """What an ``AUTHENTICATE`` function may return instead of a user, to vouch for the request.
+
+    ``csrf_exempt`` says that no browser sends by itself what identified the user, as it does with cookies.
+    """
+
+    user: Any
+    csrf_exempt: bool = False
+
+
+class Refused(Exception):
+    """An answer that is an error: its status code, what it says, and the headers that it has to have."""
+
+    def __init__(self, status: int, message: str, detail: str = "", **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.detail = detail
+        self.headers = headers
+
+
+def message(status: int, message: str, detail: str = "", **headers: str) -> HttpResponse:
+    """An answer that is only words; nobody keeps it."""
+    response = JsonResponse({"message": message, "detail": detail}, status=status)
+    add_never_cache_headers(response)
+    for name, value in headers.items():
+        response[name.replace("_", "-")] = value
+    return response
+
+
+class _Csrf(CsrfViewMiddleware):
+    def _reject(self, request: HttpRequest, reason: str) -> HttpResponse:
+        return message(403, "CSRF verification failed.", reason)
+
+
+_csrf_protect = decorator_from_middleware(_Csrf)
+
+
+def endpoint(
+    method: str, permission: str = "", *, public: Callable[[], bool] = lambda: False
+) -> Callable[[View], View]:
+    """A view of one method, for who is signed in and has ``permission``, or for all if it is ``public``.
+
+    What it raises as :class:`Refused`, and an error of the database, is an answer too.
+    """
+    allowed = ("GET", "HEAD") if method == "GET" else (method,)
+
+    def decorate(view: View) -> View:
+        protected = _csrf_protect(view)
+
+        @functools.wraps(view)
+        def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            try:
+                if request.method not in allowed:
+                    names = ", ".join(allowed)
+                    raise Refused(405, "Method not allowed.", f"Allowed: {names}.", Allow=names)
+                exempt = method == "GET"
+                if not public():
+                    who = _identify(request)
+                    _require(who.user, permission)
+                    exempt = exempt or who.csrf_exempt
+                return (view if exempt else protected)(request, *args, **kwargs)
+            except Refused as refused:
+                return message(refused.status, refused.message, refused.detail, **refused.headers)
+            except DatabaseError:
+                logger.exception("the database cannot be used")
+                return message(503, "Not available.", "The database cannot be used now.")
+
+        # Exempt from the host's own middlewares only, whose refusals are pages and redirects.
+        return csrf_exempt(login_not_required(wrapper))
+
+    return decorate
+
+
+def _identify(request: HttpRequest) -> Authenticated:
+    """Whose request it is, by the host's function or by Django's session; raises ``Refused``."""
+    authenticate = conf.AUTHENTICATE
+    if authenticate is None:
+        return Authenticated(getattr(request, "user", None))  # none without the authentication middleware
+    try:
+        who = authenticate(request)
+    except (Refused, DatabaseError):
+        raise
+    except PermissionDenied as error:
+        raise Refused(403, "Not allowed.", str(error)) from None
+    except Exception:
+        logger.exception("the AUTHENTICATE function failed")
+        raise Refused(500, "Not authenticated.", "The server's log says why.") from None
+    return who if isinstance(who, Authenticated) else Authenticated(who)
+
+
+def _require(user: Any, permission: str) -> None:
+    if not getattr(user, "is_authenticated", False) or not getattr(user, "is_active", True):
+        if conf.AUTHENTICATE:
+            raise Refused(401, "Not signed in.", "The request does not say validly whose it is.")
+        detail = "Sign in and send the session's cookie."
+        raise Refused(401, "Not signed in.", detail, WWW_Authenticate='Session realm="proxyhealth"')
+    if permission and not user.has_perm(permission):
+        raise Refused(403, "Not allowed.", f"This needs the permission {permission}.")

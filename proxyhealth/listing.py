@@ -1,0 +1,250 @@
+"""Every active proxy with its status, and the JSON of it, made once whenever one of them changes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from proxyhealth import health, roster
+from proxyhealth.conf import Primary, conf
+from proxyhealth.report import Proxy, ProxyStatus, Snapshot
+from proxyhealth.representation import (
+    Representation,
+    encode,
+    region_json,
+    row_json,
+    snapshot_json,
+    status_json,
+)
+from proxyhealth.roster import Roster
+from proxyhealth.selection import EVERYTHING, Selection, cursor_after
+
+# "proxies" is for who may see the details, "regions" for every user.
+Kind = Literal["proxies", "regions"]
+
+
+def current(*, now: bool = False) -> Listing:
+    """The listing of the snapshot and of the rows as this process has them, or as the rows are ``now``.
+
+    While it is made anew, the others have the one before, which is whole too. Raises an error of the
+    database only if this process has never read the rows.
+    """
+    return _maker.current(now)
+
+
+def forget() -> None:
+    """Drop this process's listing: after a fork, and between tests."""
+    global _maker
+    _maker = _Maker()
+
+
+class _Maker:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listing: Listing | None = None
+
+    def current(self, now: bool) -> Listing:
+        listing = self._listing
+        if listing is None or now:
+            with self._lock:
+                return self._made(now)
+        if not listing.parts.are(Parts.read()) and self._lock.acquire(blocking=False):
+            try:
+                return self._made()
+            finally:
+                self._lock.release()
+        return listing
+
+    def _made(self, now: bool = False) -> Listing:
+        # Read again, under the lock: who has waited must not go back to what was true before.
+        parts = Parts.read(now)
+        if self._listing is None or not self._listing.parts.are(parts):
+            self._listing = Listing(parts, self._listing)
+        return self._listing
+
+
+class Parts(NamedTuple):
+    """What a listing is made of."""
+
+    rows: Roster
+    snapshot: Snapshot
+    stale_reason: str
+    primary: Primary | None
+
+    @classmethod
+    def read(cls, now: bool = False) -> Parts:
+        rows = roster.read(now=now)
+        snapshot = health.snapshot()
+        return cls(rows, snapshot, snapshot.stale_reason or rows.fault, conf.PRIMARY)
+
+    def are(self, others: Parts) -> bool:
+        return (
+            self.rows is others.rows
+            and self.snapshot is others.snapshot
+            and self.stale_reason == others.stale_reason
+            and self.primary == others.primary
+        )
+
+
+class Listing:
+    """One snapshot and one roster, joined. It does not change."""
+
+    def __init__(self, parts: Parts, before: Listing | None = None) -> None:
+        self.parts = parts
+        self._lock = threading.Lock()
+        self._whole: dict[Kind, Representation] = {}
+        rows, snapshot, *_ = parts
+        self._entries: _Entries
+        if before and before.parts.rows is rows and before.parts.snapshot.statuses is snapshot.statuses:
+            self._entries = before._entries
+        else:
+            self._entries = _Entries(rows, snapshot, before._entries if before else None)
+        # What was asked for is made before anybody has to wait for it.
+        for kind, representation in list(before._whole.items()) if before else ():
+            self._whole[kind] = self._represent(kind, EVERYTHING).succeed(representation)
+
+    @property
+    def stale(self) -> bool:
+        return bool(self.parts.stale_reason)
+
+    def find(self, id_or_name: str) -> ProxyStatus | None:
+        """The proxy with this id, or with this name in any case."""
+        place = self._entries.place(id_or_name)
+        return None if place is None else self._entries.statuses[place]
+
+    def one(self, id_or_name: str) -> Representation | None:
+        """The same as JSON."""
+        place = self._entries.place(id_or_name)
+        return None if place is None else Representation(self._entries.proxies[place], self._moments())
+
+    def select(self, kind: Kind, selection: Selection) -> Representation:
+        """What is asked for of all proxies; all of them without a selection."""
+        if selection != EVERYTHING:
+            return self._represent(kind, selection)
+        with self._lock:
+            if kind not in self._whole:
+                self._whole[kind] = self._represent(kind, selection)
+            return self._whole[kind]
+
+    def _represent(self, kind: Kind, selection: Selection) -> Representation:
+        found, cursor = self._found(kind, selection)
+        parts = [b'{"regions":[', b",".join(found), b"]"]
+        if kind == "proxies":
+            parts += b',"snapshot":', encode(snapshot_json(self.parts.snapshot, self.parts.stale_reason))
+        if selection.paged:
+            parts += b',"next_cursor":', encode(cursor)
+        return Representation(b"".join([*parts, b"}"]), self._moments())
+
+    def _found(self, kind: Kind, selection: Selection) -> tuple[Sequence[bytes], str | None]:
+        """The JSON of what is selected, and the cursor of the next page if there is one."""
+        entries = self._entries
+        texts = entries.regions if kind == "regions" else entries.proxies
+        found = []
+        if kind == "regions" and self.parts.primary and selection.after is None:
+            primary = region_json(self.parts.primary, healthy=True)
+            if selection.admits(None, True, _search_text(self.parts.primary)):
+                found.append(("", encode(primary)))
+        if selection == EVERYTHING:
+            return [*(text for _, text in found), *texts], None
+        begin = 0 if selection.after is None else bisect_right(entries.names, selection.after)
+        for place in range(begin, len(texts)):
+            status = entries.statuses[place]
+            if selection.limit and len(found) > selection.limit:
+                break
+            if selection.admits(status.status, status.healthy, entries.search_texts[place]):
+                found.append((entries.names[place], texts[place]))
+        page = found[: selection.limit]
+        more = len(found) > len(page)
+        return [text for _, text in page], cursor_after(page[-1][0]) if more else None
+
+    def _moments(self) -> list[datetime | None]:
+        """When it changed; to turn stale is a change, too."""
+        rows, snapshot, stale_reason, _ = self.parts
+        at_fault = bool(snapshot.fault or rows.fault)
+        return [
+            snapshot.committed_at,
+            rows.changed_at,
+            snapshot.stale_at if stale_reason and not at_fault else None,
+            datetime.now(UTC) if at_fault else None,
+        ]
+
+
+class _Fragment:
+    """The JSON of a proxy that rounds leave as it is, unless they find it healthy and it was not, or not any
+    more."""
+
+    __slots__ = ("healthy", "proxy", "region", "row")
+
+    def __init__(self, proxy: Proxy, healthy: bool) -> None:
+        self.proxy = proxy
+        self.healthy = healthy
+        self.region = encode(region_json(proxy, healthy))
+        self.row = encode(row_json(proxy))
+
+
+class _Entries:
+    """The proxies of a listing, in the order of their names without regard to case."""
+
+    def __init__(self, rows: Roster, snapshot: Snapshot, before: _Entries | None) -> None:
+        known = before._fragments if before else {}
+        self.statuses: list[ProxyStatus] = []
+        self.names: list[str] = []
+        self.regions: list[bytes] = []
+        self._fragments: dict[UUID, _Fragment] = {}
+        for proxy in rows.proxies:
+            status = health.join(proxy, snapshot.statuses.get(proxy.id))
+            fragment = known.get(proxy.id)
+            if not fragment or fragment.proxy is not proxy or fragment.healthy != status.healthy:
+                fragment = _Fragment(proxy, status.healthy)
+            self._fragments[proxy.id] = fragment
+            self.statuses.append(status)
+            self.names.append(proxy.name.lower())
+            self.regions.append(fragment.region)
+
+    @cached_property
+    def proxies(self) -> list[bytes]:
+        """A region, and the details. Objects of JSON are put together at their braces."""
+        return [
+            b"".join(
+                (fragment.region[:-1], b',"status":', encode(status_json(status)), b",", fragment.row[1:])
+            )
+            for status, fragment in zip(self.statuses, self._fragments.values(), strict=True)
+        ]
+
+    @cached_property
+    def search_texts(self) -> list[str]:
+        return [_search_text(status.proxy) for status in self.statuses]
+
+    @cached_property
+    def _by_id(self) -> dict[UUID, int]:
+        return {id: place for place, id in enumerate(self._fragments)}
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.names)}
+
+    def place(self, id_or_name: str) -> int | None:
+        try:
+            place = self._by_id.get(UUID(id_or_name))
+        except ValueError:
+            place = None
+        # An id goes before a name that looks like it.
+        return self._by_name.get(id_or_name.lower()) if place is None else place
+
+
+def _search_text(proxy: Proxy | Primary) -> str:
+    """Where a text is looked for: in what every user may know. A line each, so that nothing is found across
+    two of them."""
+    return f"{proxy.name}\n{proxy.display_name}\n{proxy.url}".casefold()
+
+
+_maker = _Maker()
+
+# A thread of the parent may hold the lock, and in the child nobody would ever release it.
+os.register_at_fork(after_in_child=forget)

@@ -1,0 +1,128 @@
+"""Which part of a list is asked for: the query of a URL, checked."""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass
+
+from django.http import QueryDict
+
+from proxyhealth.report import Status
+
+MAX_LIMIT = 1_000
+MAX_TEXT = 200
+
+# A cursor begins with the version of what is in it.
+_CURSOR = re.compile(r"1:([a-z0-9_-]*)")
+
+
+class BadQuery(Exception):
+    """A parameter that cannot be understood; the message says what it must be."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is asked for. The default is everything.
+
+    ``text`` is folded; ``after`` is the lower-case name behind which a page begins, None for the first page.
+    """
+
+    statuses: frozenset[Status] = frozenset()
+    healthy: bool | None = None
+    text: str = ""
+    limit: int | None = None
+    after: str | None = None
+
+    @property
+    def paged(self) -> bool:
+        return self.limit is not None or self.after is not None
+
+    def admits(self, status: Status | None, healthy: bool, text: str) -> bool:
+        """Whether a proxy is among them; ``text`` is all of its text, folded."""
+        return (
+            (not self.statuses or status in self.statuses)
+            and self.healthy in (None, healthy)
+            and self.text in text
+        )
+
+
+EVERYTHING = Selection()
+
+
+def parse_selection(query: QueryDict, filter: str) -> Selection:
+    """The selection of ``query``, in which ``filter`` is the one of ``status`` and ``healthy`` that there is.
+
+    Raises :class:`BadQuery`. Other parameters are somebody else's.
+    """
+    if not query:
+        return EVERYTHING
+    other = "healthy" if filter == "status" else "status"
+    if other in query:
+        raise BadQuery(f"There is no {other!r} here; use {filter!r}.")
+    return Selection(
+        statuses=frozenset(map(_status, query.getlist("status"))),
+        healthy=_healthy(query),
+        text=_text(query),
+        limit=_limit(query),
+        after=_after(query),
+    )
+
+
+def cursor_after(name: str) -> str:
+    """The cursor of the page that begins behind ``name``, in lower case."""
+    return urlsafe_b64encode(f"1:{name}".encode()).decode().rstrip("=")
+
+
+def _status(value: str) -> Status:
+    try:
+        return Status(value)
+    except ValueError:
+        raise BadQuery(f"'status' must be one of {', '.join(Status)}, not {_short(value)}.") from None
+
+
+def _one(query: QueryDict, name: str) -> str | None:
+    values = query.getlist(name)
+    if len(values) > 1:
+        raise BadQuery(f"{name!r} is given {len(values)} times.")
+    return values[0] if values else None
+
+
+def _healthy(query: QueryDict) -> bool | None:
+    value = _one(query, "healthy")
+    if value not in (None, "true", "false"):
+        raise BadQuery(f"'healthy' must be true or false, not {_short(value)}.")
+    return None if value is None else value == "true"
+
+
+def _text(query: QueryDict) -> str:
+    value = _one(query, "q") or ""
+    if len(value) > MAX_TEXT:
+        raise BadQuery(f"'q' must have {MAX_TEXT} characters at most, not {len(value):,}.")
+    return value.casefold()
+
+
+def _limit(query: QueryDict) -> int | None:
+    value = _one(query, "limit")
+    if value is None:
+        return None
+    if not re.fullmatch("[0-9]{1,4}", value) or not 1 <= int(value) <= MAX_LIMIT:
+        raise BadQuery(f"'limit' must be a number from 1 to {MAX_LIMIT:,}, not {_short(value)}.")
+    return int(value)
+
+
+def _after(query: QueryDict) -> str | None:
+    value = _one(query, "cursor")
+    if value is None:
+        return None
+    try:
+        match = _CURSOR.fullmatch(urlsafe_b64decode(value + "==").decode("ascii"))
+        if match and cursor_after(match[1]) == value:
+            return match[1]
+    except ValueError:
+        pass
+    raise BadQuery(f"'cursor' must be the next_cursor of another page, not {_short(value)}.")
+
+
+def _short(value: str) -> str:
+    return repr(value if len(value) <= 64 else value[:63] + "…")

@@ -1,0 +1,196 @@
+"""Who may see and do what: by Django's session, or by a function of the host."""
+
+from __future__ import annotations
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.core.exceptions import PermissionDenied
+from django.db import OperationalError
+from django.test import Client
+
+from proxyhealth import health
+from proxyhealth.access import Authenticated
+from tests.api import LIST, REGIONS, assert_error, signed_in
+
+pytestmark = pytest.mark.django_db
+
+VIEWS = [("get", LIST), ("get", f"{LIST}/paris"), ("post", f"{LIST}/paris/check"), ("get", REGIONS)]
+every_view = pytest.mark.parametrize(("method", "path"), VIEWS)
+
+
+# The function of a host: tokens of its own, and Django's session for whoever brings none.
+
+TOKENS: dict[str, User] = {}
+
+
+def by_token(request):
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    if scheme == "Bearer":
+        return Authenticated(TOKENS.get(key), csrf_exempt=True)
+    return request.user
+
+
+def broken(request):
+    raise RuntimeError("the token service is down")
+
+
+def refusing(request):
+    raise PermissionDenied("The token was withdrawn.")
+
+
+def without_database(request):
+    raise OperationalError("gone")
+
+
+def nobody(request):
+    return None
+
+
+async def coroutine(request):
+    return None
+
+
+not_a_function = "a text"
+
+
+@pytest.fixture
+def token(configure):
+    """A header by which the host knows a user who may see the details."""
+    configure(AUTHENTICATE="tests.test_access.by_token")
+    user = User.objects.create_user("robot")
+    user.user_permissions.set(
+        Permission.objects.filter(codename__in=["view_workspaceproxy", "change_workspaceproxy"])
+    )
+    TOKENS["secret"] = user
+    yield {"Authorization": "Bearer secret"}
+    TOKENS.clear()
+
+
+@every_view
+def test_authenticate__of_the_host_is_who_it_says(paris, sent, token, method, path):
+    client = Client(enforce_csrf_checks=True)
+    response = getattr(client, method)(path, headers=token)
+    assert response.status_code == (202 if method == "post" else 200)
+
+
+@every_view
+@pytest.mark.parametrize("header", ["Bearer wrong", "Bearer", "Basic secret", ""])
+def test_authenticate__of_the_host_knows_nobody(paris, sent, token, method, path, header):
+    response = getattr(Client(), method)(path, headers={"Authorization": header})
+    assert_error(response, 401, "Not signed in.", "The request does not say validly whose it is.")
+    assert "WWW-Authenticate" not in response
+    assert sent == []
+
+
+@every_view
+def test_authenticate__of_the_host_is_held_to_permissions(paris, sent, token, method, path):
+    TOKENS["secret"].user_permissions.clear()
+    response = getattr(Client(), method)(path, headers=token)
+    if path == REGIONS:
+        assert response.status_code == 200
+    else:
+        assert_error(response, 403, "Not allowed.")
+    assert sent == []
+
+
+def test_authenticate__may_go_by_the_session_and_then_needs_csrf(paris, sent, token):
+    client = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
+    assert client.get(REGIONS).status_code == 200
+    assert_error(client.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
+    assert sent == []
+
+
+@pytest.mark.parametrize("user", [None, AnonymousUser(), object(), "robot", 0])
+def test_authenticate__what_is_no_user_is_nobody(paris, token, user):
+    TOKENS["secret"] = user
+    assert_error(Client().get(LIST, headers=token), 401, "Not signed in.")
+
+
+@every_view
+def test_authenticate__somebody_inactive_is_nobody(paris, sent, token, method, path):
+    TOKENS["secret"].is_active = False
+    assert_error(getattr(Client(), method)(path, headers=token), 401, "Not signed in.")
+    assert sent == []
+
+
+@every_view
+def test_authenticate__that_fails_lets_nobody_in(paris, sent, configure, caplog, method, path):
+    configure(AUTHENTICATE="tests.test_access.broken")
+    response = getattr(signed_in("view_workspaceproxy"), method)(path)
+    assert_error(response, 500, "Not authenticated.", "The server's log says why.")
+    assert "the token service is down" in caplog.text
+    assert sent == []
+
+
+def test_authenticate__that_refuses_says_why(paris, configure):
+    configure(AUTHENTICATE="tests.test_access.refusing")
+    assert_error(Client().get(REGIONS), 403, "Not allowed.", "The token was withdrawn.")
+
+
+def test_authenticate__without_its_database_is_503(paris, configure):
+    configure(AUTHENTICATE="tests.test_access.without_database")
+    assert_error(Client().get(REGIONS), 503, "Not available.", "The database cannot be used now.")
+
+
+def test_authenticate__goes_instead_of_the_session(paris, configure):
+    configure(AUTHENTICATE="tests.test_access.nobody")
+    assert_error(signed_in("view_workspaceproxy").get(LIST), 401, "Not signed in.")
+
+
+# Django's session
+
+
+@every_view
+def test_session__of_nobody_says_how_to_sign_in(paris, method, path):
+    response = getattr(Client(), method)(path)
+    assert_error(response, 401, "Not signed in.", "Sign in and send the session's cookie.")
+    assert response["WWW-Authenticate"] == 'Session realm="proxyhealth"'
+
+
+@every_view
+def test_session__of_a_user_who_is_not_active_any_more(paris, sent, method, path):
+    client = signed_in("view_workspaceproxy", "change_workspaceproxy")
+    User.objects.update(is_active=False)
+    assert_error(getattr(client, method)(path), 401, "Not signed in.")
+    assert sent == []
+
+
+def test_session__that_lost_its_permission_gets_no_304(paris):
+    client = signed_in("view_workspaceproxy")
+    etag = client.get(LIST)["ETag"]
+    User.objects.get().user_permissions.clear()
+    assert_error(client.get(LIST, headers={"If-None-Match": etag}), 403, "Not allowed.")
+    client.logout()
+    assert_error(client.get(LIST, headers={"If-None-Match": "*"}), 401, "Not signed in.")
+
+
+@pytest.mark.parametrize("path", ["/nobody", "/nobody/check", "?limit=many", "/paris"])
+def test_refusal__does_not_tell_what_there_is(paris, path):
+    method = "post" if path.endswith("check") else "get"
+    assert getattr(Client(), method)(f"{LIST}{path}").status_code == 401
+    assert getattr(signed_in(), method)(f"{LIST}{path}").status_code == 403
+
+
+# Regions for everybody
+
+
+def test_public_regions__are_for_everybody_and_nothing_else_is(paris, configure, django_assert_num_queries):
+    configure(PUBLIC_REGIONS=True)
+    health.snapshot()
+    with django_assert_num_queries(2):  # the mark and the rows; nobody is looked up
+        response = Client().get(REGIONS)
+    assert [region["name"] for region in response.json()["regions"]] == ["paris"]
+    assert Client().get(REGIONS, headers={"If-None-Match": response["ETag"]}).status_code == 304
+    for method, path in VIEWS[:-1]:
+        assert_error(getattr(Client(), method)(path), 401, "Not signed in.")
+
+
+def test_public_regions__do_not_ask_the_function_of_the_host(paris, configure):
+    configure(PUBLIC_REGIONS=True, AUTHENTICATE="tests.test_access.broken")
+    assert Client().get(REGIONS).status_code == 200
+
+
+def test_regions__have_no_detail(paris):
+    text = signed_in().get(REGIONS).content.decode()
+    for detail in ("kaputt", "warm", "unhealthy", "report", "checked_at", "latency", "version", "created"):
+        assert detail not in text
