@@ -279,8 +279,26 @@ def test_current__while_one_makes_it_the_others_have_the_one_before(paris, monke
     assert after is not before
 
 
-def test_current__nobody_goes_back(monkeypatch):
-    """Readers in many threads, while every commit has a higher number, each see it only go up."""
+def test_current__who_is_overtaken_does_not_go_back(paris, monkeypatch):
+    """Between what a thread has read and its turn, another one reads and makes something newer."""
+    listing.current()
+    commit_ok()
+    newer = []
+
+    class Overtaken:
+        def acquire(self, blocking):
+            commit_ok(status=Status.UNREACHABLE)
+            newer.append(listing._maker._made())
+            return True
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(listing._maker, "_lock", Overtaken())
+    assert listing.current() is newer[0]
+
+
+def test_current__readers_in_many_threads_see_whole_snapshots_one_after_the_other(monkeypatch):
     WorkspaceProxy.objects.create(name="paris")
     rows = roster.read()
     monkeypatch.setattr(roster, "read", lambda now=False: rows)
