@@ -340,7 +340,7 @@ def _flag(value: Any) -> bool:
 
 
 def _function(value: Any) -> Callable[[Any], Any]:
-    wanted = "must be the dotted path of a function, such as 'host.api.authenticate'"
+    wanted = "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate'"
     if not isinstance(value, str):
         raise TypeError(wanted)
     try:
@@ -348,5 +348,5 @@ def _function(value: Any) -> Callable[[Any], Any]:
     except ImportError as error:
         raise ValueError(f"{wanted} ({error})") from None
     if not callable(function) or iscoroutinefunction(function):
-        raise TypeError(f"{wanted} that is not a coroutine")
+        raise TypeError(wanted)
     return function  # type: ignore[no-any-return]  # callable() is all that can be known of it

@@ -23,7 +23,7 @@ from proxyhealth.representation import (
     status_json,
 )
 from proxyhealth.roster import Roster
-from proxyhealth.selection import EVERYTHING, Selection, cursor_after
+from proxyhealth.selection import EVERYTHING, PRIMARY_CURSOR, Selection
 
 # "proxies" is for who may see the details, "regions" for every user.
 Kind = Literal["proxies", "regions"]
@@ -149,7 +149,7 @@ class Listing:
         if kind == "regions" and self.parts.primary and selection.after is None:
             primary = region_json(self.parts.primary, healthy=True)
             if selection.admits(None, True, _search_text(self.parts.primary)):
-                found.append(("", encode(primary)))
+                found.append((PRIMARY_CURSOR, encode(primary)))
         if selection == EVERYTHING:
             return [*(text for _, text in found), *texts], None
         begin = 0 if selection.after is None else bisect_right(entries.names, selection.after)
@@ -161,7 +161,7 @@ class Listing:
                 found.append((entries.names[place], texts[place]))
         page = found[: selection.limit]
         more = len(found) > len(page)
-        return [text for _, text in page], cursor_after(page[-1][0]) if more else None
+        return [text for _, text in page], page[-1][0] if more else None
 
     def _moments(self) -> list[datetime | None]:
         """When it changed; to turn stale is a change, too."""

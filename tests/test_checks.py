@@ -62,6 +62,69 @@ def test_checks__every_setting_has_an_id_and_a_hint():
             "my-name",
             "must be empty, or letters, digits and underscores, and not begin with a digit, not 'my-name'",
         ),
+        (
+            "PRIMARY",
+            "https://example.com",
+            "must be a dictionary such as {'url': 'https://example.com'}, not 'https://example.com'",
+        ),
+        ("PRIMARY", {}, "must have a 'url' such as 'https://example.com', not {}"),
+        (
+            "PRIMARY",
+            {"url": "ftp://example.com"},
+            "must have a 'url' such as 'https://example.com', not {'url': 'ftp://example.com'}",
+        ),
+        (
+            "PRIMARY",
+            {"url": "https://example.com", "name": "here"},
+            (
+                "must have no keys but id, display_name, icon, url, wildcard_hostname, "
+                "not {'url': 'https://example.com', 'name': 'here'}"
+            ),
+        ),
+        (
+            "PRIMARY",
+            {"url": "https://example.com", "icon": None},
+            "must have a text as its 'icon', not {'url': 'https://example.com', 'icon': None}",
+        ),
+        (
+            "PRIMARY",
+            {"url": "https://example.com", "id": "1"},
+            "must have a UUID as its 'id', or none, not {'url': 'https://example.com', 'id': '1'}",
+        ),
+        ("PUBLIC_REGIONS", 1, "must be True or False, not 1"),
+        ("PUBLIC_REGIONS", "false", "must be True or False, not 'false'"),
+        (
+            "AUTHENTICATE",
+            len,
+            (
+                "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate', "
+                "not <built-in function len>"
+            ),
+        ),
+        (
+            "AUTHENTICATE",
+            "tests.nowhere.authenticate",
+            (
+                "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate' "
+                "(No module named 'tests.nowhere'), not 'tests.nowhere.authenticate'"
+            ),
+        ),
+        (
+            "AUTHENTICATE",
+            "tests.test_access.not_a_function",
+            (
+                "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate', "
+                "not 'tests.test_access.not_a_function'"
+            ),
+        ),
+        (
+            "AUTHENTICATE",
+            "tests.test_access.coroutine",
+            (
+                "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate', "
+                "not 'tests.test_access.coroutine'"
+            ),
+        ),
     ],
 )
 def test_checks__a_wrong_value(configure, name, value, message):
@@ -111,6 +174,9 @@ def test_settings__defaults(settings):
         "ADDRESS_ALLOW": (),
         "CANARY_URLS": (),
         "METRICS_NAMESPACE": "",
+        "PRIMARY": None,
+        "PUBLIC_REGIONS": False,
+        "AUTHENTICATE": None,
     }
     assert [str(network) for network in conf.ADDRESS_DENY] == ["169.254.0.0/16", "fe80::/10"]
 

@@ -1,16 +1,14 @@
-from base64 import urlsafe_b64encode
-
 import pytest
 from django.http import QueryDict
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Status
-from proxyhealth.selection import EVERYTHING, BadQuery, Selection, cursor_after, parse_selection
+from proxyhealth.selection import EVERYTHING, BadQuery, Selection, parse_selection
 from tests.api import LIST, REGIONS, assert_error
 
 
-@pytest.mark.parametrize("query", ["", "q=", "_=123&format=json"])
+@pytest.mark.parametrize("query", ["", "q="])
 def test_parse__nothing_is_everything(query):
     assert parse_selection(QueryDict(query), "status") == EVERYTHING
 
@@ -25,8 +23,8 @@ def test_parse__nothing_is_everything(query):
         ("limit=1", Selection(limit=1)),
         ("limit=1000", Selection(limit=1000)),
         ("limit=007", Selection(limit=7)),
-        (f"cursor={cursor_after('paris')}", Selection(after="paris")),
-        (f"cursor={cursor_after('')}", Selection(after="")),
+        ("cursor=paris-2_x", Selection(after="paris-2_x")),
+        ("cursor=!", Selection(after="!")),
     ],
 )
 def test_parse__good(query, selection):
@@ -42,7 +40,9 @@ def test_parse__good(query, selection):
         ),
         ("status=", "'status' must be one of ok, unhealthy, unreachable, unregistered, unknown, not ''."),
         ("status=ok&status=OK", "'status' must be one of"),
-        ("healthy=true", "There is no 'healthy' here; use 'status'."),
+        ("healthy=true", "There is no 'healthy'; there are status, q, limit, cursor."),
+        ("stauts=ok", "There is no 'stauts'; there are status, q, limit, cursor."),
+        ("=", "There is no ''; there are"),
         ("q=a&q=b", "'q' is given 2 times."),
         (f"q={'x' * 201}", "'q' must have 200 characters at most, not 201."),
         ("limit=0", "'limit' must be a number from 1 to 1,000, not '0'."),
@@ -54,14 +54,13 @@ def test_parse__good(query, selection):
         (f"limit={'9' * 5000}", f"not '{'9' * 63}…'."),
         ("limit=1&limit=2", "'limit' is given 2 times."),
         ("cursor=", "'cursor' must be the next_cursor of another page, not ''."),
-        ("cursor=paris", "'cursor' must be"),
+        ("cursor=PARIS", "'cursor' must be"),
         ("cursor=%00", "'cursor' must be"),
         ("cursor=%C3%A9", "'cursor' must be"),
-        (f"cursor={cursor_after('paris')}%3D", "'cursor' must be"),
-        (f"cursor={cursor_after('paris')}!", "'cursor' must be"),
-        (f"cursor={urlsafe_b64encode(b'2:paris').decode()}", "'cursor' must be"),
-        (f"cursor={urlsafe_b64encode(b'1:PARIS').decode()}", "'cursor' must be"),
-        (f"cursor={urlsafe_b64encode(bytes([49, 58, 255])).decode()}", "'cursor' must be"),
+        ("cursor=paris%0A", "'cursor' must be"),
+        ("cursor=!!", "'cursor' must be"),
+        (f"cursor={'x' * 65}", "'cursor' must be"),
+        ("cursor=a&cursor=b", "'cursor' is given 2 times."),
     ],
 )
 def test_parse__bad(query, message):
@@ -72,7 +71,7 @@ def test_parse__bad(query, message):
 
 def test_parse__the_filter_of_the_other_list():
     assert parse_selection(QueryDict("healthy=false"), "healthy") == Selection(healthy=False)
-    with pytest.raises(BadQuery, match=r"There is no 'status' here; use 'healthy'\."):
+    with pytest.raises(BadQuery, match="There is no 'status'; there are healthy, q, limit, cursor"):
         parse_selection(QueryDict("status=ok"), "healthy")
     with pytest.raises(BadQuery, match=r"'healthy' must be true or false, not 'yes'\."):
         parse_selection(QueryDict("healthy=yes"), "healthy")
@@ -131,7 +130,7 @@ def test_regions__filtered(viewer, fleet, query, found):
 
 def test_regions__cannot_be_filtered_by_what_not_everybody_may_see(viewer, fleet):
     response = viewer.get(f"{REGIONS}?status=unreachable")
-    assert_error(response, 400, "Bad query.", "There is no 'status' here; use 'healthy'.")
+    assert_error(response, 400, "Bad query.", "There is no 'status'; there are healthy, q, limit, cursor.")
     for secret in ("kaputt", "unreachable", "connect"):
         assert names(viewer.get(f"{REGIONS}?q={secret}")) == []
 
