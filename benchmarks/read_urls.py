@@ -1,0 +1,65 @@
+"""What the JSON view is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import include, path
+
+from proxyhealth import health, listing, store
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.representation import region_json, row_json, snapshot_json, status_json
+from proxyhealth.selection import EVERYTHING
+from proxyhealth.views import VIEW_PERMISSION
+
+View = Callable[[HttpRequest], HttpResponse]
+
+
+def _signed_in(view: View) -> View:
+    """Django's session, and the permission; as plain as it can be."""
+
+    def wrapper(request: HttpRequest) -> HttpResponse:
+        if not request.user.is_authenticated:
+            return HttpResponse(status=401)
+        if not request.user.has_perm(VIEW_PERMISSION):
+            return HttpResponse(status=403)
+        return view(request)
+
+    return wrapper
+
+
+@_signed_in
+def bare(request: HttpRequest) -> HttpResponse:
+    """The same bytes, and nothing else."""
+    global _bytes
+    if _bytes is None:
+        _bytes = listing.current().select("proxies", EVERYTHING).body
+    return HttpResponse(_bytes, content_type="application/json")
+
+
+_bytes: bytes | None = None
+
+
+@_signed_in
+def built(request: HttpRequest) -> HttpResponse:
+    """The answer as it would be built from the database and the cache each time."""
+    store.forget()
+    snapshot = health.snapshot()
+    statuses = health.statuses_of(WorkspaceProxy.objects.active(), snapshot)
+    regions = [
+        {
+            **region_json(status.proxy, status.healthy),
+            "status": status_json(status),
+            **row_json(status.proxy),
+        }
+        for status in statuses
+    ]
+    return JsonResponse({"regions": regions, "snapshot": snapshot_json(snapshot, snapshot.stale_reason)})
+
+
+urlpatterns = [
+    path("bare", bare),
+    path("built", built),
+    path("", include("proxyhealth.urls")),
+]

@@ -1,0 +1,164 @@
+"""Hundreds of clients poll at once while rounds change the snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.chaos.deployment import Deployment
+from tests.proxies import wait_for
+
+CLIENTS = 500
+SECONDS = 12
+PAUSE = 1.0  # seconds between two polls of a client
+PROXIES = 20
+READ_INTERVAL = 0.5
+LIMIT = READ_INTERVAL + 0.5
+
+# As in production: processes of threads, and connections that stay open.
+GUNICORN = (
+    "exec python -m gunicorn --workers 2 --threads 4 --keep-alive 30 --bind 127.0.0.1:$WEB_PORT project.wsgi"
+)
+
+
+@dataclass
+class Seen:
+    """An answer as a client got it: when (monotonic), its status code, and which snapshot it is."""
+
+    when: float
+    code: int
+    number: int
+
+
+@dataclass
+class Client:
+    """One browser: a connection that stays open, and what it knows already."""
+
+    cookie: str
+    port: int
+    etag: str = ""
+    number: int = -1
+    seen: list[Seen] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    async def poll(self, end: float) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            while time.monotonic() < end:
+                code, headers, body = await self._ask(reader, writer)
+                when = time.monotonic()
+                if code == 200:
+                    self._take(json.loads(body), headers)
+                elif code != 304 or headers["etag"] != self.etag:
+                    self.faults.append(f"{code} {headers} {body[:200]!r}")
+                self.seen.append(Seen(when, code, self.number))
+                await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))
+        finally:
+            writer.close()
+
+    async def _ask(self, reader: Any, writer: Any) -> tuple[int, dict[str, str], bytes]:
+        known = f"If-None-Match: {self.etag}\r\n" if self.etag else ""
+        writer.write(
+            f"GET /api/v2/workspaceproxies HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Cookie: {self.cookie}\r\n{known}\r\n".encode()
+        )
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1")
+        first, *lines = head.strip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        return int(first.split()[1]), headers, body
+
+    def _take(self, body: dict[str, Any], headers: dict[str, str]) -> None:
+        """Is it one whole snapshot? A round gives all of its statuses the same moment."""
+        snapshot = body["snapshot"]
+        moments = {region["status"]["checked_at"] for region in body["regions"]}
+        if len(body["regions"]) != PROXIES or moments != {snapshot["checked_at"]}:
+            self.faults.append(f"snapshot {snapshot} has {len(body['regions'])} regions, of {moments}")
+        if snapshot["stale"] or headers["proxyhealth-stale"] != "false":
+            self.faults.append(f"snapshot {snapshot} is stale")
+        self.etag, self.number = headers["etag"], snapshot["number"]
+
+
+class Commits(threading.Thread):
+    """When each snapshot was first seen in Redis (monotonic)."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(daemon=True)
+        self._deployment = deployment
+        self._over = threading.Event()
+        self.first_seen: dict[int, float] = {}
+
+    def run(self) -> None:
+        last = b""
+        while not self._over.wait(0.01):
+            value = self._deployment.raw_snapshot() or b""
+            if value != last:
+                self.first_seen.setdefault(json.loads(value)["number"], time.monotonic())
+                last = value
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(5)
+
+
+async def _poll_all(clients: list[Client]) -> None:
+    end = time.monotonic() + SECONDS
+    await asyncio.gather(*(client.poll(end) for client in clients))
+
+
+@pytest.mark.fault("500 clients poll at once")
+def test_crowd__every_answer_is_one_whole_snapshot_and_none_is_old(deploy, verdict):
+    deployment = deploy(interval=60, env={"DEBUG": "0"})
+    deployment.web.command = GUNICORN
+    for number in range(PROXIES):
+        deployment.add(f"proxy-{number:02}")
+    deployment.start()
+    commits = Commits(deployment)
+    commits.start()
+    over = threading.Event()
+
+    def ask_for_rounds() -> None:
+        while not over.wait(0.2):
+            deployment.python(
+                "from proxyhealth import health\nimport time\nend = time.monotonic() + 5\n"
+                "while time.monotonic() < end:\n    health.force_update()\n    time.sleep(0.15)"
+            )
+
+    rounds = threading.Thread(target=ask_for_rounds)
+    rounds.start()
+    before = commits.first_seen.copy()
+    wait_for(lambda: len(commits.first_seen) > len(before) + 1, 20, "rounds run")
+    cookie = f"sessionid={deployment.client.cookies['sessionid']}"
+    clients = [Client(cookie, deployment.web_port) for _ in range(CLIENTS)]
+    asyncio.run(_poll_all(clients))
+    over.set()
+    rounds.join(60)
+    commits.end()
+    assert not deployment.ended()
+
+    faults = [fault for client in clients for fault in client.faults]
+    assert not faults, f"{len(faults)} faults, the first: {faults[0]}"
+    ages = [
+        seen.when - commits.first_seen[seen.number + 1]
+        for client in clients
+        for seen in client.seen
+        if seen.number + 1 in commits.first_seen
+    ]
+    answers = [seen for client in clients for seen in client.seen]
+    assert all(client.seen for client in clients), "somebody got no answer"
+    numbers = {seen.number for seen in answers}
+    assert len(numbers) >= 10, "the snapshot hardly changed: this shows nothing"
+    assert {200, 304} == {seen.code for seen in answers}
+    oldest = max(ages)
+    assert oldest <= LIMIT, f"an answer was {oldest:.2f} s older than the next snapshot"
+    verdict(
+        f"{len(answers):,} answers of {len(numbers)} snapshots, all whole; "
+        f"the oldest {oldest:.2f} s behind (limit {LIMIT:.1f})"
+    )
