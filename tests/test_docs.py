@@ -1,0 +1,54 @@
+"""What the documents say is tried."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.core import signing
+from django.test import Client
+
+from tests.api import LIST, REGIONS, assert_error, signed_in
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture
+def host_api(configure, monkeypatch):
+    """The module of the document about the JSON views, as if a host had it."""
+    (code,) = re.findall(r"```python\n# host/api\.py\n(.*?)```", (DOCS / "json.md").read_text(), re.DOTALL)
+    module = types.ModuleType("host.api")
+    exec(code, vars(module))
+    monkeypatch.setitem(sys.modules, "host", types.ModuleType("host"))
+    monkeypatch.setitem(sys.modules, "host.api", module)
+    configure(AUTHENTICATE="host.api.authenticate")
+
+
+def test_json__its_example_of_tokens(paris, sent, host_api):
+    robot = User.objects.create_user("robot")
+    robot.user_permissions.set(Permission.objects.filter(content_type__app_label="proxyhealth"))
+    headers = {"Authorization": f"Bearer {signing.dumps(robot.pk, salt='host.api')}"}
+    client = Client(enforce_csrf_checks=True)
+    assert client.get(LIST, headers=headers).status_code == 200
+    assert client.post(f"{LIST}/paris/check", headers=headers).status_code == 202
+    for token in ("forged", signing.dumps(robot.pk, salt="other"), signing.dumps(0, salt="host.api")):
+        response = client.get(LIST, headers={"Authorization": f"Bearer {token}"})
+        assert_error(response, 401, "Not signed in.")
+    assert client.get(REGIONS).status_code == 401
+    session = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
+    assert session.get(REGIONS).status_code == 200
+    assert_error(session.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
+
+
+def test_json__names_every_error_and_parameter():
+    text = (DOCS / "json.md").read_text()
+    app = DOCS.parent / "proxyhealth"
+    source = (app / "access.py").read_text() + (app / "views.py").read_text()
+    errors = set(re.findall(r'(?:Refused|message)\(\s*([45]\d\d), "([^"]+)"', source))
+    assert len(errors) == 8
+    for code, words in errors:
+        assert f"| {code} | `{words}` |" in text
+    for parameter in ("q", "status", "healthy", "limit", "cursor"):
+        assert f"| `{parameter}` |" in text
