@@ -45,6 +45,7 @@ ALLOWED = {
     "access": {"conf"},
     "views": {"access", "conf", "health", "listing", "representation", "selection"},
     "urls": {"views"},
+    "middleware": {"health", "report"},
     "metrics": {"conf", "report", "store"},
     "admin": {"health", "models", "report"},
     "checks": {"conf"},
