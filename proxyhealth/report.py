@@ -395,6 +395,11 @@ class Snapshot:
         """``host[:port]`` of every proxy that is ``ok``."""
         return self._hosts(healthy_only=True)
 
+    @cached_property
+    def by_name(self) -> Mapping[str, ProxyStatus]:
+        """Every status by its proxy's name, in lower case."""
+        return FrozenMapping({status.proxy.name.lower(): status for status in self.statuses.values()})
+
     def _hosts(self, *, healthy_only: bool) -> tuple[str, ...]:
         return tuple(
             dict.fromkeys(

@@ -46,6 +46,7 @@ ALLOWED = {
     "views": {"access", "conf", "health", "listing", "representation", "selection"},
     "urls": {"views"},
     "middleware": {"health", "report"},
+    "proxyhealth": {"health", "models", "report"},  # the template tags
     "metrics": {"conf", "report", "store"},
     "admin": {"health", "models", "report"},
     "checks": {"conf"},
