@@ -2,7 +2,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types tests chaos fuzz format start-proxy stop-proxy clean
+# The first that runs: a name of it may be there without it.
+PYTHON6 ?= $(shell for python in python3.14 python3.13 python3.12; do \
+	$$python -c "import ensurepip, venv" 2>/dev/null && echo $$python && break; done)
+VENV6 := .venv-django6
+# What the tests below need of requirements-dev.txt.
+TOOLS6 := django-csp|pytest|pytest-django|trustme
+TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,admin checks health metrics middleware models signals templatetags validators views)
+
+.PHONY: run test lint types tests django6 chaos fuzz format start-proxy stop-proxy clean
 
 ## The whole thing with a demo fleet on http://127.0.0.1:8000
 run: $(VENV)/.installed
@@ -24,6 +32,11 @@ tests: $(VENV)/.installed-dev
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+## The tests of what touches Django, on Django 6, which wants Python 3.12 or newer: PYTHON6=python3.13
+django6: $(VENV6)/.installed
+	$(VENV6)/bin/python manage.py makemigrations --check --dry-run
+	PYTHONDEVMODE=1 $(VENV6)/bin/python -m pytest --quiet --no-header $(TESTS6)
+
 ## Real processes, killed one after the other, while readers look on: about five minutes
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header
@@ -41,7 +54,7 @@ stop-proxy start-proxy: $(VENV)/.installed
 	@$(BIN)/python -m project.fleet $(@:-proxy=) $(NAME)
 
 clean:
-	rm -rf $(VENV) var db.sqlite3* .coverage* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(VENV6) var db.sqlite3* .coverage* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -53,4 +66,15 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV6)/bin/python:
+	@$(or $(PYTHON6),false) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+		{ echo "Django 6 needs Python 3.12 or newer: make django6 PYTHON6=python3.13" >&2; exit 1; }
+	$(PYTHON6) -m venv $(VENV6)
+
+$(VENV6)/.installed: requirements.txt requirements-dev.txt | $(VENV6)/bin/python
+	grep -v '^django==' requirements.txt > $(VENV6)/requirements.txt
+	grep -E '^($(TOOLS6))==' requirements-dev.txt >> $(VENV6)/requirements.txt
+	$(VENV6)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV6)/requirements.txt 'django>=6,<7'
 	@touch $@

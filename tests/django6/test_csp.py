@@ -1,0 +1,93 @@
+"""Django's own Content Security Policy, which is there from Django 6 on: ``make django6``."""
+
+import asyncio
+
+import pytest
+from django.conf import settings as django_settings
+from django.http import HttpResponse
+from django.middleware.csp import get_nonce
+from django.test import AsyncClient, Client
+from django.urls import path
+from django.utils.csp import CSP
+from django.views.decorators.csp import csp_override
+
+from proxyhealth import coordination, store
+from tests.values import a_round, make_proxy, make_status
+
+OURS = "https://paris.example.com wss://paris.example.com"
+
+
+def view(request):
+    return HttpResponse(get_nonce(request))
+
+
+async def async_view(request):
+    return view(request)
+
+
+@csp_override({"connect-src": [CSP.NONE]})
+def strict_view(request):
+    return HttpResponse("x")
+
+
+@csp_override({})
+def free_view(request):
+    return HttpResponse("x")
+
+
+urlpatterns = [
+    path("sync", view),
+    path("async", async_view),
+    path("strict", strict_view),
+    path("free", free_view),
+]
+
+
+@pytest.fixture(autouse=True)
+def host(settings):
+    settings.ROOT_URLCONF = __name__
+    settings.MIDDLEWARE = [
+        "proxyhealth.middleware.ProxyHostsMiddleware",
+        "django.middleware.csp.ContentSecurityPolicyMiddleware",
+        *django_settings.MIDDLEWARE,
+    ]
+    settings.SECURE_CSP = {"default-src": [CSP.SELF], "script-src": [CSP.SELF, CSP.NONCE]}
+    settings.SECURE_CSP_REPORT_ONLY = {"default-src": [CSP.NONE], "connect-src": [CSP.SELF]}
+    store.commit([make_status(make_proxy("paris"))], coordination.take_ticket(), full_round=a_round())
+
+
+async def async_get(path):
+    return await AsyncClient().get(path)
+
+
+@pytest.mark.parametrize("where", ["sync", "async"])
+@pytest.mark.parametrize("get", [lambda path: Client().get(path), lambda path: asyncio.run(async_get(path))])
+def test_secure_csp__has_the_proxies_and_the_nonce_of_each_request(get, where):
+    nonces = set()
+    for _ in range(2):
+        response = get(f"/{where}")
+        nonce = response.text
+        nonces.add(nonce)
+        assert response[CSP.HEADER_ENFORCE] == (
+            f"default-src 'self'; connect-src 'self' {OURS}; script-src 'self' 'nonce-{nonce}'"
+        )
+        assert response[CSP.HEADER_REPORT_ONLY] == f"default-src 'none'; connect-src 'self' {OURS}"
+    assert len(nonces) == 2
+
+
+def test_secure_csp__as_a_view_overrides_it():
+    assert Client().get("/strict")[CSP.HEADER_ENFORCE] == f"connect-src {OURS}"
+    assert CSP.HEADER_ENFORCE not in Client().get("/free").headers
+
+
+def test_secure_csp__of_a_page_that_is_not_there():
+    response = Client().get("/nowhere")
+    assert response.status_code == 404
+    assert OURS in response[CSP.HEADER_ENFORCE]
+
+
+def test_secure_csp__without_one_adds_none(settings):
+    settings.SECURE_CSP = settings.SECURE_CSP_REPORT_ONLY = {}
+    response = Client().get("/sync")
+    assert CSP.HEADER_ENFORCE not in response.headers
+    assert CSP.HEADER_REPORT_ONLY not in response.headers
