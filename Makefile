@@ -8,7 +8,8 @@ PYTHON6 ?= $(shell for python in python3.14 python3.13 python3.12; do \
 VENV6 := .venv-django6
 # What the tests below need of requirements-dev.txt.
 TOOLS6 := django-csp|pytest|pytest-django|trustme
-TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,admin checks health metrics middleware models signals templatetags validators views)
+TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,access admin checks health listing metrics middleware models \
+	representation roster selection signals templatetags validators views)
 
 .PHONY: run test lint types tests django6 chaos fuzz format start-proxy stop-proxy clean
 
