@@ -79,8 +79,8 @@ class Parts(NamedTuple):
 
     @classmethod
     def read(cls, now: bool = False) -> Parts:
-        rows = roster.read(now=now)
         snapshot = health.snapshot()
+        rows = roster.read(snapshot.number, now=now)
         return cls(rows, snapshot, snapshot.stale_reason or rows.fault, conf.PRIMARY)
 
     def are(self, others: Parts) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import threading
 import time
@@ -35,6 +36,14 @@ class Roster:
     changed_at: datetime | None
     fault: str = ""
 
+    def says(self, other: Roster) -> bool:
+        """Whether it says the same, with the same objects."""
+        return (
+            (self.changed_at, self.fault) == (other.changed_at, other.fault)
+            and len(self.proxies) == len(other.proxies)
+            and all(map(operator.is_, self.proxies, other.proxies))
+        )
+
 
 class _Mark(NamedTuple):
     """What one small query tells of all rows. Every save and every deletion makes another one of it."""
@@ -43,15 +52,15 @@ class _Mark(NamedTuple):
     changed_at: datetime | None
 
 
-def read(*, now: bool = False) -> Roster:
+def read(epoch: int = 0, *, now: bool = False) -> Roster:
     """The active proxies, at most ``READ_INTERVAL`` seconds old, or as they are ``now``.
 
-    In between there is no query, and after it a small one that tells whether anything was saved. What
-    ``queryset.update()`` changes is seen an ``INTERVAL`` later at the latest. With the database out of
-    reach it is the last copy of this process, with the ``fault`` that says why; without one the error of
-    the database is raised.
+    In between there is no query, and after it a small one that tells whether anything was saved. All rows are
+    read only if there was, or if ``epoch``, the number of a snapshot, is another one than last time: that
+    brings what ``queryset.update()`` changed, too. With the database out of reach it is the last copy of
+    this process, with the ``fault`` that says why; without one the error of the database is raised.
     """
-    return _reader.read(now)
+    return _reader.read(epoch, now)
 
 
 def forget() -> None:
@@ -65,37 +74,40 @@ class _Reader:
         self._lock = threading.Lock()
         self._roster: Roster | None = None
         self._mark: _Mark | None = None
+        self._epoch = 0
         self._ask_at = float("-inf")
-        self._renew_at = float("-inf")
 
-    def read(self, now: bool) -> Roster:
+    def read(self, epoch: int, now: bool) -> Roster:
         # While one thread asks, the others have what is there; if nothing is, they wait.
         roster = self._roster
         if roster is None or now:
             with self._lock:
-                return self._refreshed(now)
-        if time.monotonic() >= self._ask_at and self._lock.acquire(blocking=False):
+                return self._refreshed(epoch, now)
+        if self._is_due(epoch) and self._lock.acquire(blocking=False):
             try:
-                return self._refreshed()
+                return self._refreshed(epoch)
             finally:
                 self._lock.release()
         return roster
 
-    def _refreshed(self, now: bool = False) -> Roster:
+    def _is_due(self, epoch: int) -> bool:
+        return epoch != self._epoch or time.monotonic() >= self._ask_at
+
+    def _refreshed(self, epoch: int, now: bool = False) -> Roster:
         roster = self._roster
-        if roster and not now and time.monotonic() < self._ask_at:
+        if roster and not now and not self._is_due(epoch):
             return roster
         pause = conf.READ_INTERVAL
         try:
             mark = _take_mark()
-            if roster is None or mark != self._mark or time.monotonic() >= self._renew_at:
+            if roster is None or mark != self._mark or epoch != self._epoch:
                 # Marked before they are read: what is saved in between is seen next time.
-                roster = Roster(self._read_rows(), mark.changed_at)
+                roster = _renewed(roster, mark)
                 self._mark = mark
-                self._renew_at = time.monotonic() + conf.INTERVAL
             elif roster.fault:
-                logger.info("the proxies can be read from the database again")
                 roster = replace(roster, fault="")
+            if self._roster and self._roster.fault:
+                logger.info("the proxies can be read from the database again")
         except DatabaseError as error:
             if roster is None:
                 raise
@@ -103,19 +115,23 @@ class _Reader:
                 logger.exception("the proxies cannot be read from the database")
             roster = replace(roster, fault=_FAULT.format(error))
             pause = _RETRY_INTERVAL
-        self._roster = roster
+            self._mark = None  # a new snapshot may have come in the meantime
+        self._roster, self._epoch = roster, epoch
         self._ask_at = time.monotonic() + pause
         return roster
 
-    def _read_rows(self) -> tuple[Proxy, ...]:
-        """The rows; those that are as they were, as the same objects."""
-        known = {proxy.id: proxy for proxy in self._roster.proxies} if self._roster else {}
-        rows = [
-            before if (before := known.get(proxy.id)) == proxy else proxy
-            for proxy in values_of(WorkspaceProxy.objects.active())
-        ]
-        # Not every database sorts as Python does, and the pages of a list are cut in this order.
-        return tuple(sorted(rows, key=lambda proxy: proxy.name.lower()))
+
+def _renewed(before: Roster | None, mark: _Mark) -> Roster:
+    """The rows; those that are as they were as the same objects, and so the whole if all of them are."""
+    known = {proxy.id: proxy for proxy in before.proxies} if before else {}
+    rows = [
+        same if (same := known.get(proxy.id)) == proxy else proxy
+        for proxy in values_of(WorkspaceProxy.objects.active())
+    ]
+    # Not every database sorts as Python does, and the pages of a list are cut in this order.
+    rows.sort(key=lambda proxy: proxy.name.lower())
+    roster = Roster(tuple(rows), mark.changed_at)
+    return before if before and before.says(roster) else roster
 
 
 _FAULT = "The database cannot be read ({}); these are the proxies that were read last."

@@ -188,7 +188,7 @@ def test_ten_thousand__are_all_there_and_in_order(viewer, django_assert_num_quer
         WorkspaceProxy(name=f"proxy-{i:05}", url=f"http://127.0.0.1:{i + 1}") for i in range(10_000)
     )
     commit_ok()
-    with django_assert_num_queries(5):
+    with django_assert_num_queries(6):
         body = viewer.get(LIST).json()
     assert [region["name"] for region in body["regions"]] == [f"proxy-{i:05}" for i in range(10_000)]
     assert all(region["healthy"] for region in body["regions"])
@@ -271,7 +271,7 @@ def test_current__while_one_makes_it_the_others_have_the_one_before(paris, monke
     )
     # Threads have connections of their own, which see nothing of this test's transaction.
     rows = roster.read()
-    monkeypatch.setattr(roster, "read", lambda now=False: rows)
+    monkeypatch.setattr(roster, "read", lambda epoch=0, now=False: rows)
     other.start()
     after = listing.current()
     other.join(5)
@@ -301,7 +301,7 @@ def test_current__who_is_overtaken_does_not_go_back(paris, monkeypatch):
 def test_current__readers_in_many_threads_see_whole_snapshots_one_after_the_other(monkeypatch):
     WorkspaceProxy.objects.create(name="paris")
     rows = roster.read()
-    monkeypatch.setattr(roster, "read", lambda now=False: rows)
+    monkeypatch.setattr(roster, "read", lambda epoch=0, now=False: rows)
     listing.current()
     over = threading.Event()
     faults = []

@@ -1,12 +1,10 @@
 import threading
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import OperationalError, connection, transaction
 
 from proxyhealth import roster
 from proxyhealth.models import WorkspaceProxy
-from tests.proxies import wait_for
 
 pytestmark = pytest.mark.django_db
 
@@ -57,23 +55,31 @@ def test_read__sees_one_that_goes_and_one_that_comes():
     assert names() == ["other"]
 
 
-def test_read__sees_a_save_by_a_clock_that_is_behind(monkeypatch):
-    one, other = (WorkspaceProxy.objects.create(name=name) for name in ("one", "other"))
-    WorkspaceProxy.objects.filter(pk=other.pk).update(updated_at=datetime.now(UTC) + timedelta(hours=1))
-    roster.read()
-    one.name = "renamed"
-    one.save()  # its time is not the latest
-    # The next full reading is an INTERVAL later at the latest.
-    monkeypatch.setattr(roster._reader, "_renew_at", 0.0)
-    assert names() == ["other", "renamed"]
+def test_read__a_new_snapshot_brings_what_leaves_no_trace():
+    one = WorkspaceProxy.objects.create(name="one")
+    before = roster.read(1)
+    WorkspaceProxy.objects.update(name="renamed")
+    assert roster.read(1) is before
+    assert [proxy.name for proxy in roster.read(2).proxies] == ["renamed"]
+    # As does a save by a machine whose clock is behind: its own check makes a snapshot.
+    WorkspaceProxy.objects.create(name="other")
+    roster.read(2)
+    WorkspaceProxy.objects.filter(pk=one.pk).update(name="again", updated_at=one.updated_at)
+    assert [proxy.name for proxy in roster.read(3).proxies] == ["again", "other"]
 
 
-def test_read__renews_after_an_interval(configure):
-    configure(INTERVAL=0.2)
+def test_read__a_new_snapshot_does_not_wait_for_the_interval(configure, django_assert_num_queries):
+    configure(READ_INTERVAL=60)
+    roster.read(1)
+    with django_assert_num_queries(2):
+        roster.read(2)
+    with django_assert_num_queries(0):
+        roster.read(2)
+
+
+def test_read__a_new_snapshot_of_the_same_rows_leaves_them_the_same():
     WorkspaceProxy.objects.create(name="one")
-    assert names() == ["one"]
-    WorkspaceProxy.objects.update(name="renamed")  # leaves no trace but itself
-    wait_for(lambda: names() == ["renamed"], 2)
+    assert roster.read(2) is roster.read(1)
 
 
 def test_read__keeps_what_did_not_change():
@@ -102,6 +108,18 @@ def test_read__one_query_a_read_interval(configure, django_assert_num_queries):
         assert len(roster.read(now=True).proxies) == 2
     with django_assert_num_queries(1):
         roster.read(now=True)
+
+
+def test_read__without_the_database_a_new_snapshot_is_read_to_when_it_is_back(no_database, configure):
+    WorkspaceProxy.objects.create(name="one")
+    roster.read(1)
+    WorkspaceProxy.objects.update(name="renamed")
+    with no_database():
+        assert roster.read(2).fault
+        with_fault = roster.read(2)
+        assert roster.read(2) is with_fault, "it is left alone, although the snapshot is a new one"
+    assert [proxy.name for proxy in roster.read(2, now=True).proxies] == ["renamed"]
+    assert roster.read(2).fault == ""
 
 
 def test_read__without_the_database_is_the_last_copy_and_says_so_once(no_database, caplog, monkeypatch):
