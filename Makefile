@@ -28,7 +28,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-tests: $(VENV)/.installed-dev
+tests: $(VENV)/.installed-dev node_modules/.installed
 	PYTHONDEVMODE=1 $(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
@@ -55,7 +55,7 @@ stop-proxy start-proxy: $(VENV)/.installed
 	@$(BIN)/python -m project.fleet $(@:-proxy=) $(NAME)
 
 clean:
-	rm -rf $(VENV) $(VENV6) var db.sqlite3* .coverage* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(VENV6) node_modules var db.sqlite3* .coverage* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -69,13 +69,5 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-$(VENV6)/bin/python:
-	@$(or $(PYTHON6),false) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
-		{ echo "Django 6 needs Python 3.12 or newer: make django6 PYTHON6=python3.13" >&2; exit 1; }
-	$(PYTHON6) -m venv $(VENV6)
-
-$(VENV6)/.installed: requirements.txt requirements-dev.txt | $(VENV6)/bin/python
-	grep -v '^django==' requirements.txt > $(VENV6)/requirements.txt
-	grep -E '^($(TOOLS6))==' requirements-dev.txt >> $(VENV6)/requirements.txt
-	$(VENV6)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV6)/requirements.txt 'django>=6,<7'
+	rm -rf $(VENV) $(VENV6) node_modules var db.sqlite3* .coverage* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	@touch $@
