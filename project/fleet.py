@@ -13,8 +13,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HOST = "127.0.0.1"
@@ -22,7 +22,11 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Member:
-    """A demo proxy. ``port`` is counted from the web server's; 0: it has no URL."""
+    """A demo proxy. ``port`` is counted from the web server's; 0: it has no URL.
+
+    ``latency`` is the ms that it waits before it answers ``/latency-check``: all of the fleet is on one
+    machine, and a region picker is to show something. ``flag`` names its icon in static/project/flags.
+    """
 
     name: str
     display_name: str
@@ -30,20 +34,22 @@ class Member:
     behaviour: str
     status: str
     reason: str = ""
+    flag: str = field(kw_only=True)
+    latency: int = field(kw_only=True)
 
     def url(self, base_port: int) -> str:
         return f"http://{HOST}:{base_port + self.port}" if self.port else ""
 
 
 FLEET = (
-    Member("paris", "Paris", 1, "healthy", "ok"),
-    Member("sao-paulo", "São Paulo", 2, "warnings", "ok"),
-    Member("sydney", "Sydney", 3, "errors", "unhealthy", "report_errors"),
-    Member("tokyo", "Tokyo", 4, "error_500", "unhealthy", "status_code"),
-    Member("mumbai", "Mumbai", 5, "web_page", "unhealthy", "not_json"),
-    Member("cape-town", "Cape Town", 6, "slow", "unreachable", "timeout"),
-    Member("dublin", "Dublin", 7, "refusing", "unreachable", "connect"),
-    Member("oslo", "Oslo", 0, "unregistered", "unregistered"),
+    Member("paris", "Paris", 1, "healthy", "ok", flag="fr", latency=9),
+    Member("sao-paulo", "São Paulo", 2, "warnings", "ok", flag="br", latency=48),
+    Member("sydney", "Sydney", 3, "errors", "unhealthy", "report_errors", flag="au", latency=79),
+    Member("tokyo", "Tokyo", 4, "error_500", "unhealthy", "status_code", flag="jp", latency=66),
+    Member("mumbai", "Mumbai", 5, "web_page", "unhealthy", "not_json", flag="in", latency=37),
+    Member("cape-town", "Cape Town", 6, "slow", "unreachable", "timeout", flag="za", latency=54),
+    Member("dublin", "Dublin", 7, "refusing", "unreachable", "connect", flag="ie", latency=5),
+    Member("oslo", "Oslo", 0, "unregistered", "unregistered", flag="no", latency=14),
 )
 
 CONTROL_PORT = 8  # counted from the web server's, like those of the members
@@ -52,6 +58,14 @@ REDIS_PORT = 9
 BUSY = {  # what is served where; a refusing proxy has a port, and nothing listens there
     **{member.port: member.name for member in FLEET if member.port},
     CONTROL_PORT: "the control of the demo fleet",
+}
+
+
+# A page of another site may read this answer, and how long it took without the connection.
+LATENCY_HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "Timing-Allow-Origin": "*",
+    "Cache-Control": "no-store",
 }
 
 
@@ -102,12 +116,18 @@ class DemoProxy:
                 self._server = None
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        behaviour, stopping = self.member.behaviour, self._stopping
+        behaviour, latency, stopping = self.member.behaviour, self.member.latency / 1000, self._stopping
 
         class Handler(_Handler):
             def do_GET(self) -> None:
-                if self.path != "/healthz-report":
-                    self.answer(404, "text/plain", "a demo proxy has /healthz-report only\n")
+                path = self.path.partition("?")[0]
+                if path == "/latency-check":
+                    if stopping.wait(latency):
+                        self.close_connection = True
+                    else:
+                        self.answer(200, "text/plain", "ok\n", LATENCY_HEADERS)
+                elif path != "/healthz-report":
+                    self.answer(404, "text/plain", "a demo proxy has /healthz-report and /latency-check\n")
                 elif behaviour == "slow":
                     stopping.wait(60)  # longer than any probe waits
                     self.close_connection = True
@@ -118,9 +138,13 @@ class DemoProxy:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    def answer(self, status: int, content_type: str, text: str) -> None:
+    def answer(
+        self, status: int, content_type: str, text: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         body = text.encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -182,10 +182,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _prepare_fleet(port: int) -> None:
+    from django.templatetags.static import static
+
     from proxyhealth.models import WorkspaceProxy
 
     for member in FLEET:
-        values = {"display_name": member.display_name, "url": member.url(port), "deleted": False}
+        values = {
+            "display_name": member.display_name,
+            "icon": static(f"project/flags/{member.flag}.svg"),
+            "url": member.url(port),
+            "deleted": False,
+        }
         # update() and bulk_create() send no signals: there is nobody yet who would hear them.
         if not WorkspaceProxy.objects.filter(name=member.name).update(**values):
             WorkspaceProxy.objects.bulk_create(
@@ -224,6 +231,7 @@ def _announce(port: int, embedded: bool, password: str) -> None:
     lines = [
         "",
         f"  home page     {home}",
+        f"  region picker {home}regions/",
         f"  health page   {home}admin/proxyhealth/workspaceproxy/health/",
         f"  JSON          {home}api/v2/workspaceproxies",
         f"  metrics       {home}metrics",
