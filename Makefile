@@ -11,7 +11,7 @@ TOOLS6 := django-csp|pytest|pytest-django|trustme
 TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,access admin checks health listing metrics middleware models \
 	representation roster selection signals templatetags validators views)
 
-.PHONY: run test lint types tests django6 chaos fuzz format start-proxy stop-proxy clean
+.PHONY: run test lint types tests django6 chaos fuzz format start-proxy stop-proxy api-types clean
 
 ## The whole thing with a demo fleet on http://127.0.0.1:8000
 run: $(VENV)/.installed
@@ -50,6 +50,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+## The TypeScript types of the JSON views, from their description
+api-types: node_modules/.installed
+	$(BIN)/node node_modules/.bin/openapi-typescript proxyhealth/api/openapi.json --output proxyhealth/api/openapi.d.ts --root-types --root-types-no-schema-prefix
+
 ## Take a server of the running demo fleet down, and bring it back: NAME=paris
 stop-proxy start-proxy: $(VENV)/.installed
 	@$(BIN)/python -m project.fleet $(@:-proxy=) $(NAME)
@@ -69,5 +73,19 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-	rm -rf $(VENV) $(VENV6) node_modules var db.sqlite3* .coverage* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+$(VENV6)/bin/python:
+	@$(or $(PYTHON6),false) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+		{ echo "Django 6 needs Python 3.12 or newer: make django6 PYTHON6=python3.13" >&2; exit 1; }
+	$(PYTHON6) -m venv $(VENV6)
+
+$(VENV6)/.installed: requirements.txt requirements-dev.txt | $(VENV6)/bin/python
+	grep -v '^django==' requirements.txt > $(VENV6)/requirements.txt
+	grep -E '^($(TOOLS6))==' requirements-dev.txt >> $(VENV6)/requirements.txt
+	$(VENV6)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV6)/requirements.txt 'django>=6,<7'
+	@touch $@
+
+# Node itself comes in a wheel; it is to trust whom the machine trusts, as pip does. What is installed is read,
+# and no script of it is run.
+node_modules/.installed: package.json package-lock.json | $(VENV)/.installed-dev
+	NODE_USE_SYSTEM_CA=1 $(BIN)/npm ci --loglevel error --no-audit --no-fund --ignore-scripts
 	@touch $@

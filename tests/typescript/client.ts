@@ -1,0 +1,130 @@
+// A client of the JSON views that uses every field: what does not fit its type does not compile.
+
+import type {
+  Message,
+  NextCursor,
+  Proxy,
+  ProxyList,
+  ProxyStatus,
+  Reason,
+  Region,
+  RegionList,
+  Report,
+  Snapshot,
+  Status,
+  operations,
+  paths,
+} from "../../proxyhealth/api/openapi";
+
+type ProxyQuery = NonNullable<operations["listProxies"]["parameters"]["query"]>;
+type RegionQuery = NonNullable<operations["listRegions"]["parameters"]["query"]>;
+
+const PROXIES = "/api/v2/workspaceproxies" satisfies keyof paths;
+const REGIONS = "/api/v2/regions" satisfies keyof paths;
+
+export class Refused extends Error {
+  constructor(readonly status: number, body: Message) {
+    super(body.detail === "" ? body.message : `${body.message} ${body.detail}`);
+  }
+}
+
+interface Page<T> {
+  body: T;
+  stale: boolean;
+  etag: string | null;
+}
+
+async function get<T>(url: string, known: string | null = null): Promise<Page<T> | null> {
+  const response = await fetch(url, known === null ? {} : { headers: { "If-None-Match": known } });
+  if (response.status === 304) return null;
+  if (!response.ok) throw new Refused(response.status, (await response.json()) as Message);
+  const stale = response.headers.get("Proxyhealth-Stale") === "true";
+  return { body: (await response.json()) as T, stale, etag: response.headers.get("ETag") };
+}
+
+function search(query: ProxyQuery | RegionQuery): string {
+  const search = new URLSearchParams();
+  if ("status" in query) for (const status of query.status ?? []) search.append("status", status);
+  if ("healthy" in query && query.healthy !== undefined) search.set("healthy", String(query.healthy));
+  if (query.q !== undefined) search.set("q", query.q);
+  if (query.limit !== undefined) search.set("limit", String(query.limit));
+  if (query.cursor !== undefined) search.set("cursor", query.cursor);
+  return `?${search}`;
+}
+
+export async function* allProxies(query: ProxyQuery): AsyncGenerator<Proxy> {
+  let cursor: NextCursor | undefined = query.cursor;
+  do {
+    const page: Page<ProxyList> | null = await get(PROXIES + search(cursor ? { ...query, cursor } : query));
+    if (page === null) return;
+    yield* page.body.regions;
+    cursor = page.body.next_cursor;
+  } while (cursor);
+}
+
+export async function usableRegions(): Promise<string[]> {
+  const page = await get<RegionList>(REGIONS + search({ healthy: true }));
+  return page === null ? [] : page.body.regions.map(describeRegion);
+}
+
+export async function check(idOrName: Proxy["id"] | Proxy["name"], csrfToken: string): Promise<Message> {
+  const path = "/api/v2/workspaceproxies/{id_or_name}/check" satisfies keyof paths;
+  const response = await fetch(path.replace("{id_or_name}", encodeURIComponent(idOrName)), {
+    method: "POST",
+    headers: { "X-CSRFToken": csrfToken },
+  });
+  const body = (await response.json()) as Message;
+  if (response.status !== 202) throw new Refused(response.status, body);
+  return body;
+}
+
+function describeRegion(region: Region): string {
+  const { id, name, display_name, icon_url, healthy, path_app_url, wildcard_hostname } = region;
+  const texts: string[] = [id, name, display_name, icon_url, path_app_url, wildcard_hostname];
+  const usable: boolean = healthy;
+  return `${texts.join(" ")} ${usable}`;
+}
+
+const WORDS: Record<Status, string> = {
+  ok: "usable",
+  unhealthy: "not well",
+  unreachable: "gone",
+  unregistered: "new",
+  unknown: "not looked at",
+};
+
+const OURS: readonly Reason[] = ["invalid_url", "blocked", "internal"];
+
+function describeReport(report: Report): string[] {
+  return [...report.errors, ...report.warnings];
+}
+
+function describeStatus(status: ProxyStatus): string {
+  const latency: number | null = status.latency_ms;
+  const checked = status.checked_at === null ? "never" : new Date(status.checked_at).toISOString();
+  const whose = OURS.includes(status.reason) ? "ours" : "its own";
+  const reports = describeReport(status.report).join("; ");
+  return `${WORDS[status.status]} ${whose} ${reports} ${checked} ${latency === null ? "" : latency.toFixed(1)}`;
+}
+
+export function describeProxy(proxy: Proxy): string {
+  const life = [new Date(proxy.created_at), new Date(proxy.updated_at)].map((moment) => moment.getTime());
+  const gone: boolean = proxy.deleted;
+  return `${describeRegion(proxy)} ${describeStatus(proxy.status)} ${life} ${gone} ${proxy.version.trim()}`;
+}
+
+export function describeSnapshot(snapshot: Snapshot): string {
+  const { number, checked_at, duration_ms, stale_at, stale, stale_reason } = snapshot;
+  const age: number = checked_at === null ? Infinity : Date.now() - Date.parse(checked_at);
+  const left: number = stale_at === null ? 0 : Date.parse(stale_at) - Date.now();
+  const took: number = duration_ms ?? 0;
+  const flag: boolean = stale;
+  return `${number.toFixed(0)} ${age} ${took} ${left} ${flag} ${stale_reason.trim()}`;
+}
+
+export async function poll(known: string | null): Promise<string | null> {
+  const page = await get<ProxyList>(PROXIES, known);
+  if (page === null) return known;
+  console.log(page.stale, describeSnapshot(page.body.snapshot), page.body.regions.map(describeProxy));
+  return page.etag;
+}
