@@ -33,9 +33,12 @@ def health_status() -> Mapping[UUID, ProxyStatus]:
 
 
 def proxy_hosts(*, healthy_only: bool = False) -> list[str]:
-    """``host[:port]`` of every registered proxy, or of the usable ones only."""
+    """``host[:port]`` of every registered proxy, or of the usable ones only.
+
+    All callers have the same list, which cannot be written to: whoever wants to makes a copy.
+    """
     snapshot = store.read()
-    return list(snapshot.healthy_hosts if healthy_only else snapshot.hosts)
+    return snapshot.healthy_hosts if healthy_only else snapshot.hosts
 
 
 def snapshot() -> Snapshot:

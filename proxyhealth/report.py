@@ -10,7 +10,7 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, Va
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 from uuid import UUID
 
 K = TypeVar("K")
@@ -315,6 +315,21 @@ class FrozenMapping(Mapping[K, V]):
         return self._data.items()
 
 
+class FrozenList(list[V]):
+    """A list that cannot be written to. What copy and pickle make of it is a plain list."""
+
+    __slots__ = ()
+
+    def _refuse(self, *args: Any, **options: Any) -> NoReturn:
+        raise TypeError("this list is shared and cannot be written to: make a copy of it with list()")
+
+    append = extend = insert = remove = pop = clear = sort = reverse = _refuse
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
 @dataclass(frozen=True)
 class RoundHistogram:
     """How long rounds took, since the snapshot began: ``counts[i]`` rounds of at most ``BOUNDS[i]``
@@ -330,6 +345,9 @@ class RoundHistogram:
         place = sum(bound < seconds for bound in self.BOUNDS)
         counts = tuple(count + (i == place) for i, count in enumerate(self.counts))
         return RoundHistogram(counts, self.sum + seconds)
+
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -386,12 +404,12 @@ class Snapshot:
         return ""
 
     @cached_property
-    def hosts(self) -> tuple[str, ...]:
+    def hosts(self) -> FrozenList[str]:
         """``host[:port]`` of every registered proxy, each once, in the order of their names."""
         return self._hosts(healthy_only=False)
 
     @cached_property
-    def healthy_hosts(self) -> tuple[str, ...]:
+    def healthy_hosts(self) -> FrozenList[str]:
         """``host[:port]`` of every proxy that is ``ok``."""
         return self._hosts(healthy_only=True)
 
@@ -400,14 +418,24 @@ class Snapshot:
         """Every status by its proxy's name, in lower case."""
         return FrozenMapping({status.proxy.name.lower(): status for status in self.statuses.values()})
 
-    def _hosts(self, *, healthy_only: bool) -> tuple[str, ...]:
-        return tuple(
+    def _hosts(self, *, healthy_only: bool) -> FrozenList[str]:
+        return FrozenList(
             dict.fromkeys(
                 status.proxy_host
                 for status in self.statuses.values()
                 if status.proxy_host and (status.healthy or not healthy_only)
             )
         )
+
+    @cached_property
+    def by_name(self) -> Mapping[str, ProxyStatus]:
+        """The statuses by name, in lower case.
+
+        A name that went from one proxy to another is that of both until both were checked; it has the status
+        of the later check.
+        """
+        by_check = sorted(self.statuses.values(), key=lambda status: status.checked_at or _NEVER)
+        return FrozenMapping({status.proxy.name.lower(): status for status in by_check})
 
 
 def rfc3339(moment: datetime) -> str:

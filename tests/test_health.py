@@ -75,11 +75,26 @@ def test_proxy_hosts__of_the_registered_and_of_the_usable(serve):
     assert proxy_hosts(healthy_only=True) == [good.host]
 
 
-def test_proxy_hosts__is_the_callers_own_list(serve):
+@pytest.mark.parametrize("healthy_only", [False, True])
+def test_proxy_hosts__nobody_can_spoil_it_for_the_others(serve, configure, healthy_only):
+    server = serve()
+    WorkspaceProxy.objects.create(name="paris", url=server.url)
+    force_update()
+    configure(READ_INTERVAL=60)
+    hosts = proxy_hosts(healthy_only=healthy_only)
+    with pytest.raises(TypeError, match="make a copy"):
+        hosts.clear()
+    own = list(hosts)
+    own.clear()
+    assert proxy_hosts(healthy_only=healthy_only) == [server.host]
+
+
+def test_proxy_hosts__is_not_made_anew_for_each_caller(serve, configure):
     WorkspaceProxy.objects.create(name="paris", url=serve().url)
     force_update()
-    proxy_hosts().clear()
-    assert len(proxy_hosts()) == 1
+    configure(READ_INTERVAL=60)
+    assert proxy_hosts() is proxy_hosts()
+    assert proxy_hosts(healthy_only=True) is proxy_hosts(healthy_only=True)
 
 
 def test_force_update__returns_the_snapshot(serve, configure):

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import copy
 import json
+import operator
+import pickle
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import permutations
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +16,7 @@ import pytest
 
 from proxyhealth.report import (
     BadReport,
+    FrozenList,
     HealthReport,
     Proxy,
     ProxyStatus,
@@ -354,13 +360,91 @@ def test_snapshot_hosts__are_those_of_registered_proxies_each_once() -> None:
         make_status(6, Status.OK, proxy_host="[::1]:80"),
     ]
     snapshot = Snapshot({status.proxy.id: status for status in statuses})
-    assert snapshot.hosts == ("proxy-1.example", "proxy-2.example", "proxy-5.example", "[::1]:80")
-    assert snapshot.healthy_hosts == ("proxy-1.example", "[::1]:80")
+    assert snapshot.hosts == ["proxy-1.example", "proxy-2.example", "proxy-5.example", "[::1]:80"]
+    assert snapshot.healthy_hosts == ["proxy-1.example", "[::1]:80"]
 
 
 def test_snapshot_hosts__of_an_empty_snapshot_are_none() -> None:
-    assert Snapshot().hosts == ()
-    assert Snapshot().healthy_hosts == ()
+    assert Snapshot().hosts == []
+    assert Snapshot().healthy_hosts == []
+
+
+def test_snapshot_by_name__is_of_lower_case_and_made_once() -> None:
+    paris = replace(make_status(1), proxy=make_proxy(1, name="Paris"))
+    oslo = replace(make_status(2), proxy=make_proxy(2, name="oslo"))
+    snapshot = Snapshot({status.proxy.id: status for status in (oslo, paris)})
+    assert dict(snapshot.by_name) == {"paris": paris, "oslo": oslo}
+    assert snapshot.by_name is snapshot.by_name
+    assert Snapshot().by_name == {}
+
+
+def test_snapshot_by_name__a_name_that_went_to_another_proxy_is_of_the_later_check() -> None:
+    before = make_status(1)
+    after = replace(
+        make_status(2), proxy=make_proxy(2, name="Proxy-1"), checked_at=MOMENT + timedelta(seconds=1)
+    )
+    unchecked = replace(make_status(3, Status.UNKNOWN, checked_at=None), proxy=make_proxy(3, name="proxy-1"))
+    for order in permutations((before, after, unchecked)):
+        snapshot = Snapshot({status.proxy.id: status for status in order})
+        assert dict(snapshot.by_name) == {"proxy-1": after}
+
+
+# FrozenList
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda items: items.append("c"),
+        lambda items: items.extend(["c"]),
+        lambda items: items.insert(0, "c"),
+        lambda items: items.remove("a"),
+        lambda items: items.pop(),
+        lambda items: items.clear(),
+        lambda items: items.sort(key=str, reverse=True),
+        lambda items: items.reverse(),
+        lambda items: operator.setitem(items, 0, "c"),
+        lambda items: operator.setitem(items, slice(0, 1), ["c"]),
+        lambda items: operator.delitem(items, 0),
+        lambda items: operator.iadd(items, ["c"]),
+        lambda items: operator.imul(items, 2),
+    ],
+)
+def test_frozen_list__cannot_be_written_to(write: Callable[[list[str]], Any]) -> None:
+    items = FrozenList(["b", "a"])
+    with pytest.raises(TypeError, match="cannot be written to: make a copy of it"):
+        write(items)
+    assert items == ["b", "a"]
+
+
+def test_frozen_list__has_no_method_of_a_list_that_writes() -> None:
+    reading = {"copy", "count", "index", "__add__", "__mul__", "__rmul__"}
+    own = set(vars(FrozenList))
+    assert {name for name in vars(list) if not name.startswith("__")} <= own | reading
+    assert {"__setitem__", "__delitem__", "__iadd__", "__imul__"} <= own
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        list,
+        list.copy,
+        copy.copy,
+        copy.deepcopy,
+        lambda items: pickle.loads(pickle.dumps(items)),
+        lambda items: json.loads(json.dumps(items)),
+        lambda items: items[:],
+        lambda items: [*items],
+        sorted,
+    ],
+)
+def test_frozen_list__a_copy_of_it_is_a_plain_list(make: Callable[[list[str]], list[str]]) -> None:
+    items = FrozenList(["a", "b"])
+    made = make(items)
+    assert made == items == ["a", "b"]
+    assert type(made) is list
+    made.append("c")
+    assert items == ["a", "b"]
 
 
 # RoundHistogram
