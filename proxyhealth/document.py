@@ -1,4 +1,17 @@
-"""The document that the cache holds: JSON, made of a snapshot and of what merging needs."""
+"""The document that the cache holds: JSON, made of a snapshot and of what merging needs.
+
+It is laid out in lines, so that what every round changes can be read without what hardly ever changes::
+
+    {"format": 2, "commit": …, …,
+    "judgements": [{"name": …, "ticket": …, "checked_at": …, "status": …, …}, …],
+    "proxies": [
+    {"id": …, "name": …, …},
+    …
+    ]}
+
+Each proxy has the same place in both lists. JSON has no newline inside of a text, so a line is a proxy, and
+a reader parses only those lines that it does not know from the last commit.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +19,41 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from proxyhealth.conf import conf
-from proxyhealth.report import FrozenMapping, ProxyStatus, RoundHistogram, Snapshot, moment, rfc3339
+from proxyhealth.report import (
+    FrozenMapping,
+    Proxy,
+    ProxyStatus,
+    RoundHistogram,
+    Snapshot,
+    moment,
+    rfc3339,
+)
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 # A document begins with what names its commit, so that a few bytes tell whether it is a new one.
 HEAD = re.compile(rb'\{"format": (\d+), "commit": "([0-9a-f]{32})"')
 HEAD_BYTES = 80
+
+_JUDGEMENTS = b',\n"judgements": '
+_PROXIES = b',\n"proxies": [\n'
+_SEPARATOR = b",\n"
+_END = b"\n]}"
+_LINE = b'{"id": "'
+_ID = slice(len(_LINE), len(_LINE) + 36)  # its place in a line, so that a merge need not parse it
+
+_encoder = json.JSONEncoder(ensure_ascii=False)
+
+# What comes of reading a document that was damaged.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 # How long a removal is remembered, in tickets (microseconds): longer than any round can take. And until there
 # has been a full round since, because a clock that is set forward makes an hour of a moment.
@@ -59,13 +92,43 @@ class Round:
         return "incomplete" if self.missing else "success"
 
 
+def _first_head() -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "commit": "",
+        "number": 0,
+        "committed_at": None,
+        "ticket": 0,  # of the last full round
+        "checked_at": None,
+        "duration": None,
+        "stale_at": None,
+        "rounds": {"counts": RoundHistogram().counts, "sum": 0.0},
+        "removed": {},
+    }
+
+
+@dataclass
+class Document:
+    """What is merged into: the values that it begins with; and by id, in the order of the proxies' names, the
+    judgements, and the lines with the proxies' own values."""
+
+    head: dict[str, Any] = field(default_factory=_first_head)
+    judgements: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lines: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether a full round has been committed to it."""
+        return self.head["checked_at"] is not None
+
+
 def merged(
     value: bytes | None,
     statuses: Sequence[ProxyStatus],
     ticket: int,
     removed: Iterable[UUID],
     full_round: Round | None,
-) -> tuple[dict[str, Any], list[Change]]:
+) -> tuple[Document, list[Change]]:
     """The document that comes out of ``value`` and what was found since, and what changed by it.
 
     A value that cannot be read is replaced. Raises ``Outdated``.
@@ -75,56 +138,76 @@ def merged(
         try:
             document = _load(value)
             return document, _merge(document, statuses, ticket, removed, full_round)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             # Left as it is, it would make every round fail.
             logger.error("the snapshot in the cache is replaced, because it cannot be read: %r", error)
-    document = empty_document()
+    document = Document()
     return document, _merge(document, statuses, ticket, removed, full_round)
 
 
-def empty_document() -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "commit": "",
-        "number": 0,
-        "ticket": 0,  # of the last full round
-        "checked_at": None,
-        "duration": None,
-        "stale_at": None,
-        "rounds": {"counts": RoundHistogram().counts, "sum": 0.0},
-        "removed": {},
-        "statuses": {},
-    }
+def dump(document: Document) -> bytes:
+    return b"".join(
+        (
+            _encode(document.head).removesuffix(b"}"),
+            _JUDGEMENTS,
+            _encode(list(document.judgements.values())),
+            _PROXIES,
+            _SEPARATOR.join(document.lines.values()),
+            _END,
+        )
+    )
 
 
-def _load(value: bytes) -> dict[str, Any]:
-    """Raises ``ValueError`` for what is no document of ours."""
-    head = HEAD.match(value)
-    if head and int(head[1]) == FORMAT:
-        document: dict[str, Any] = json.loads(value)
-        if empty_document().keys() <= document.keys() and isinstance(document["ticket"], int):
-            return document
-    raise ValueError("it is of another format")
-
-
-def dump(document: Mapping[str, Any]) -> bytes:
+def _encode(value: Any) -> bytes:
     # A lone surrogate in one row is no reason to lose all of them.
-    return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+    return _encoder.encode(value).encode("utf-8", "replace")
+
+
+def _load(value: bytes) -> Document:
+    """The document to be merged into; what it raises for what is no document of ours is in ``_DAMAGE``."""
+    head, judgements, rest = _parts(value)
+    lines = _split(rest)
+    if not all(line.startswith(_LINE) for line in lines):
+        raise ValueError("a line of it is no proxy")
+    ids = [line[_ID].decode() for line in lines]
+    return Document(head, dict(zip(ids, judgements, strict=True)), dict(zip(ids, lines, strict=True)))
+
+
+def _parts(value: bytes) -> tuple[dict[str, Any], list[dict[str, Any]], bytes]:
+    """The head of a document, its judgements, and the lines of its proxies; errors as for ``_load``."""
+    begin = HEAD.match(value)
+    if not begin or int(begin[1]) != FORMAT:
+        raise ValueError("it is of another format")
+    middle = value.find(_JUDGEMENTS)
+    end = value.find(_PROXIES, middle)
+    if middle < 0 or end < 0 or not value.endswith(_END):
+        raise ValueError("it is cut off")
+    head = json.loads(value[:middle] + b"}")
+    if not (_first_head().keys() <= head.keys() and isinstance(head["ticket"], int)):
+        raise ValueError("it is of another format")
+    judgements = json.loads(value[middle + len(_JUDGEMENTS) : end])
+    return head, judgements, value[end + len(_PROXIES) : -len(_END)]
+
+
+def _split(lines: bytes) -> list[bytes]:
+    return lines.split(_SEPARATOR) if lines else []
 
 
 def _merge(
-    document: dict[str, Any],
+    document: Document,
     statuses: Sequence[ProxyStatus],
     ticket: int,
     removed: Iterable[UUID],
     full_round: Round | None,
 ) -> list[Change]:
     """Bring ``document`` up to date, in place."""
-    if full_round and document["ticket"] > ticket:
+    head = document.head
+    if full_round and head["ticket"] > ticket:
         raise Outdated
-    last_full: int = document["ticket"]
-    old: dict[str, Any] = document["statuses"]
-    gone: dict[str, int] = document["removed"]
+    last_full: int = head["ticket"]
+    old = document.judgements
+    lines = document.lines
+    gone: dict[str, int] = head["removed"]
     new = dict(old)
     changes = []
 
@@ -132,10 +215,16 @@ def _merge(
         known = old[id]["ticket"] if id in old else 0
         return ticket > max(known, gone.get(id, 0))
 
-    for status in statuses:
-        id = str(status.proxy.id)
+    found = {str(status.proxy.id): status for status in statuses}
+    for id, status in found.items():
         if newest(id):
-            new[id] = {**status.to_json(), "ticket": ticket}
+            new[id] = {
+                "name": status.proxy.name,
+                "ticket": ticket,
+                "checked_at": status.checked_at and rfc3339(status.checked_at),
+                **status.judgement(),
+            }
+            lines[id] = _encode(status.proxy.to_json())
             gone.pop(id, None)
             before = old[id]["status"] if id in old else ""
             if before != status.status:
@@ -143,7 +232,7 @@ def _merge(
 
     def take_out(id: str) -> None:
         if data := new.pop(id, None):
-            changes.append(Change(id, data["proxy"]["name"], data["status"], None))
+            changes.append(Change(id, data["name"], data["status"], None))
         # A slower round that still saw the proxy must not bring it back.
         gone[id] = ticket
 
@@ -151,45 +240,86 @@ def _merge(
         if newest(id):
             take_out(id)
     if full_round:
-        found = {str(status.proxy.id) for status in statuses} | {str(id) for id in full_round.missing}
-        for id in [id for id, s in new.items() if id not in found and s["ticket"] < ticket]:
+        there = found.keys() | {str(id) for id in full_round.missing}
+        for id in [id for id, data in new.items() if id not in there and data["ticket"] < ticket]:
             take_out(id)
     if full_round and not full_round.missing:
-        rounds = RoundHistogram(tuple(document["rounds"]["counts"]), document["rounds"]["sum"])
+        rounds = RoundHistogram(tuple(head["rounds"]["counts"]), head["rounds"]["sum"])
         rounds = rounds.observe(full_round.duration)
         stale_at = full_round.checked_at + timedelta(seconds=conf.STALE_AFTER)
-        document.update(
+        head.update(
             rounds={"counts": rounds.counts, "sum": rounds.sum},
             ticket=ticket,
             checked_at=rfc3339(full_round.checked_at),
             duration=full_round.duration,
             stale_at=rfc3339(stale_at),
         )
-    document["statuses"] = dict(sorted(new.items(), key=lambda item: item[1]["proxy"]["name"].lower()))
-    document["removed"] = {id: t for id, t in gone.items() if t > min(last_full, ticket - _REMOVED_FOR)}
-    document["commit"] = uuid.uuid4().hex
-    document["number"] += 1
+    document.judgements = dict(sorted(new.items(), key=lambda item: item[1]["name"].lower()))
+    document.lines = {id: lines[id] for id in document.judgements}
+    head["removed"] = {id: t for id, t in gone.items() if t > min(last_full, ticket - _REMOVED_FOR)}
+    head["commit"] = uuid.uuid4().hex
+    head["number"] += 1
+    head["committed_at"] = rfc3339(datetime.now(UTC))
     return changes
 
 
+class Known(NamedTuple):
+    """The proxies of a document, and the lines that they were made of."""
+
+    lines: bytes = b""
+    proxies: Sequence[Proxy] = ()
+
+
 class Decoded(NamedTuple):
-    """A snapshot, the commit it is of, and the ticket of its last full round."""
+    """A snapshot, the commit it is of, the ticket of its last full round, and the proxies for the next."""
 
     snapshot: Snapshot
     commit: bytes
     ticket: int
+    known: Known
 
 
-def decode(value: bytes) -> Decoded:
-    """What is in ``value``; raises ``ValueError``."""
-    document = _load(value)
-    statuses = [ProxyStatus.from_json(data) for data in document["statuses"].values()]
+def decode(value: bytes, known: Known) -> Decoded:
+    """What is in ``value``, with the proxies that are ``known`` where they are the same.
+
+    Raises ``ValueError``.
+    """
+    try:
+        return _decode(value, known)
+    except ValueError:
+        raise
+    except _DAMAGE as error:
+        raise ValueError(f"it is damaged: {error!r}") from error
+
+
+def _decode(value: bytes, known: Known) -> Decoded:
+    head, judgements, lines = _parts(value)
+    proxies = known.proxies if lines == known.lines else _proxies(lines, known)
+    moments: dict[str | None, datetime | None] = {None: None}  # a round has one for all of its proxies
+    statuses = {}
+    for proxy, judgement in zip(proxies, judgements, strict=True):
+        if judgement["name"] != proxy.name:
+            raise ValueError(f"the judgement on {judgement['name']!r} is at the place of {proxy.name!r}")
+        at = judgement["checked_at"]
+        if at not in moments:
+            moments[at] = moment(at)
+        statuses[proxy.id] = ProxyStatus.from_judgement(proxy, moments[at], judgement)
     snapshot = Snapshot(
-        statuses=FrozenMapping({status.proxy.id: status for status in statuses}),
-        checked_at=moment(document["checked_at"]),
-        duration=document["duration"],
-        number=document["number"],
-        stale_at=moment(document["stale_at"]),
-        rounds=RoundHistogram(tuple(document["rounds"]["counts"]), document["rounds"]["sum"]),
+        statuses=FrozenMapping(statuses),
+        checked_at=moment(head["checked_at"]),
+        duration=head["duration"],
+        number=head["number"],
+        stale_at=moment(head["stale_at"]),
+        rounds=RoundHistogram(tuple(head["rounds"]["counts"]), head["rounds"]["sum"]),
+        committed_at=moment(head["committed_at"]),
     )
-    return Decoded(snapshot, document["commit"].encode(), document["ticket"])
+    return Decoded(snapshot, head["commit"].encode(), head["ticket"], Known(lines, proxies))
+
+
+def _proxies(lines: bytes, known: Known) -> list[Proxy]:
+    by_line = dict(zip(_split(known.lines), known.proxies, strict=True))
+    wanted = _split(lines)
+    new = [line for line in wanted if line not in by_line]
+    made = map(Proxy.from_json, json.loads(b"[%s]" % b",".join(new)))
+    by_line.update(zip(new, made, strict=True))
+    return [by_line[line] for line in wanted]

@@ -68,6 +68,11 @@ class Reason(enum.StrEnum):
     INTERNAL = "internal"
 
 
+# To look one up takes a tenth of the time that a call of its class takes; the call says what is wrong.
+_STATUSES: dict[str, Status] = {status.value: status for status in Status}
+_REASONS: dict[str, Reason] = {reason.value: reason for reason in Reason}
+
+
 class BadReport(Exception):
     """A body that is no health report: ``reason`` is ``not_json`` or ``bad_report``.
 
@@ -128,6 +133,9 @@ class HealthReport:
             raise BadReport(Reason.BAD_REPORT, "the JSON is not an object")
         own = document.texts("warnings")
         return cls.of(document.texts("errors"), [*warnings, *own] if warnings else own)
+
+
+_EMPTY_REPORT = HealthReport()
 
 
 class _Object(list[tuple[str, Any]]):
@@ -212,12 +220,16 @@ class Proxy:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         return cls(
-            **{
-                **data,
-                "id": UUID(data["id"]),
-                "created_at": datetime.fromisoformat(data["created_at"]),
-                "updated_at": datetime.fromisoformat(data["updated_at"]),
-            }
+            UUID(data["id"]),
+            data["name"],
+            data["display_name"],
+            data["icon"],
+            data["url"],
+            data["wildcard_hostname"],
+            data["version"],
+            data["deleted"],
+            datetime.fromisoformat(data["created_at"]),
+            datetime.fromisoformat(data["updated_at"]),
         )
 
 
@@ -235,7 +247,7 @@ class ProxyStatus:
     proxy_host: str
     status: Status
     reason: Reason = Reason.NONE
-    report: HealthReport = HealthReport()
+    report: HealthReport = _EMPTY_REPORT
     checked_at: datetime | None = None
     latency: float | None = None
     tls_expires_at: datetime | None = None
@@ -259,28 +271,19 @@ class ProxyStatus:
 
     @classmethod
     def from_judgement(cls, proxy: Proxy, checked_at: datetime | None, data: Mapping[str, Any]) -> Self:
-        """The status that :meth:`judgement` was made of."""
+        """The status that :meth:`judgement` was made of; there may be more in ``data``."""
+        status, reason = data["status"], data.get("reason")
+        errors, warnings = data.get("errors"), data.get("warnings")
         return cls(
-            proxy=proxy,
-            proxy_host=data.get("proxy_host", ""),
-            status=Status(data["status"]),
-            reason=Reason(data.get("reason", "")),
-            report=HealthReport(tuple(data.get("errors", ())), tuple(data.get("warnings", ()))),
-            checked_at=checked_at,
-            latency=data.get("latency"),
-            tls_expires_at=moment(data.get("tls_expires_at")),
+            proxy,
+            data.get("proxy_host", ""),
+            _STATUSES.get(status) or Status(status),
+            _REASONS.get(reason) or Reason(reason) if reason else Reason.NONE,
+            HealthReport(tuple(errors or ()), tuple(warnings or ())) if errors or warnings else _EMPTY_REPORT,
+            checked_at,
+            data.get("latency"),
+            moment(data.get("tls_expires_at")),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "proxy": self.proxy.to_json(),
-            "checked_at": self.checked_at and rfc3339(self.checked_at),
-            **self.judgement(),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls.from_judgement(Proxy.from_json(data["proxy"]), moment(data["checked_at"]), data)
 
 
 class FrozenMapping(Mapping[K, V]):
@@ -355,7 +358,8 @@ class Snapshot:
     """The statuses of all active proxies, as of one commit.
 
     ``checked_at``, ``duration`` (seconds) and ``stale_at`` are of the last full round, None before
-    the first. ``number`` goes up by one with every commit. ``outcomes`` counts rounds by how they
+    the first. ``number`` goes up by one with every commit; ``committed_at`` is when the last one was made,
+    by the clock of the worker that made it. ``outcomes`` counts rounds by how they
     ended, ``error`` says why the last one that was not a success was none, at ``error_at``. ``offline``
     says that the workers' own network is gone, if it is. ``fault`` says why this is only the last
     copy that a process has, when it could not get a newer one.
@@ -376,6 +380,7 @@ class Snapshot:
     error_at: datetime | None = None
     offline: str = ""
     fault: str = ""
+    committed_at: datetime | None = None
     fresh_until: float | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -18,7 +18,7 @@ from redis.exceptions import LockError, RedisError, ResponseError
 from proxyhealth.cache import Cache, StoreError, open_cache
 from proxyhealth.conf import conf
 from proxyhealth.coordination import MAX_ERROR
-from proxyhealth.document import HEAD, HEAD_BYTES, Change, Outdated, Round, decode, dump, merged
+from proxyhealth.document import HEAD, HEAD_BYTES, Change, Known, Outdated, Round, decode, dump, merged
 from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, moment, rfc3339
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def commit(
             except Outdated:
                 raise Superseded("a later round was committed before this one") from None
             head = (value or b"")[: HEAD_BYTES + 1]
-            complete = document["checked_at"] is not None
+            complete = document.complete
             body = dump(document)
             del document, value  # they are large, and so is what is sent now
             answer = cache.client.eval(_WRITE, len(keys), *keys, head, body, ticket, *of_round)
@@ -183,6 +183,7 @@ class _Reader:
         self._ticket = 0  # of its last full round
         self._fresh_until: float | None = None
         self._copy: Snapshot | None = None
+        self._known = Known()  # its proxies
         self._lost = False  # the cache has no full round any more, the copy has
         self._rounds: Mapping[bytes, bytes] = {}
         self._served = Snapshot()
@@ -230,12 +231,17 @@ class _Reader:
         if start and not head:
             raise ValueError("it is of another format")
         if value is not None:
-            snapshot, self._commit, ticket = decode(value)
+            snapshot, self._commit, ticket, self._known = decode(value, self._known)
             snapshot = self._dated(snapshot, ticket, seconds + microseconds / 1e6)
             if self._copy and self._copy.checked_at and not snapshot.checked_at:
                 # A check of a few came before the first round of a cache that was emptied.
                 known = FrozenMapping({**self._copy.statuses, **snapshot.statuses})
-                self._copy = replace(self._copy, statuses=known, number=snapshot.number)
+                self._copy = replace(
+                    self._copy,
+                    statuses=known,
+                    number=snapshot.number,
+                    committed_at=snapshot.committed_at,
+                )
                 self._lost = True
             else:
                 self._copy, self._lost = snapshot, False

@@ -247,7 +247,8 @@ def fuzz_probe(seed: int, count: int) -> Iterator[str]:
             assert status.status not in (Status.UNKNOWN, Status.UNREGISTERED)
             assert (status.latency is None) == (status.status is Status.UNREACHABLE), status
             check_report(status.report)
-            assert ProxyStatus.from_json(json.loads(json.dumps(status.to_json()))) == status
+            found = json.loads(json.dumps(status.judgement()))
+            assert ProxyStatus.from_judgement(status.proxy, status.checked_at, found) == status
             if status.status is Status.OK:
                 assert status.reason is Reason.NONE
             elif status.reason is not Reason.REPORT_ERRORS:

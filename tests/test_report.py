@@ -244,42 +244,43 @@ def test_proxy_status__is_healthy_only_if_ok() -> None:
 # JSON and back
 
 
+def from_json(proxy: Proxy, checked_at: datetime | None, status: ProxyStatus) -> ProxyStatus:
+    return ProxyStatus.from_judgement(proxy, checked_at, json.loads(json.dumps(status.judgement())))
+
+
 @pytest.mark.parametrize("status", Status)
 @pytest.mark.parametrize("reason", Reason)
 def test_proxy_status__survives_json(status: Status, reason: Reason) -> None:
-    before = make_status(status=status, reason=reason, report=HealthReport(("é", "<b>"), ("w",)))
-    assert ProxyStatus.from_json(json.loads(json.dumps(before.to_json()))) == before
+    before = make_status(
+        status=status, reason=reason, report=HealthReport(("é", "<b>"), ("w",)), tls_expires_at=MOMENT
+    )
+    assert from_json(before.proxy, before.checked_at, before) == before
 
 
 def test_proxy_status__survives_json_without_check_and_latency() -> None:
     before = make_status(status=Status.UNKNOWN, checked_at=None, latency=None, proxy_host="")
-    data = json.loads(json.dumps(before.to_json()))
-    assert data["checked_at"] is None
-    assert "latency" not in data
-    assert ProxyStatus.from_json(data) == before
+    assert before.judgement() == {"status": "unknown"}
+    assert from_json(before.proxy, None, before) == before
 
 
 def test_proxy_status__as_json_is_plain() -> None:
-    data = json.loads(json.dumps(make_status(report=HealthReport(("e",))).to_json()))
-    assert data == {
-        "proxy": {
-            "id": "00000000-0000-0000-0000-000000000001",
-            "name": "proxy-1",
-            "display_name": "Proxy 1",
-            "icon": "/icon.svg",
-            "url": "http://proxy-1.example",
-            "wildcard_hostname": "*.example",
-            "version": "1.2.3",
-            "deleted": False,
-            "created_at": "2024-02-29T23:59:59.123456Z",
-            "updated_at": "2024-03-01T00:00:00.123456Z",
-        },
+    assert json.loads(json.dumps(make_status(report=HealthReport(("e",))).judgement())) == {
         "proxy_host": "proxy-1.example",
         "status": "ok",
         "errors": ["e"],
-        "checked_at": "2024-02-29T23:59:59.123456Z",
         "latency": 0.25,
     }
+
+
+@pytest.mark.parametrize("data", [{"status": "fine"}, {"status": "ok", "reason": "why not"}])
+def test_proxy_status__of_words_that_are_not_ours_is_a_value_error(data: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="is not a valid"):
+        ProxyStatus.from_judgement(make_proxy(), MOMENT, data)
+
+
+def test_proxy_status__reads_what_it_wrote_with_one_empty_report_for_all() -> None:
+    one, other = make_status(1), make_status(2)
+    assert from_json(one.proxy, MOMENT, one).report is from_json(other.proxy, MOMENT, other).report
 
 
 def test_proxy_status__judgement_is_what_the_probe_found_and_small() -> None:
@@ -293,6 +294,21 @@ def test_proxy_status__judgement_is_what_the_probe_found_and_small() -> None:
 def test_proxy_status__judgement_keeps_a_latency_of_nothing() -> None:
     status = make_status(latency=0.0)
     assert ProxyStatus.from_judgement(status.proxy, status.checked_at, status.judgement()) == status
+
+
+def test_proxy__as_json_is_plain() -> None:
+    assert json.loads(json.dumps(make_proxy().to_json())) == {
+        "id": "00000000-0000-0000-0000-000000000001",
+        "name": "proxy-1",
+        "display_name": "Proxy 1",
+        "icon": "/icon.svg",
+        "url": "http://proxy-1.example",
+        "wildcard_hostname": "*.example",
+        "version": "1.2.3",
+        "deleted": False,
+        "created_at": "2024-02-29T23:59:59.123456Z",
+        "updated_at": "2024-03-01T00:00:00.123456Z",
+    }
 
 
 def test_proxy__survives_json() -> None:

@@ -32,12 +32,25 @@ def test_commit__comes_back_equal():
     assert snapshot.duration == 0.3
     assert snapshot.stale_at == begun.checked_at + timedelta(seconds=180)
     assert not snapshot.stale
+    assert abs((snapshot.committed_at - datetime.now(UTC)).total_seconds()) < 60
+
+
+def test_commit__says_when_the_last_one_was_made(redis_client):
+    assert store.read().committed_at is None
+    store.commit([], coordination.take_ticket(), full_round=a_round())
+    round_at = store.read().committed_at
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
+    check_at = store.read().committed_at
+    assert check_at > round_at
+    redis_client.flushall()
+    store.commit([make_status(make_proxy())], coordination.take_ticket())
+    assert store.read().committed_at > check_at, "with the last copy it is that of the check all the same"
 
 
 def test_commit__is_json_without_expiry(redis_client, snapshot_key):
     store.commit([make_status(make_proxy())], coordination.take_ticket(), full_round=a_round())
     document = json.loads(redis_client.get(snapshot_key))
-    assert document["format"] == 1
+    assert document["format"] == 2
     assert redis_client.ttl(snapshot_key) == -1
 
 
@@ -181,11 +194,8 @@ def test_key_prefix__keeps_deployments_apart(settings):
 DAMAGED = {
     "pickle": b"\x80\x05pickle",
     "another format": b'{"format": 99}',
-    "cut off": b'{"format": 1, "commit": "%s", "number"' % (b"0" * 32),
+    "cut off": b'{"format": 2, "commit": "%s", "number"' % (b"0" * 32),
     "empty": b"",
-    "without tickets": json.dumps(
-        {**document.empty_document(), "commit": "0" * 32, "statuses": {str(UUID(int=1)): {}}}
-    ).encode(),
 }
 
 
@@ -245,7 +255,7 @@ def test_commit__gives_up_if_it_changes_under_every_attempt(monkeypatch, redis_c
 
     def merge_slowly(*args):
         attempts.append(1)
-        store_of_somebody_else = json.dumps({"format": 1, "commit": f"{len(attempts):032x}"}).encode()
+        store_of_somebody_else = json.dumps({"format": 2, "commit": f"{len(attempts):032x}"}).encode()
         redis_client.set(snapshot_key, store_of_somebody_else)
         return merge(*args)
 
