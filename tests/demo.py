@@ -110,6 +110,12 @@ class Demo:
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=30, check=False
         )
 
+    def shell(self, code):
+        """Run Python in the project, on the demo's database."""
+        command = [".venv/bin/python", "manage.py", "shell", "-v0", "-c", code]
+        env = environment(SECRET_KEY="a key for the shell")
+        subprocess.run(command, cwd=self.folder, env=env, capture_output=True, timeout=30, check=True)
+
     def close(self):
         self.session.close()
         if self.process.poll() is None:

