@@ -380,7 +380,6 @@ class Snapshot:
     error_at: datetime | None = None
     offline: str = ""
     fault: str = ""
-    committed_at: datetime | None = None
     fresh_until: float | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -417,11 +416,6 @@ class Snapshot:
     def healthy_hosts(self) -> FrozenList[str]:
         """``host[:port]`` of every proxy that is ``ok``."""
         return self._hosts(healthy_only=True)
-
-    @cached_property
-    def by_name(self) -> Mapping[str, ProxyStatus]:
-        """Every status by its proxy's name, in lower case."""
-        return FrozenMapping({status.proxy.name.lower(): status for status in self.statuses.values()})
 
     def _hosts(self, *, healthy_only: bool) -> FrozenList[str]:
         return FrozenList(
