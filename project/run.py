@@ -141,6 +141,7 @@ def _set_environment(port: int, embedded: bool) -> None:
     for name, value in DEMO_DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ["WEB_PORT"] = str(port)
+    os.environ.setdefault("PROXYHEALTH_PRIMARY_URL", f"http://{HOST}:{port}")
     if embedded:
         os.environ["REDIS_URL"] = f"redis://{HOST}:{port + REDIS_PORT}/0"
     if not os.environ.get("SECRET_KEY"):

@@ -38,6 +38,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "proxyhealth.middleware.ProxyHostsMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -94,6 +95,10 @@ CACHES = {
 # Sessions are in the database, which is Django's default: with Redis down, the operator must still
 # get to the page that says so.
 
+STATIC_URL = "static/"
+STATICFILES_DIRS = [BASE_DIR / "project" / "static"]
+STATIC_ROOT = BASE_DIR / "var" / "static"
+
 PROXYHEALTH = {
     "INTERVAL": env.float("PROXYHEALTH_INTERVAL", default=60),
     "TIMEOUT": env.float("PROXYHEALTH_TIMEOUT", default=5),
@@ -101,6 +106,12 @@ PROXYHEALTH = {
     "SHARD_SIZE": env.int("PROXYHEALTH_SHARD_SIZE", default=1000),
     "CANARY_URLS": env.list("PROXYHEALTH_CANARY_URLS", default=[]),
 }
+if _primary := env.str("PROXYHEALTH_PRIMARY_URL", default=""):
+    PROXYHEALTH["PRIMARY"] = {
+        "url": _primary,
+        "display_name": "Control plane",
+        "icon": f"/{STATIC_URL}project/flags/primary.svg",
+    }
 
 CELERY_BROKER_URL = REDIS_URL
 # Who waits for Redis waits until it is back, be it in the morning.
@@ -130,10 +141,6 @@ LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_I18N = True
 USE_TZ = True
-
-STATIC_URL = "static/"
-STATICFILES_DIRS = [BASE_DIR / "project" / "static"]
-STATIC_ROOT = BASE_DIR / "var" / "static"
 
 LOGGING = {
     "version": 1,

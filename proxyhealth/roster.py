@@ -63,6 +63,11 @@ def read(epoch: int = 0, *, now: bool = False) -> Roster:
     return _reader.read(epoch, now)
 
 
+def expire() -> None:
+    """Something was saved in this process: what it reads next is not older than that."""
+    _reader.expire()
+
+
 def forget() -> None:
     """Drop this process's copy: after a fork, and between tests."""
     global _reader
@@ -89,6 +94,9 @@ class _Reader:
             finally:
                 self._lock.release()
         return roster
+
+    def expire(self) -> None:
+        self._ask_at = float("-inf")
 
     def _is_due(self, epoch: int) -> bool:
         return epoch != self._epoch or time.monotonic() >= self._ask_at

@@ -12,6 +12,7 @@ from django.db import transaction
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import receiver
 
+from proxyhealth import roster
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.sending import request_check
 
@@ -25,6 +26,7 @@ class _Changed(set[UUID]):
 
     def check(self) -> None:
         self.sent = True
+        roster.expire()
         request_check(self)
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 from csp.constants import NONCE
-from django.conf import settings as django_settings
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
@@ -359,7 +358,7 @@ urlpatterns = [
 @pytest.fixture
 def host(settings, paris):
     settings.ROOT_URLCONF = __name__
-    settings.MIDDLEWARE = ["proxyhealth.middleware.ProxyHostsMiddleware", *django_settings.MIDDLEWARE]
+    assert "proxyhealth.middleware.ProxyHostsMiddleware" in settings.MIDDLEWARE
 
 
 @pytest.mark.parametrize("where", ["sync", "async"])

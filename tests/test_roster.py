@@ -55,6 +55,20 @@ def test_read__sees_one_that_goes_and_one_that_comes():
     assert names() == ["other"]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_read__what_this_process_saved_is_there_at_once(configure, sent):
+    configure(READ_INTERVAL=60)
+    assert names() == []
+    one = WorkspaceProxy.objects.create(name="one")
+    assert names() == ["one"]
+    with transaction.atomic():
+        one.name = "renamed"
+        one.save()
+    assert names() == ["renamed"]
+    one.delete()
+    assert names() == []
+
+
 def test_read__a_new_snapshot_brings_what_leaves_no_trace():
     one = WorkspaceProxy.objects.create(name="one")
     before = roster.read(1)

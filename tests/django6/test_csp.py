@@ -47,9 +47,8 @@ urlpatterns = [
 def host(settings):
     settings.ROOT_URLCONF = __name__
     settings.MIDDLEWARE = [
-        "proxyhealth.middleware.ProxyHostsMiddleware",
-        "django.middleware.csp.ContentSecurityPolicyMiddleware",
         *django_settings.MIDDLEWARE,
+        "django.middleware.csp.ContentSecurityPolicyMiddleware",
     ]
     settings.SECURE_CSP = {"default-src": [CSP.SELF], "script-src": [CSP.SELF, CSP.NONCE]}
     settings.SECURE_CSP_REPORT_ONLY = {"default-src": [CSP.NONE], "connect-src": [CSP.SELF]}

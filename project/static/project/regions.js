@@ -233,8 +233,9 @@
     const usable = sorted.filter((region) => region.healthy);
     const wanted = usable.find((region) => region.id === chosen?.id);
     const kept = usable.find((region) => region === current);
-    // Which one is the nearest is known when all have been asked, or the first of them has answered.
-    const asking = usable.length > 0 && usable.every((r) => !r.samples.length) && usable.some((r) => !r.triedAt);
+    // Which one is the nearest is known when all have been asked. Who has lost a region takes the first that answers.
+    const lostOne = current || chosen;
+    const asking = usable.some((r) => !r.triedAt) && !(lostOne && usable.some((r) => r.samples.length));
     // Who was moved is not moved again because something is nearer now.
     const next = wanted ?? kept ?? (asking ? null : (usable[0] ?? null));
 
