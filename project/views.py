@@ -7,9 +7,9 @@ from django.views.decorators.http import require_safe
 from proxyhealth import __version__, health
 from proxyhealth.report import Status
 
-# Names and icons on the page are other people's. Its script asks the regions how far away they are; the
-# middleware of proxyhealth adds them to what it may connect to.
-PICKER_POLICY = "default-src 'self'; img-src 'self' https: data:"
+# Names and icons on the page are other people's. Its script asks the regions how far away they are, and
+# which regions there will be while the page is open, nobody knows when it is served.
+PICKER_POLICY = "default-src 'self'; img-src 'self' https: data:; connect-src 'self' http: https:"
 
 
 def home(request: HttpRequest) -> HttpResponse:

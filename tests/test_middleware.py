@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from csp.constants import NONCE
+from django.conf import settings as django_settings
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
@@ -358,7 +359,7 @@ urlpatterns = [
 @pytest.fixture
 def host(settings, paris):
     settings.ROOT_URLCONF = __name__
-    assert "proxyhealth.middleware.ProxyHostsMiddleware" in settings.MIDDLEWARE
+    settings.MIDDLEWARE = ["proxyhealth.middleware.ProxyHostsMiddleware", *django_settings.MIDDLEWARE]
 
 
 @pytest.mark.parametrize("where", ["sync", "async"])

@@ -47,8 +47,9 @@ urlpatterns = [
 def host(settings):
     settings.ROOT_URLCONF = __name__
     settings.MIDDLEWARE = [
-        *django_settings.MIDDLEWARE,
+        "proxyhealth.middleware.ProxyHostsMiddleware",
         "django.middleware.csp.ContentSecurityPolicyMiddleware",
+        *django_settings.MIDDLEWARE,
     ]
     settings.SECURE_CSP = {"default-src": [CSP.SELF], "script-src": [CSP.SELF, CSP.NONCE]}
     settings.SECURE_CSP_REPORT_ONLY = {"default-src": [CSP.NONE], "connect-src": [CSP.SELF]}
