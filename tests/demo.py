@@ -123,9 +123,9 @@ class Demo:
             self.process.wait(30)
 
 
-def start_demo(folder):
-    """A demo that answers, with a session that is signed in."""
-    demo = Demo(copy_checkout(folder), free_ports())
+def start_demo(folder, **values):
+    """A demo that answers, with a session that is signed in; ``values`` are for its environment."""
+    demo = Demo(copy_checkout(folder), free_ports(), **values)
     try:
         wait_for(demo.answers, 60, "make run answers")
         demo.sign_in()
