@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied
 from django.db import Error as DatabaseError
+from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
@@ -92,6 +93,9 @@ def endpoint(
                 logger.exception("the database cannot be used")
                 return message(503, "Not available.", "The database cannot be used now.")
 
+        # A transaction around it would fail where no answer of ours is possible, and show old rows.
+        for alias in connections:
+            transaction.non_atomic_requests(alias)(wrapper)
         # Exempt from the host's own middlewares only, whose refusals are pages and redirects.
         return csrf_exempt(login_not_required(wrapper))
 

@@ -241,6 +241,15 @@ def test_database_down__is_503_as_json(viewer, caplog):
     assert "OperationalError: gone" in caplog.text
 
 
+def test_atomic_requests__are_not_for_these_views(viewer, monkeypatch, django_assert_num_queries, configure):
+    """With the database down a transaction could not even begin, and the answer would be a page."""
+    configure(PUBLIC_REGIONS=True)
+    viewer.get(REGIONS)
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    with django_assert_num_queries(1):  # the mark, and no savepoint
+        assert viewer.get(REGIONS).status_code == 200
+
+
 def test_login_required_middleware__does_not_redirect(paris, settings):
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
     for path in (LIST, f"{LIST}/paris", REGIONS):
