@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from django.contrib.auth.decorators import login_not_required
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
 from django.db import Error as DatabaseError
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.cache import add_never_cache_headers
@@ -68,7 +69,8 @@ def endpoint(
 ) -> Callable[[View], View]:
     """A view of one method, for who is signed in and has ``permission``, or for all if it is ``public``.
 
-    What it raises as :class:`Refused`, and an error of the database, is an answer too.
+    What it raises as :class:`Refused`, and an error of the database, is an answer too; and so is a query or a
+    body that Django does not take apart.
     """
     allowed = ("GET", "HEAD") if method == "GET" else (method,)
 
@@ -89,6 +91,8 @@ def endpoint(
                 return (view if exempt else protected)(request, *args, **kwargs)
             except Refused as refused:
                 return message(refused.status, refused.message, refused.detail, **refused.headers)
+            except (BadRequest, MultiPartParserError, SuspiciousOperation) as error:
+                return message(400, "Bad request.", str(error))
             except DatabaseError:
                 logger.exception("the database cannot be used")
                 return message(503, "Not available.", "The database cannot be used now.")

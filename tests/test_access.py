@@ -171,6 +171,31 @@ def test_refusal__does_not_tell_what_there_is(paris, path):
     assert getattr(signed_in(), method)(f"{LIST}{path}").status_code == 403
 
 
+# What Django does not take apart
+
+
+@pytest.mark.parametrize("path", [LIST, REGIONS])
+def test_query__of_too_many_parameters_is_400(paris, path):
+    response = signed_in("view_workspaceproxy").get(f"{path}?{'q=x&' * 1001}")
+    assert_error(response, 400, "Bad request.")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data", b"x"),
+        ("application/x-www-form-urlencoded", b"x=1&" * 1001),
+        ("application/x-www-form-urlencoded", b"x" * 2_700_000),
+        ("application/x-www-form-urlencoded; charset=latin-1", b"x=1"),
+    ],
+)
+def test_body__that_cannot_be_read_is_400(paris, sent, content_type, body):
+    client = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
+    client.get("/admin/login/")  # sets the cookie
+    assert_error(client.post(f"{LIST}/paris/check", body, content_type), 400, "Bad request.")
+    assert sent == []
+
+
 # Regions for everybody
 
 

@@ -47,7 +47,7 @@ def test_json__names_every_error_and_parameter():
     app = DOCS.parent / "proxyhealth"
     source = (app / "access.py").read_text() + (app / "views.py").read_text()
     errors = set(re.findall(r'(?:Refused|message)\(\s*([45]\d\d), "([^"]+)"', source))
-    assert len(errors) == 8
+    assert len(errors) == 9
     for code, words in errors:
         assert f"| {code} | `{words}` |" in text
     for parameter in ("q", "status", "healthy", "limit", "cursor"):

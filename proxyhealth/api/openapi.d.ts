@@ -259,6 +259,21 @@ export interface components {
                 "application/json": components["schemas"]["Message"];
             };
         };
+        /** @description The body cannot be read. */
+        BadRequest: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "message": "Bad request.",
+                 *       "detail": "Invalid boundary in multipart: None"
+                 *     }
+                 */
+                "application/json": components["schemas"]["Message"];
+            };
+        };
         /** @description Nobody is signed in. */
         NotSignedIn: {
             headers: {
@@ -384,6 +399,7 @@ export type ProxyList = components['schemas']['ProxyList'];
 export type Message = components['schemas']['Message'];
 export type ResponseNotModified = components['responses']['NotModified'];
 export type ResponseBadQuery = components['responses']['BadQuery'];
+export type ResponseBadRequest = components['responses']['BadRequest'];
 export type ResponseNotSignedIn = components['responses']['NotSignedIn'];
 export type ResponseNotAllowed = components['responses']['NotAllowed'];
 export type ResponseNotFound = components['responses']['NotFound'];
@@ -560,6 +576,7 @@ export interface operations {
                     "application/json": components["schemas"]["Message"];
                 };
             };
+            400: components["responses"]["BadRequest"];
             401: components["responses"]["NotSignedIn"];
             403: components["responses"]["NotAllowed"];
             404: components["responses"]["NotFound"];
