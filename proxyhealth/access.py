@@ -85,8 +85,7 @@ def endpoint(
                     raise Refused(405, "Method not allowed.", f"Allowed: {names}.", Allow=names)
                 exempt = method == "GET"
                 if not public():
-                    who = _identify(request)
-                    _require(who.user, permission)
+                    who = _admitted(request, permission)
                     exempt = exempt or who.csrf_exempt
                 return (view if exempt else protected)(request, *args, **kwargs)
             except Refused as refused:
@@ -106,25 +105,36 @@ def endpoint(
     return decorate
 
 
-def _identify(request: HttpRequest) -> Authenticated:
-    """Whose request it is, by the host's function or by Django's session; raises ``Refused``."""
-    authenticate = conf.AUTHENTICATE
-    if authenticate is None:
-        return Authenticated(getattr(request, "user", None))  # none without the authentication middleware
+def _admitted(request: HttpRequest, permission: str) -> Authenticated:
+    """Whose request it is, if they may do what they ask for; raises ``Refused``.
+
+    Users may be lazy, and their session or their permissions be kept where nobody answers: whatever goes
+    wrong lets nobody in.
+    """
     try:
-        who = authenticate(request)
+        who = _identify(request)
+        _require(who.user, permission)
     except (Refused, DatabaseError):
         raise
     except PermissionDenied as error:
         raise Refused(403, "Not allowed.", str(error)) from None
     except Exception:
-        logger.exception("the AUTHENTICATE function failed")
+        logger.exception("nobody can tell whose request it is, or what they may")
         raise Refused(500, "Not authenticated.", "The server's log says why.") from None
+    return who
+
+
+def _identify(request: HttpRequest) -> Authenticated:
+    """Whose request it is, by the host's function or by Django's session."""
+    authenticate = conf.AUTHENTICATE
+    # There is no user without the authentication middleware.
+    who = authenticate(request) if authenticate else getattr(request, "user", None)
     return who if isinstance(who, Authenticated) else Authenticated(who)
 
 
 def _require(user: Any, permission: str) -> None:
-    if not getattr(user, "is_authenticated", False) or not getattr(user, "is_active", True):
+    # A method of this name, as users of old have it, says nothing.
+    if getattr(user, "is_authenticated", False) is not True or not getattr(user, "is_active", True):
         if conf.AUTHENTICATE:
             raise Refused(401, "Not signed in.", "The request does not say validly whose it is.")
         detail = "Sign in and send the session's cookie."

@@ -7,6 +7,7 @@ from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.db import OperationalError
 from django.test import Client
+from django.utils.functional import SimpleLazyObject
 
 from proxyhealth import health
 from proxyhealth.access import Authenticated
@@ -48,6 +49,28 @@ def nobody(request):
 
 async def coroutine(request):
     return None
+
+
+class Unsure:
+    """Whose permissions are kept where nobody answers."""
+
+    is_authenticated = True
+
+    def has_perm(self, permission):
+        raise RuntimeError("the policy service is down")
+
+
+class Ancient:
+    def is_authenticated(self):
+        return False
+
+
+def broken_lazily(request):
+    return SimpleLazyObject(lambda: broken(request))
+
+
+def unsure(request):
+    return Unsure()
 
 
 not_a_function = "a text"
@@ -100,10 +123,11 @@ def test_authenticate__may_go_by_the_session_and_then_needs_csrf(paris, sent, to
     assert sent == []
 
 
-@pytest.mark.parametrize("user", [None, AnonymousUser(), object(), "robot", 0])
+@pytest.mark.parametrize("user", [None, AnonymousUser(), object(), "robot", 0, User, Ancient()])
 def test_authenticate__what_is_no_user_is_nobody(paris, token, user):
     TOKENS["secret"] = user
-    assert_error(Client().get(LIST, headers=token), 401, "Not signed in.")
+    for path in (LIST, REGIONS):
+        assert_error(Client().get(path, headers=token), 401, "Not signed in.")
 
 
 @every_view
@@ -120,6 +144,16 @@ def test_authenticate__that_fails_lets_nobody_in(paris, sent, configure, caplog,
     assert_error(response, 500, "Not authenticated.", "The server's log says why.")
     assert "the token service is down" in caplog.text
     assert sent == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("broken_lazily", "the token service is down"), ("unsure", "the policy service is down")],
+)
+def test_authenticate__that_fails_later_lets_nobody_in(paris, configure, caplog, name, why):
+    configure(AUTHENTICATE=f"tests.test_access.{name}")
+    assert_error(Client().get(LIST), 500, "Not authenticated.")
+    assert why in caplog.text
 
 
 def test_authenticate__that_refuses_says_why(paris, configure):
@@ -153,6 +187,15 @@ def test_session__of_a_user_who_is_not_active_any_more(paris, sent, method, path
     User.objects.update(is_active=False)
     assert_error(getattr(client, method)(path), 401, "Not signed in.")
     assert sent == []
+
+
+def test_session__that_is_kept_where_nobody_answers(paris, settings, stopped, caplog):
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+    client = signed_in("view_workspaceproxy")
+    assert client.get(LIST).status_code == 200
+    stopped()
+    assert_error(client.get(LIST), 500, "Not authenticated.")
+    assert "nobody can tell whose request it is" in caplog.text
 
 
 def test_session__that_lost_its_permission_gets_no_304(paris):
