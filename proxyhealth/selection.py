@@ -60,7 +60,7 @@ def parse_selection(query: QueryDict, filter: str) -> Selection:
     known = (filter, "q", "limit", "cursor")
     for name in query:
         if name not in known:
-            raise BadQuery(f"There is no {_short(name)}; there are {', '.join(known)}.")
+            raise BadQuery(f"There is no {short(name)}; there are {', '.join(known)}.")
     return Selection(
         statuses=frozenset(map(_status, query.getlist("status"))),
         healthy=_healthy(query),
@@ -74,7 +74,7 @@ def _status(value: str) -> Status:
     try:
         return Status(value)
     except ValueError:
-        raise BadQuery(f"'status' must be one of {', '.join(Status)}, not {_short(value)}.") from None
+        raise BadQuery(f"'status' must be one of {', '.join(Status)}, not {short(value)}.") from None
 
 
 def _one(query: QueryDict, name: str) -> str | None:
@@ -87,7 +87,7 @@ def _one(query: QueryDict, name: str) -> str | None:
 def _healthy(query: QueryDict) -> bool | None:
     value = _one(query, "healthy")
     if value not in (None, "true", "false"):
-        raise BadQuery(f"'healthy' must be true or false, not {_short(value)}.")
+        raise BadQuery(f"'healthy' must be true or false, not {short(value)}.")
     return None if value is None else value == "true"
 
 
@@ -103,7 +103,7 @@ def _limit(query: QueryDict) -> int | None:
     if value is None:
         return None
     if not re.fullmatch("[0-9]{1,4}", value) or not 1 <= int(value) <= MAX_LIMIT:
-        raise BadQuery(f"'limit' must be a number from 1 to {MAX_LIMIT:,}, not {_short(value)}.")
+        raise BadQuery(f"'limit' must be a number from 1 to {MAX_LIMIT:,}, not {short(value)}.")
     return int(value)
 
 
@@ -112,9 +112,10 @@ def _after(query: QueryDict) -> str | None:
     if value is None:
         return None
     if not _CURSOR.fullmatch(value):
-        raise BadQuery(f"'cursor' must be the next_cursor of another page, not {_short(value)}.")
+        raise BadQuery(f"'cursor' must be the next_cursor of another page, not {short(value)}.")
     return value
 
 
-def _short(value: str) -> str:
+def short(value: str) -> str:
+    """``value`` as it is repeated to who sent it: quoted, and not without end."""
     return repr(value if len(value) <= 64 else value[:63] + "…")

@@ -15,7 +15,7 @@ from proxyhealth.access import Refused, endpoint, message
 from proxyhealth.conf import conf
 from proxyhealth.listing import Kind, Listing
 from proxyhealth.representation import Representation, encode
-from proxyhealth.selection import BadQuery, parse_selection
+from proxyhealth.selection import BadQuery, parse_selection, short
 
 VIEW_PERMISSION = "proxyhealth.view_workspaceproxy"
 CHANGE_PERMISSION = "proxyhealth.change_workspaceproxy"
@@ -91,4 +91,4 @@ def _respond(request: HttpRequest, representation: Representation, known: Listin
 
 
 def _not_found(id_or_name: str) -> Refused:
-    return Refused(404, "Not found.", f"There is no workspace proxy {id_or_name!r}.")
+    return Refused(404, "Not found.", f"There is no workspace proxy {short(id_or_name)}.")

@@ -124,6 +124,11 @@ def test_proxy__unknown(viewer, value):
     assert_error(viewer.get(f"{LIST}/{value}"), 404, "Not found.")
 
 
+def test_proxy__unknown_is_not_repeated_without_end(viewer):
+    detail = f"There is no workspace proxy '{'x' * 63}…'."
+    assert_error(viewer.get(f"{LIST}/{'x' * 60_000}"), 404, "Not found.", detail)
+
+
 def test_proxy__deleted_is_unknown(viewer, paris):
     WorkspaceProxy.objects.update(deleted=True)
     detail = "There is no workspace proxy 'paris'."
