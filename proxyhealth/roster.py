@@ -12,10 +12,11 @@ from datetime import datetime
 from typing import NamedTuple
 
 from django.db import Error as DatabaseError
+from django.db import router
 from django.db.models import Count, Max, Q
 
 from proxyhealth.conf import conf
-from proxyhealth.models import WorkspaceProxy
+from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
 from proxyhealth.report import Proxy
 from proxyhealth.rounds import values_of
 
@@ -134,7 +135,7 @@ def _renewed(before: Roster | None, mark: _Mark) -> Roster:
     known = {proxy.id: proxy for proxy in before.proxies} if before else {}
     rows = [
         same if (same := known.get(proxy.id)) == proxy else proxy
-        for proxy in values_of(WorkspaceProxy.objects.active())
+        for proxy in values_of(_rows().active())
     ]
     # Not every database sorts as Python does, and the pages of a list are cut in this order.
     rows.sort(key=lambda proxy: proxy.name.lower())
@@ -147,10 +148,15 @@ _FAULT = "The database cannot be read ({}); these are the proxies that were read
 
 def _take_mark() -> _Mark:
     return _Mark(
-        **WorkspaceProxy.objects.aggregate(
+        **_rows().aggregate(
             active=Count("pk", filter=Q(deleted=False)), changed_at=Max("updated_at")
         )
     )
+
+
+def _rows() -> WorkspaceProxyQuerySet:
+    # Where rounds read them, too: a replica may not know yet what has just been saved.
+    return WorkspaceProxy.objects.using(router.db_for_write(WorkspaceProxy))
 
 
 _reader = _Reader()

@@ -47,6 +47,21 @@ def test_read__sees_what_is_created_saved_and_deleted_either_way():
     assert names() == []
 
 
+def test_read__asks_the_database_that_is_written_to(settings):
+    """Where a replica is behind, what was just saved would not be there."""
+
+    class Router:
+        def db_for_read(self, model, **hints):
+            return "replica"
+
+        def db_for_write(self, model, **hints):
+            return "default"
+
+    WorkspaceProxy.objects.create(name="one")
+    settings.DATABASE_ROUTERS = [Router()]
+    assert names() == ["one"]
+
+
 def test_read__sees_one_that_goes_and_one_that_comes():
     WorkspaceProxy.objects.create(name="one")
     assert names() == ["one"]
