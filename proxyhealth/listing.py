@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -32,8 +33,8 @@ Kind = Literal["proxies", "regions"]
 def current(*, now: bool = False) -> Listing:
     """The listing of the snapshot and of the rows as this process has them, or as the rows are ``now``.
 
-    While it is made anew, the others have the one before, which is whole too. Raises an error of the
-    database only if this process has never read the rows.
+    While it is made anew, the others have the one before, which is whole too, if that was good a
+    ``READ_INTERVAL`` ago. Raises an error of the database only if this process has never read the rows.
     """
     return _maker.current(now)
 
@@ -48,25 +49,35 @@ class _Maker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listing: Listing | None = None
+        self._good_until = float("-inf")  # for who does not wait for the next one
 
     def current(self, now: bool) -> Listing:
         listing = self._listing
-        if listing is None or now:
-            with self._lock:
-                return self._made(now)
-        if not listing.parts.are(Parts.read()) and self._lock.acquire(blocking=False):
-            try:
-                return self._made()
-            finally:
-                self._lock.release()
-        return listing
-
-    def _made(self, now: bool = False) -> Listing:
-        # Read again, under the lock: who has waited must not go back to what was true before.
+        # Not under the lock: the database may say nothing, and nobody is to wait for it here.
         parts = Parts.read(now)
-        if self._listing is None or not self._listing.parts.are(parts):
-            self._listing = Listing(parts, self._listing)
-        return self._listing
+        if listing is None:
+            self._lock.acquire()
+        elif listing.parts.are(parts):
+            self._good_until = self._soon()
+            return listing
+        elif not self._lock.acquire(blocking=now or time.monotonic() >= self._good_until):
+            return listing
+        try:
+            newest = self._listing
+            if newest is None or newest is listing:
+                self._listing = newest = Listing(parts, listing)
+                self._good_until = self._soon()
+                return newest
+            # Another one was first, perhaps with something newer than what was read here.
+            if not now:
+                return newest
+        finally:
+            self._lock.release()
+        return self.current(now=False)  # the rows are as they were then, or newer
+
+    @staticmethod
+    def _soon() -> float:
+        return time.monotonic() + conf.READ_INTERVAL
 
 
 class Parts(NamedTuple):

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 # Seconds for which a database that failed is left alone.
 _RETRY_INTERVAL = 2.0
 
+# Seconds that the others wait for the one who asks it, when what they have is old.
+_PATIENCE = 1.0
+
 
 @dataclass(frozen=True, eq=False)
 class Roster:
@@ -58,8 +61,8 @@ def read(epoch: int = 0, *, now: bool = False) -> Roster:
 
     In between there is no query, and after it a small one that tells whether anything was saved. All rows are
     read only if there was, or if ``epoch``, the number of a snapshot, is another one than last time: that
-    brings what ``queryset.update()`` changed, too. With the database out of reach it is the last copy of
-    this process, with the ``fault`` that says why; without one the error of the database is raised.
+    brings what ``queryset.update()`` changed, too. With the database out of reach, or silent, it is the last
+    copy of this process, with the ``fault`` that says why; without one the error of the database is raised.
     """
     return _reader.read(epoch, now)
 
@@ -82,19 +85,24 @@ class _Reader:
         self._mark: _Mark | None = None
         self._epoch = 0
         self._ask_at = float("-inf")
+        self._asking_since: float | None = None  # by the clock, of who has the lock
+        self._late: Roster | None = None
 
     def read(self, epoch: int, now: bool) -> Roster:
-        # While one thread asks, the others have what is there; if nothing is, they wait.
         roster = self._roster
-        if roster is None or now:
+        if roster is None:
             with self._lock:
                 return self._refreshed(epoch, now)
-        if self._is_due(epoch) and self._lock.acquire(blocking=False):
+        if not now and not self._is_due(epoch):
+            return roster
+        # While one thread asks, the others have what is there; if that is old, they wait, for a while.
+        if self._lock.acquire(timeout=self._patience() if now or self._is_old() else 0):
             try:
-                return self._refreshed(epoch)
+                return self._refreshed(epoch, now)
             finally:
                 self._lock.release()
-        return roster
+        roster = self._roster or roster
+        return self._overdue(roster) if now or self._is_old() else roster
 
     def expire(self) -> None:
         self._ask_at = float("-inf")
@@ -102,11 +110,31 @@ class _Reader:
     def _is_due(self, epoch: int) -> bool:
         return epoch != self._epoch or time.monotonic() >= self._ask_at
 
-    def _refreshed(self, epoch: int, now: bool = False) -> Roster:
+    def _is_old(self) -> bool:
+        """Whether it should have been asked for long ago: nobody was here, or who asks gets no answer."""
+        return time.monotonic() >= self._ask_at + conf.READ_INTERVAL
+
+    def _patience(self) -> float:
+        """Seconds that are left for who asks; all of them together wait for one answer only so long."""
+        now = time.monotonic()
+        return max(0.0, (self._asking_since or now) + _PATIENCE - now)
+
+    def _overdue(self, roster: Roster) -> Roster:
+        """``roster``, with the fault that it has while the database says nothing."""
+        if roster.fault:
+            return roster
+        late = self._late
+        if late is None or late.proxies is not roster.proxies:
+            logger.warning("the database does not answer the question for the proxies")
+            late = self._late = replace(roster, fault=_FAULT.format("it does not answer"))
+        return late
+
+    def _refreshed(self, epoch: int, now: bool) -> Roster:
         roster = self._roster
         if roster and not now and not self._is_due(epoch):
             return roster
         pause = conf.READ_INTERVAL
+        self._asking_since = time.monotonic()
         try:
             mark = _take_mark()
             if roster is None or mark != self._mark or epoch != self._epoch:
@@ -115,7 +143,7 @@ class _Reader:
                 self._mark = mark
             elif roster.fault:
                 roster = replace(roster, fault="")
-            if self._roster and self._roster.fault:
+            if self._late or (self._roster and self._roster.fault):
                 logger.info("the proxies can be read from the database again")
         except DatabaseError as error:
             if roster is None:
@@ -125,7 +153,9 @@ class _Reader:
             roster = replace(roster, fault=_FAULT.format(error))
             pause = _RETRY_INTERVAL
             self._mark = None  # a new snapshot may have come in the meantime
-        self._roster, self._epoch = roster, epoch
+        finally:
+            self._asking_since = None
+        self._roster, self._epoch, self._late = roster, epoch, None
         self._ask_at = time.monotonic() + pause
         return roster
 
@@ -134,8 +164,7 @@ def _renewed(before: Roster | None, mark: _Mark) -> Roster:
     """The rows; those that are as they were as the same objects, and so the whole if all of them are."""
     known = {proxy.id: proxy for proxy in before.proxies} if before else {}
     rows = [
-        same if (same := known.get(proxy.id)) == proxy else proxy
-        for proxy in values_of(_rows().active())
+        same if (same := known.get(proxy.id)) == proxy else proxy for proxy in values_of(_rows().active())
     ]
     # Not every database sorts as Python does, and the pages of a list are cut in this order.
     rows.sort(key=lambda proxy: proxy.name.lower())
@@ -148,9 +177,7 @@ _FAULT = "The database cannot be read ({}); these are the proxies that were read
 
 def _take_mark() -> _Mark:
     return _Mark(
-        **_rows().aggregate(
-            active=Count("pk", filter=Q(deleted=False)), changed_at=Max("updated_at")
-        )
+        **_rows().aggregate(active=Count("pk", filter=Q(deleted=False)), changed_at=Max("updated_at"))
     )
 
 

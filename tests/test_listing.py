@@ -253,49 +253,102 @@ def test_current__what_was_compressed_is_compressed_for_all(paris, monkeypatch):
     assert made.gzipped, "it was made with the listing"
 
 
-def test_current__while_one_makes_it_the_others_have_the_one_before(paris, monkeypatch):
+@pytest.fixture
+def current_while_making(monkeypatch):
+    """What ``listing.current()`` is for one who makes it, and for another one meanwhile."""
+
+    def run(seconds=0.0):
+        making, go_on = threading.Event(), threading.Event()
+        entries = listing._Entries
+        found = []
+
+        def slow(*args):
+            making.set()
+            assert go_on.wait(5)
+            return entries(*args)
+
+        def other():
+            making.wait(5)
+            if seconds:
+                threading.Timer(seconds, go_on.set).start()
+            found.append(listing.current())
+            go_on.set()
+
+        monkeypatch.setattr(listing, "_Entries", slow)
+        # Threads have connections of their own, which see nothing of this test's transaction.
+        rows = roster.read()
+        monkeypatch.setattr(roster, "read", lambda epoch=0, now=False: rows)
+        thread = threading.Thread(target=other)
+        thread.start()
+        maker = listing.current()
+        thread.join(5)
+        return maker, *found
+
+    return run
+
+
+def test_current__while_one_makes_it_the_others_have_the_one_before(paris, configure, current_while_making):
+    configure(READ_INTERVAL=60)
     before = listing.current()
     commit_ok(status=Status.UNREACHABLE)
-    making, go_on = threading.Event(), threading.Event()
-    entries = listing._Entries
+    store.read_anew()
+    maker, other = current_while_making()
+    assert other is before
+    assert maker is not before
 
-    def slow(*args):
-        making.set()
-        assert go_on.wait(5)
-        return entries(*args)
 
-    monkeypatch.setattr(listing, "_Entries", slow)
-    found = []
-    other = threading.Thread(
-        target=lambda: (making.wait(5), found.append(listing._maker.current(False)), go_on.set())
-    )
-    # Threads have connections of their own, which see nothing of this test's transaction.
-    rows = roster.read()
-    monkeypatch.setattr(roster, "read", lambda epoch=0, now=False: rows)
-    other.start()
-    after = listing.current()
-    other.join(5)
-    assert found == [before]
-    assert after is not before
+def test_current__while_one_makes_it_the_others_wait_if_the_one_before_is_old(paris, current_while_making):
+    before = listing.current()
+    commit_ok(status=Status.UNREACHABLE)
+    maker, other = current_while_making(seconds=0.2)
+    assert other is maker is not before
 
 
 def test_current__who_is_overtaken_does_not_go_back(paris, monkeypatch):
     """Between what a thread has read and its turn, another one reads and makes something newer."""
-    listing.current()
-    commit_ok()
+    read = listing.Parts.read
     newer = []
 
-    class Overtaken:
-        def acquire(self, blocking):
-            commit_ok(status=Status.UNREACHABLE)
-            newer.append(listing._maker._made())
-            return True
+    def overtaken(now=False):
+        parts = read(now)
+        monkeypatch.setattr(listing.Parts, "read", read)
+        commit_ok(status=Status.UNREACHABLE)
+        newer.append(listing.current())
+        return parts
 
-        def release(self):
-            pass
+    for now in (False, True):
+        listing.current()
+        commit_ok()
+        monkeypatch.setattr(listing.Parts, "read", overtaken)
+        assert listing.current(now=now) is newer[-1]
 
-    monkeypatch.setattr(listing._maker, "_lock", Overtaken())
-    assert listing.current() is newer[0]
+
+def test_current__a_question_that_is_not_answered_holds_nobody_up(paris):
+    """The database hangs while one asks it for an unknown proxy: the others hear what rounds find out."""
+    assert listing.current().find("paris").status == Status.UNHEALTHY
+    asked, go_on = threading.Event(), threading.Event()
+    found = []
+
+    def hang(execute, *args):
+        asked.set()
+        assert go_on.wait(10)
+        return execute(*args)
+
+    def other():
+        asked.wait(5)
+        status = make_status(health.snapshot().statuses[paris.pk].proxy, Status.UNREACHABLE)
+        store.commit([status], coordination.take_ticket(), full_round=a_round())
+        found.append(listing.current())
+        go_on.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with connection.execute_wrapper(hang):
+        listing.current(now=True)
+    thread.join(5)
+    assert found[0].find("paris").status == Status.UNREACHABLE
+    assert found[0].stale
+    assert not listing.current().stale
 
 
 def test_current__readers_in_many_threads_see_whole_snapshots_one_after_the_other(monkeypatch):

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 from django.db import OperationalError, connection, transaction
@@ -179,24 +180,79 @@ def test_read__without_the_database_and_without_a_copy_raises(no_database):
     assert names() == []
 
 
-def test_read__while_one_asks_the_others_have_what_is_there():
+@pytest.fixture
+def read_while_asking():
+    """What ``roster.read()`` is for who gets no answer until ``meanwhile()`` has run in another thread, or
+    for some ``seconds``; and what that returned."""
+
+    def run(meanwhile, seconds=0.0):
+        asked, go_on = threading.Event(), threading.Event()
+        found = []
+
+        def hang(execute, *args):
+            asked.set()
+            assert go_on.wait(5)
+            return execute(*args)
+
+        def other():
+            asked.wait(5)
+            if seconds:
+                threading.Timer(seconds, go_on.set).start()
+            found.append(meanwhile())
+            go_on.set()
+
+        # The thread that asks is this one, because the test's transaction is its own.
+        thread = threading.Thread(target=other)
+        thread.start()
+        with connection.execute_wrapper(hang):
+            asker = roster.read()
+        thread.join(5)
+        return asker, *found
+
+    return run
+
+
+def test_read__while_one_asks_the_others_have_what_is_there(configure, read_while_asking):
     WorkspaceProxy.objects.create(name="one")
     before = roster.read()
-    asked, go_on = threading.Event(), threading.Event()
+    configure(READ_INTERVAL=60)  # of before, nobody can say that it is old
+    assert read_while_asking(roster.read) == (before, before)
 
-    def hang(execute, *args):
-        asked.set()
-        assert go_on.wait(5)
-        return execute(*args)
 
-    found = []
-    # The thread that asks is this one, because the test's transaction is its own.
-    other = threading.Thread(target=lambda: (asked.wait(5), found.append(roster.read()), go_on.set()))
-    other.start()
-    with connection.execute_wrapper(hang):
-        roster.read()
-    other.join(5)
-    assert found == [before]
+def test_read__while_one_asks_the_others_wait_if_what_is_there_is_old(configure, read_while_asking):
+    """As in a process that was idle for an hour, and then has two requests at once."""
+    configure(READ_INTERVAL=60)
+    roster.read()
+    WorkspaceProxy.objects.create(name="one")
+    roster.expire()
+    asker, other = read_while_asking(roster.read, seconds=0.2)
+    assert other is asker
+    assert [proxy.name for proxy in other.proxies] == ["one"]
+
+
+def test_read__while_the_database_says_nothing_the_others_have_the_last_copy_and_its_fault(
+    read_while_asking, caplog
+):
+    WorkspaceProxy.objects.create(name="one")
+    before = roster.read()
+
+    def meanwhile():
+        begin = time.monotonic()
+        late = [roster.read() for _ in range(10)]
+        late.append(roster.read(now=True))
+        assert time.monotonic() - begin < 2, "they waited once, together"
+        assert all(roster is late[0] for roster in late)
+        return late[0]
+
+    asker, late = read_while_asking(meanwhile)
+    assert late.proxies is before.proxies
+    assert late.fault.startswith("The database cannot be read (it does not answer); ")
+    assert asker is before
+    assert roster.read().fault == ""
+    assert [record.message for record in caplog.records if record.name == "proxyhealth.roster"] == [
+        "the database does not answer the question for the proxies",
+        "the proxies can be read from the database again",
+    ]
 
 
 def test_read__in_a_transaction_that_is_rolled_back_is_put_right():
