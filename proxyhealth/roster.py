@@ -50,7 +50,9 @@ class Roster:
 
 
 class _Mark(NamedTuple):
-    """What one small query tells of all rows. Every save and every deletion makes another one of it."""
+    """What one small query tells of all rows. Saves and deletions make another one of it; not all of them do:
+    neither one that leaves ``updated_at`` as it is, nor one in a transaction that was committed late, or by a
+    clock that is behind, when another row has a later ``updated_at`` already."""
 
     active: int
     changed_at: datetime | None
@@ -59,10 +61,11 @@ class _Mark(NamedTuple):
 def read(epoch: int = 0, *, now: bool = False) -> Roster:
     """The active proxies, at most ``READ_INTERVAL`` seconds old, or as they are ``now``.
 
-    In between there is no query, and after it a small one that tells whether anything was saved. All rows are
-    read only if there was, or if ``epoch``, the number of a snapshot, is another one than last time: that
-    brings what ``queryset.update()`` changed, too. With the database out of reach, or silent, it is the last
-    copy of this process, with the ``fault`` that says why; without one the error of the database is raised.
+    In between there is no query, and after it a small one that tells whether anything was saved. All rows
+    are read only if there was, or if ``epoch``, the number of a snapshot, is another one than last time, or
+    if an ``INTERVAL`` has gone by: that brings what leaves no trace, as ``queryset.update()``, too. With the
+    database out of reach, or silent, it is the last copy of this process, with the ``fault`` that says why;
+    without one the error of the database is raised.
     """
     return _reader.read(epoch, now)
 
@@ -84,7 +87,9 @@ class _Reader:
         self._roster: Roster | None = None
         self._mark: _Mark | None = None
         self._epoch = 0
+        self._read_at = float("-inf")  # when all rows were read
         self._ask_at = float("-inf")
+        self._saved = self._seen = object()  # another one with each save of this process
         self._asking_since: float | None = None  # by the clock, of who has the lock
         self._late: Roster | None = None
 
@@ -105,14 +110,14 @@ class _Reader:
         return self._overdue(roster) if now or self._is_old() else roster
 
     def expire(self) -> None:
-        self._ask_at = float("-inf")
+        self._saved = object()
 
     def _is_due(self, epoch: int) -> bool:
-        return epoch != self._epoch or time.monotonic() >= self._ask_at
+        return epoch != self._epoch or self._saved is not self._seen or time.monotonic() >= self._ask_at
 
     def _is_old(self) -> bool:
         """Whether it should have been asked for long ago: nobody was here, or who asks gets no answer."""
-        return time.monotonic() >= self._ask_at + conf.READ_INTERVAL
+        return self._saved is not self._seen or time.monotonic() >= self._ask_at + conf.READ_INTERVAL
 
     def _patience(self) -> float:
         """Seconds that are left for who asks; all of them together wait for one answer only so long."""
@@ -134,13 +139,15 @@ class _Reader:
         if roster and not now and not self._is_due(epoch):
             return roster
         pause = conf.READ_INTERVAL
-        self._asking_since = time.monotonic()
+        begin = self._asking_since = time.monotonic()
+        saved = self._saved
         try:
             mark = _take_mark()
-            if roster is None or mark != self._mark or epoch != self._epoch:
+            known = mark == self._mark and epoch == self._epoch and saved is self._seen
+            if roster is None or not known or begin >= self._read_at + conf.INTERVAL:
                 # Marked before they are read: what is saved in between is seen next time.
                 roster = _renewed(roster, mark)
-                self._mark = mark
+                self._mark, self._read_at = mark, begin
             elif roster.fault:
                 roster = replace(roster, fault="")
             if self._late or (self._roster and self._roster.fault):
@@ -155,7 +162,7 @@ class _Reader:
             self._mark = None  # a new snapshot may have come in the meantime
         finally:
             self._asking_since = None
-        self._roster, self._epoch, self._late = roster, epoch, None
+        self._roster, self._epoch, self._seen, self._late = roster, epoch, saved, None
         self._ask_at = time.monotonic() + pause
         return roster
 

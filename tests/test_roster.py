@@ -6,6 +6,7 @@ from django.db import OperationalError, connection, transaction
 
 from proxyhealth import roster
 from proxyhealth.models import WorkspaceProxy
+from tests.proxies import wait_for
 
 pytestmark = pytest.mark.django_db
 
@@ -83,6 +84,34 @@ def test_read__what_this_process_saved_is_there_at_once(configure, sent):
     assert names() == ["renamed"]
     one.delete()
     assert names() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_read__what_this_process_saved_without_a_trace_is_there_at_once(configure, sent):
+    configure(READ_INTERVAL=60)
+    one = WorkspaceProxy.objects.create(name="one")
+    assert names() == ["one"]
+    one.name = "renamed"
+    one.save(update_fields=["name"])
+    assert names() == ["renamed"]
+
+
+def test_read__what_is_saved_while_one_asks_is_asked_for_again(configure, read_while_asking):
+    configure(READ_INTERVAL=60)
+    roster.read()
+    roster.expire()
+    read_while_asking(roster.expire)
+    WorkspaceProxy.objects.create(name="one")
+    assert names() == ["one"]
+
+
+def test_read__an_interval_brings_what_leaves_no_trace(configure):
+    """Without workers there is no new snapshot that would."""
+    configure(INTERVAL=0.05)
+    WorkspaceProxy.objects.create(name="one")
+    roster.read()
+    WorkspaceProxy.objects.update(name="renamed")
+    wait_for(lambda: names() == ["renamed"])
 
 
 def test_read__a_new_snapshot_brings_what_leaves_no_trace():
