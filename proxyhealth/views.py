@@ -41,16 +41,17 @@ def proxy(request: HttpRequest, id_or_name: str) -> HttpResponse:
     # What this process has not heard of may have been saved by another one a moment ago.
     representation = known.one(id_or_name) or (known := listing.current(now=True)).one(id_or_name)
     if representation is None:
-        raise _not_found(id_or_name)
+        raise _not_found(id_or_name, known)
     return _respond(request, representation, known)
 
 
 @endpoint("POST", CHANGE_PERMISSION)
 def check(request: HttpRequest, id_or_name: str) -> HttpResponse:
     """Have the workers probe this proxy now; the answer does not wait for them."""
-    status = listing.current(now=True).find(id_or_name)
+    known = listing.current(now=True)
+    status = known.find(id_or_name)
     if status is None:
-        raise _not_found(id_or_name)
+        raise _not_found(id_or_name, known)
     health.request_check([status.proxy.id])
     return message(202, "Check requested.", "The proxy's status follows when it was probed.")
 
@@ -90,5 +91,7 @@ def _respond(request: HttpRequest, representation: Representation, known: Listin
     return response
 
 
-def _not_found(id_or_name: str) -> Refused:
+def _not_found(id_or_name: str, known: Listing) -> Refused:
+    if known.parts.rows.fault:  # then nobody can say that there is none
+        return Refused(503, "Not available.", "The database cannot be used now.")
     return Refused(404, "Not found.", f"There is no workspace proxy {short(id_or_name)}.")

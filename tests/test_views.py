@@ -7,7 +7,7 @@ from django.core.cache import caches
 from django.db import OperationalError, connection
 from django.test import Client
 
-from proxyhealth import health
+from proxyhealth import health, roster
 from proxyhealth.models import WorkspaceProxy
 from tests.api import LIST, REGIONS, assert_error, signed_in
 
@@ -253,6 +253,19 @@ def test_atomic_requests__are_not_for_these_views(viewer, monkeypatch, django_as
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
     with django_assert_num_queries(1):  # the mark, and no savepoint
         assert viewer.get(REGIONS).status_code == 200
+
+
+def test_database_down__nobody_can_say_that_there_is_no_such_proxy(operator, paris, monkeypatch, sent):
+    operator.get(LIST)
+
+    def refuse():
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(roster, "_take_mark", refuse)  # the session is kept elsewhere
+    assert operator.get(f"{LIST}/paris").status_code == 200
+    assert operator.post(f"{LIST}/paris/check").status_code == 202
+    assert_error(operator.get(f"{LIST}/oslo"), 503, "Not available.")
+    assert_error(operator.post(f"{LIST}/oslo/check"), 503, "Not available.")
 
 
 def test_login_required_middleware__does_not_redirect(paris, settings):
