@@ -46,7 +46,7 @@ def open_page(browser: Browser, **options: Any) -> Iterator[Page]:
         yield page
     finally:
         context.close()
-    assert page.problems == []
+    assert page.problems == [], page.problems
 
 
 @contextmanager
