@@ -286,6 +286,7 @@ def measure_process(count: int, seconds: float) -> list[str]:
 
 def measure_middleware(counts: list[int], seconds: float) -> list[str]:
     from django.http import HttpRequest, HttpResponse
+
     from proxyhealth.middleware import ProxyHostsMiddleware
 
     policy = "default-src 'self'; script-src 'self' 'nonce-{}'; connect-src 'self'; img-src *"
