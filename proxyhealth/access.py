@@ -47,9 +47,9 @@ class Refused(Exception):
         self.headers = headers
 
 
-def message(status: int, message: str, detail: str = "", **headers: str) -> HttpResponse:
+def message(status: int, words: str, detail: str = "", **headers: str) -> HttpResponse:
     """An answer that is only words; nobody keeps it."""
-    response = JsonResponse({"message": message, "detail": detail}, status=status)
+    response = JsonResponse({"message": words, "detail": detail}, status=status)
     add_never_cache_headers(response)
     for name, value in headers.items():
         response[name.replace("_", "-")] = value

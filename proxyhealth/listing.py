@@ -24,7 +24,11 @@ from proxyhealth.representation import (
     status_json,
 )
 from proxyhealth.roster import Roster
-from proxyhealth.selection import EVERYTHING, PRIMARY_CURSOR, Selection
+from proxyhealth.selection import EVERYTHING, PRIMARY_CURSOR, Selection, cursor_after
+
+# Bytes of answers to queries that a listing keeps: a filter that many use is made once, too.
+_KEPT = 8_000_000
+_KEPT_PARTS = 64
 
 # "proxies" is for who may see the details, "regions" for every user.
 Kind = Literal["proxies", "regions"]
@@ -91,7 +95,7 @@ class Parts(NamedTuple):
     @classmethod
     def read(cls, now: bool = False) -> Parts:
         snapshot = health.snapshot()
-        rows = roster.read(snapshot.number, now=now)
+        rows = roster.read(snapshot.committed_at, now=now)
         return cls(rows, snapshot, snapshot.stale_reason or rows.fault, conf.PRIMARY)
 
     def are(self, others: Parts) -> bool:
@@ -110,6 +114,7 @@ class Listing:
         self.parts = parts
         self._lock = threading.Lock()
         self._whole: dict[Kind, Representation] = {}
+        self._parts: dict[tuple[Kind, Selection], Representation] = {}  # the oldest one first
         rows, snapshot, *_ = parts
         self._entries: _Entries
         if before and before.parts.rows is rows and before.parts.snapshot.statuses is snapshot.statuses:
@@ -137,11 +142,23 @@ class Listing:
     def select(self, kind: Kind, selection: Selection) -> Representation:
         """What is asked for of all proxies; all of them without a selection."""
         if selection != EVERYTHING:
-            return self._represent(kind, selection)
+            return self._part(kind, selection)
         with self._lock:
             if kind not in self._whole:
                 self._whole[kind] = self._represent(kind, selection)
             return self._whole[kind]
+
+    def _part(self, kind: Kind, selection: Selection) -> Representation:
+        key = (kind, selection)
+        if known := self._parts.get(key):
+            return known
+        made = self._represent(kind, selection)
+        with self._lock:
+            self._parts[key] = made
+            size = sum(len(part.body) for part in self._parts.values())
+            while size > _KEPT or len(self._parts) > _KEPT_PARTS:
+                size -= len(self._parts.pop(next(iter(self._parts))).body)
+        return made
 
     def _represent(self, kind: Kind, selection: Selection) -> Representation:
         found, cursor = self._found(kind, selection)
@@ -169,7 +186,7 @@ class Listing:
             if selection.limit and len(found) > selection.limit:
                 break
             if selection.admits(status.status, status.healthy, entries.search_texts[place]):
-                found.append((entries.names[place], texts[place]))
+                found.append((cursor_after(entries.names[place]), texts[place]))
         page = found[: selection.limit]
         more = len(found) > len(page)
         return [text for _, text in page], page[-1][0] if more else None

@@ -58,14 +58,14 @@ class _Mark(NamedTuple):
     changed_at: datetime | None
 
 
-def read(epoch: int = 0, *, now: bool = False) -> Roster:
+def read(epoch: object = None, *, now: bool = False) -> Roster:
     """The active proxies, at most ``READ_INTERVAL`` seconds old, or as they are ``now``.
 
     In between there is no query, and after it a small one that tells whether anything was saved. All rows
-    are read only if there was, or if ``epoch``, the number of a snapshot, is another one than last time, or
-    if an ``INTERVAL`` has gone by: that brings what leaves no trace, as ``queryset.update()``, too. With the
-    database out of reach, or silent, it is the last copy of this process, with the ``fault`` that says why;
-    without one the error of the database is raised.
+    are read only if there was, or if ``epoch``, which tells one snapshot from another, is another one than
+    last time, or if an ``INTERVAL`` has gone by: that brings what leaves no trace, as ``queryset.update()``,
+    too. With the database out of reach, or silent, it is the last copy of this process, with the ``fault``
+    that says why; without one the error of the database is raised.
     """
     return _reader.read(epoch, now)
 
@@ -86,17 +86,23 @@ class _Reader:
         self._lock = threading.Lock()
         self._roster: Roster | None = None
         self._mark: _Mark | None = None
-        self._epoch = 0
+        self._epoch: object = None
         self._read_at = float("-inf")  # when all rows were read
         self._ask_at = float("-inf")
         self._saved = self._seen = object()  # another one with each save of this process
         self._asking_since: float | None = None  # by the clock, of who has the lock
         self._late: Roster | None = None
+        self._error: DatabaseError | None = None  # of who asked last without a copy
+        self._failed_at = float("-inf")
 
-    def read(self, epoch: int, now: bool) -> Roster:
+    def read(self, epoch: object, now: bool) -> Roster:
         roster = self._roster
         if roster is None:
+            begin = time.monotonic()
             with self._lock:
+                # Who waits while another one asks shares its error, or they would ask one after the other.
+                if self._error and self._failed_at >= begin:
+                    raise type(self._error)(*self._error.args) from self._error
                 return self._refreshed(epoch, now)
         if not now and not self._is_due(epoch):
             return roster
@@ -112,7 +118,7 @@ class _Reader:
     def expire(self) -> None:
         self._saved = object()
 
-    def _is_due(self, epoch: int) -> bool:
+    def _is_due(self, epoch: object) -> bool:
         return epoch != self._epoch or self._saved is not self._seen or time.monotonic() >= self._ask_at
 
     def _is_old(self) -> bool:
@@ -134,7 +140,7 @@ class _Reader:
             late = self._late = replace(roster, fault=_FAULT.format("it does not answer"))
         return late
 
-    def _refreshed(self, epoch: int, now: bool) -> Roster:
+    def _refreshed(self, epoch: object, now: bool) -> Roster:
         roster = self._roster
         if roster and not now and not self._is_due(epoch):
             return roster
@@ -154,6 +160,7 @@ class _Reader:
                 logger.info("the proxies can be read from the database again")
         except DatabaseError as error:
             if roster is None:
+                self._error, self._failed_at = error, time.monotonic()
                 raise
             if not roster.fault:
                 logger.exception("the proxies cannot be read from the database")

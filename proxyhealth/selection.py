@@ -13,8 +13,8 @@ MAX_LIMIT = 1_000
 MAX_TEXT = 200
 
 # A page begins behind a name, in lower case; or behind the primary region, which comes before all names.
-PRIMARY_CURSOR = "!"
-_CURSOR = re.compile(r"!|[a-z0-9_-]{1,64}")
+PRIMARY_CURSOR = "0"
+_NAME_CURSOR = re.compile(r"1(.{1,200})", re.DOTALL)
 
 
 class BadQuery(Exception):
@@ -25,7 +25,8 @@ class BadQuery(Exception):
 class Selection:
     """What is asked for. The default is everything.
 
-    ``text`` is folded; ``after`` is the cursor behind which a page begins, None for the first page.
+    ``text`` is folded; ``after`` is the name, in lower case, behind which a page begins: None for the first
+    page, and empty behind the primary region.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -48,6 +49,11 @@ class Selection:
 
 
 EVERYTHING = Selection()
+
+
+def cursor_after(name: str) -> str:
+    """The cursor of the page behind a name, in lower case."""
+    return f"1{name}"
 
 
 def parse_selection(query: QueryDict, filter: str) -> Selection:
@@ -111,9 +117,11 @@ def _after(query: QueryDict) -> str | None:
     value = _one(query, "cursor")
     if value is None:
         return None
-    if not _CURSOR.fullmatch(value):
-        raise BadQuery(f"'cursor' must be the next_cursor of another page, not {short(value)}.")
-    return value
+    if value == PRIMARY_CURSOR:
+        return ""
+    if match := _NAME_CURSOR.fullmatch(value):
+        return match[1]
+    raise BadQuery(f"'cursor' must be the next_cursor of another page, not {short(value)}.")
 
 
 def short(value: str) -> str:

@@ -27,6 +27,14 @@ _COMMIT_ATTEMPTS = 100
 
 _LOST = "The cache has lost the snapshot; this is the last that was read."
 
+_SILENT = "The cache does not answer; this is the last that was read."
+
+# Seconds by which a copy may be late before it is old, at the least: as long as an answer usually takes.
+_GRACE = 0.5
+
+# Seconds that the others wait for the one who asks the cache, when what they have is old.
+_PATIENCE = 1.0
+
 # Seconds for which a cache that failed is left alone by the readers of a process.
 _RETRY_INTERVAL = 2.0
 
@@ -187,19 +195,35 @@ class _Reader:
         self._lost = False  # the cache has no full round any more, the copy has
         self._rounds: Mapping[bytes, bytes] = {}
         self._served = Snapshot()
+        self._late: Snapshot | None = None  # what is served, while the cache says nothing
         self._faulty = False
         self._ask_at = float("-inf")
 
     def read(self, now: bool = False) -> Snapshot:
-        # While one thread asks, the others have what is there; if nothing is, they wait.
-        due = now or time.monotonic() >= self._ask_at
-        if due and self._lock.acquire(blocking=now or self._copy is None):
+        if not now and time.monotonic() < self._ask_at:
+            return self._served
+        # While one thread asks, the others have what is there; if nothing is, they wait, and if it is old,
+        # because nobody was here for a while or the cache says nothing, they wait for a moment.
+        patience = _PATIENCE if self._is_old() else 0.0
+        if self._lock.acquire(timeout=-1.0 if now or self._copy is None else patience):
             try:
                 if now or time.monotonic() >= self._ask_at:
                     self._refresh()
             finally:
                 self._lock.release()
+        elif self._is_old():
+            return self._overdue(self._served)
         return self._served
+
+    def _is_old(self) -> bool:
+        return time.monotonic() >= self._ask_at + max(conf.READ_INTERVAL, _GRACE)
+
+    def _overdue(self, served: Snapshot) -> Snapshot:
+        """``served``, with the fault that it has while the cache says nothing."""
+        late = self._late
+        if late is None or late.statuses is not served.statuses:
+            late = self._late = served if served.fault else replace(served, fault=_SILENT)
+        return late
 
     def _refresh(self) -> None:
         pause = _RETRY_INTERVAL
@@ -212,6 +236,7 @@ class _Reader:
             if not self._faulty:
                 logger.exception("reading the snapshot failed")
             self._serve_copy(f"The snapshot cannot be read ({error}); this is the last that was read.")
+        self._late = None
         self._ask_at = time.monotonic() + pause
 
     def _ask(self) -> None:

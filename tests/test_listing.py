@@ -10,7 +10,7 @@ from django.test import Client
 from proxyhealth import coordination, health, listing, roster, store
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import HealthReport, ProxyStatus, Snapshot, Status
-from proxyhealth.selection import EVERYTHING
+from proxyhealth.selection import EVERYTHING, Selection
 from tests.api import LIST, REGIONS
 from tests.proxies import wait_for
 from tests.values import NOW, a_round, make_status
@@ -381,3 +381,17 @@ def test_current__readers_in_many_threads_see_whole_snapshots_one_after_the_othe
     for reader in readers:
         reader.join(5)
     assert faults == []
+
+
+def test_select__what_many_ask_for_is_made_once(paris, monkeypatch):
+    known = listing.current()
+    wanted = Selection(text="par")
+    assert known.select("proxies", wanted) is known.select("proxies", Selection(text="par"))
+    assert known.select("regions", wanted) is not known.select("proxies", wanted)
+    for number in range(1_000):
+        known.select("proxies", Selection(text=f"par{number}"))
+    assert len(known._parts) <= 64
+    monkeypatch.setattr(listing, "_KEPT", 1_000)
+    for number in range(5):
+        assert known.select("proxies", Selection(text="par", limit=number + 1)).body
+    assert sum(len(part.body) for part in known._parts.values()) <= 1_000

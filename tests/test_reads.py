@@ -239,3 +239,49 @@ def test_read__is_bounded_whatever_the_pool_of_the_host(settings, options):
         begin = time.monotonic()
         assert "cannot be read" in store.read().stale_reason
         assert time.monotonic() - begin < 2.5
+
+
+def test_read__in_a_process_that_was_idle_nobody_gets_what_was_true_before(configure, monkeypatch):
+    """One asks, and the others wait for it instead of going on with a copy of any age."""
+    configure(READ_INTERVAL=0.1)
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
+    assert store.read().statuses[proxy.id].status is Status.OK
+    store.commit([make_status(proxy, Status.UNREACHABLE)], coordination.take_ticket())
+    reader = store._reader
+    wait_for(reader._is_old, 2)
+    together = threading.Barrier(4)
+    ask, found = reader._ask, []
+
+    def slowly():
+        time.sleep(0.3)  # the time of a cache that is far away
+        ask()
+
+    def read():
+        together.wait(5)
+        found.append(store.read().statuses[proxy.id].status)
+
+    monkeypatch.setattr(reader, "_ask", slowly)
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert found == [Status.UNREACHABLE] * 4
+
+
+def test_read__while_the_cache_says_nothing_the_others_go_on_with_what_is_marked_stale(configure):
+    configure(READ_INTERVAL=0.1)
+    proxy = make_proxy()
+    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
+    assert not store.read().stale
+    reader = store._reader
+    wait_for(reader._is_old, 2)
+    with reader._lock:  # somebody asks, and gets no answer
+        begin = time.monotonic()
+        late = store.read()
+        assert time.monotonic() - begin < 2
+        assert late.stale_reason == "The cache does not answer; this is the last that was read."
+        assert late.statuses[proxy.id].status is Status.OK
+        assert store.read() is late
+    assert not store.read().stale

@@ -290,3 +290,35 @@ def test_read__in_a_transaction_that_is_rolled_back_is_put_right():
         assert names() == ["never"]
         transaction.set_rollback(True)
     assert names() == []
+
+
+def test_read__who_waits_for_a_first_copy_shares_the_error_of_who_asks(monkeypatch):
+    """Or with a database that says nothing, each would wait for its turn, and then as long as all before."""
+    asked = []
+
+    def fail():
+        asked.append(1)
+        time.sleep(0.3)
+        raise OperationalError("it does not answer")
+
+    monkeypatch.setattr(roster, "_take_mark", fail)
+    together = threading.Barrier(5)
+    errors = []
+
+    def read():
+        together.wait(5)
+        try:
+            roster.read()
+        except OperationalError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=read) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert errors == ["it does not answer"] * 5
+    assert len(asked) == 1
+    with pytest.raises(OperationalError):
+        roster.read()
+    assert len(asked) == 2, "who comes later asks again"

@@ -23,8 +23,9 @@ def test_parse__nothing_is_everything(query):
         ("limit=1", Selection(limit=1)),
         ("limit=1000", Selection(limit=1000)),
         ("limit=007", Selection(limit=7)),
-        ("cursor=paris-2_x", Selection(after="paris-2_x")),
-        ("cursor=!", Selection(after="!")),
+        ("cursor=1paris-2_x", Selection(after="paris-2_x")),
+        ("cursor=1oslo%202%0A%C3%A9", Selection(after="oslo 2\né")),
+        ("cursor=0", Selection(after="")),
     ],
 )
 def test_parse__good(query, selection):
@@ -54,12 +55,12 @@ def test_parse__good(query, selection):
         (f"limit={'9' * 5000}", f"not '{'9' * 63}…'."),
         ("limit=1&limit=2", "'limit' is given 2 times."),
         ("cursor=", "'cursor' must be the next_cursor of another page, not ''."),
-        ("cursor=PARIS", "'cursor' must be"),
+        ("cursor=paris", "'cursor' must be"),
+        ("cursor=1", "'cursor' must be"),
+        ("cursor=00", "'cursor' must be"),
         ("cursor=%00", "'cursor' must be"),
         ("cursor=%C3%A9", "'cursor' must be"),
-        ("cursor=paris%0A", "'cursor' must be"),
-        ("cursor=!!", "'cursor' must be"),
-        (f"cursor={'x' * 65}", "'cursor' must be"),
+        (f"cursor=1{'x' * 201}", "'cursor' must be"),
         ("cursor=a&cursor=b", "'cursor' is given 2 times."),
     ],
 )
@@ -162,6 +163,17 @@ def test_pages__go_on_where_they_were_although_the_list_changes(viewer, fleet):
     WorkspaceProxy.objects.filter(name="Berlin").delete()  # the cursor's own
     WorkspaceProxy.objects.create(name="aachen")
     assert names(viewer.get(f"{LIST}?cursor={first['next_cursor']}")) == ["cairo", "dakar", "essen", "fargo"]
+
+
+def test_pages__of_names_that_only_forms_forbid(viewer):
+    found = ["!", "Oslo 2", " x", "0", "é", "1"]
+    WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=name) for name in found)
+    pages, cursor = [], ""
+    while cursor is not None and len(pages) <= len(found):
+        body = viewer.get(LIST, {"limit": 1, **({"cursor": cursor} if cursor else {})}).json()
+        pages += [region["name"] for region in body["regions"]]
+        cursor = body["next_cursor"]
+    assert pages == sorted(found, key=str.lower)
 
 
 @pytest.mark.parametrize("path", [LIST, REGIONS])
