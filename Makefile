@@ -7,7 +7,7 @@ PYTHON6 ?= $(shell for python in python3.14 python3.13 python3.12; do \
 	$$python -c "import ensurepip, venv" 2>/dev/null && echo $$python && break; done)
 VENV6 := .venv-django6
 # What the tests below need of requirements-dev.txt.
-TOOLS6 := django-csp|pytest|pytest-django|trustme
+TOOLS6 := django-csp|playwright|pytest|pytest-django|trustme
 TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,access admin checks health listing metrics middleware models \
 	representation roster selection signals templatetags validators views)
 
