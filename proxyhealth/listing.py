@@ -114,6 +114,7 @@ class Listing:
         self.parts = parts
         self._lock = threading.Lock()
         self._whole: dict[Kind, Representation] = {}
+        self._asked: set[Kind] = set()
         self._parts: dict[tuple[Kind, Selection], Representation] = {}  # the oldest one first
         rows, snapshot, *_ = parts
         self._entries: _Entries
@@ -121,9 +122,10 @@ class Listing:
             self._entries = before._entries
         else:
             self._entries = _Entries(rows, snapshot, before._entries if before else None)
-        # What was asked for is made before anybody has to wait for it.
-        for kind, representation in list(before._whole.items()) if before else ():
-            self._whole[kind] = self._represent(kind, EVERYTHING).succeed(representation)
+        if before:
+            # What was asked for is made before anybody has to wait for it.
+            for kind in before._asked.copy():
+                self._whole[kind] = self._represent(kind, EVERYTHING).succeed(before._whole[kind])
 
     @property
     def stale(self) -> bool:
@@ -146,6 +148,7 @@ class Listing:
         with self._lock:
             if kind not in self._whole:
                 self._whole[kind] = self._represent(kind, selection)
+            self._asked.add(kind)
             return self._whole[kind]
 
     def _part(self, kind: Kind, selection: Selection) -> Representation:

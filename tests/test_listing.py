@@ -287,6 +287,14 @@ def current_while_making(monkeypatch):
     return run
 
 
+def test_current__what_nobody_asks_for_any_more_is_not_made(paris):
+    listing.current().select("proxies", EVERYTHING)
+    commit_ok()
+    assert list(listing.current()._whole) == ["proxies"]
+    commit_ok()
+    assert list(listing.current()._whole) == []
+
+
 def test_current__while_one_makes_it_the_others_have_the_one_before(paris, configure, current_while_making):
     configure(READ_INTERVAL=60)
     before = listing.current()
