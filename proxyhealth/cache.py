@@ -67,7 +67,9 @@ def _bounded_client(backend: Any) -> Any:
     if not isinstance(pool, redis.ConnectionPool) or isinstance(pool, SentinelConnectionPool):
         return client  # it finds its servers in a way of its own; its timeouts are the host's
     chosen = {name: value for name, value in pool.connection_kwargs.items() if value is not None}
-    options = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, **chosen}
+    # A snapshot of megabytes comes in a third of the time if it is not read by the 64 KB.
+    defaults = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, "socket_read_size": 1 << 20}
+    options = {**defaults, **chosen}
     # One more try at once serves the connection that a restart of the server has left behind.
     options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
     return redis.Redis(

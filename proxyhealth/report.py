@@ -274,6 +274,7 @@ class ProxyStatus:
         """The status that :meth:`judgement` was made of; there may be more in ``data``."""
         status, reason = data["status"], data.get("reason")
         errors, warnings = data.get("errors"), data.get("warnings")
+        tls_expires_at = data.get("tls_expires_at")
         return cls(
             proxy,
             data.get("proxy_host", ""),
@@ -282,7 +283,7 @@ class ProxyStatus:
             HealthReport(tuple(errors or ()), tuple(warnings or ())) if errors or warnings else _EMPTY_REPORT,
             checked_at,
             data.get("latency"),
-            moment(data.get("tls_expires_at")),
+            moment(tls_expires_at) if tls_expires_at else None,
         )
 
 
