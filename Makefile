@@ -11,11 +11,15 @@ TOOLS6 := django-csp|playwright|pytest|pytest-django|trustme
 TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,access admin checks health listing metrics middleware models \
 	representation roster selection signals templatetags validators views)
 
-.PHONY: run test lint types tests django6 chaos fuzz format start-proxy stop-proxy api-types clean
+.PHONY: run prometheus test lint types tests django6 chaos fuzz format start-proxy stop-proxy api-types clean
 
 ## The whole thing with a demo fleet on http://127.0.0.1:8000
 run: $(VENV)/.installed
 	@$(BIN)/python -m project.run
+
+## A Prometheus with the rules, beside `make run` and with the same PORT, on http://127.0.0.1:9090
+prometheus: $(VENV)/.installed
+	@$(BIN)/python -m project.prometheus
 
 ## Lint, types, migrations, all tests
 test: lint types tests
