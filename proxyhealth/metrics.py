@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from uuid import UUID
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from proxyhealth import store
 from proxyhealth.conf import conf
-from proxyhealth.report import RoundHistogram, Snapshot
+from proxyhealth.report import ProxyStatus, RoundHistogram, Snapshot, Status, TaskRuns
 
-OUTCOMES = ("success", "incomplete", "offline", "failure", "skipped")
+OUTCOMES = ("success", "incomplete", "offline", "failure")
+
+TASKS = ("check_all", "check_shard", "check_proxies", "first_round", "finish_round", "finish_broken_round")
 
 
 class SnapshotCollector(Collector):
-    """Reads the snapshot on ``collect()``; a proxy that is not in it has no series.
+    """Asks the cache once on ``collect()``; a proxy that is not in the snapshot has no series.
 
     With the cache out of reach there is nothing but ``proxyhealth_snapshot_up 0``: the last copies
     of different processes may differ.
@@ -28,17 +34,45 @@ class SnapshotCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        snapshot = store.read()
+        # Not a copy, however new: of two processes that are scraped in turn the one with the older copy
+        # would have counters go back, which Prometheus takes for a restart.
+        snapshot = store.read_activity()
         prefix = f"{conf.METRICS_NAMESPACE}_" if conf.METRICS_NAMESPACE else ""
         up = not snapshot.fault and snapshot.number > 0
-        yield GaugeMetricFamily(
-            f"{prefix}proxyhealth_snapshot_up", "Whether the snapshot can be read.", value=float(up)
+        yield _gauge(
+            f"{prefix}proxyhealth_snapshot_up", "Whether there is a snapshot and it can be read.", up
         )
         if not snapshot.fault:
-            yield from _families(f"{prefix}proxyhealth_", snapshot)
+            prefix = f"{prefix}proxyhealth_"
+            yield from _of_snapshot(prefix, snapshot)
+            yield from _of_rounds(prefix, snapshot)
+            yield from _of_tasks(prefix, snapshot.tasks)
+            yield from _of_proxies(prefix, snapshot.statuses)
 
 
-def _families(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, value=float(value))
+
+
+def _of_snapshot(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
+    yield _gauge(
+        f"{prefix}snapshot_stale",
+        "Whether the snapshot is older than it should be, or the prober is offline.",
+        snapshot.stale,
+    )
+    yield _gauge(
+        f"{prefix}prober_offline",
+        "Whether proxies seemed dead in the last round but no canary answered.",
+        bool(snapshot.offline),
+    )
+    numbers = Counter(status.status for status in snapshot.statuses.values())
+    proxies = GaugeMetricFamily(f"{prefix}proxies", "Proxies, by their status.", labels=["status"])
+    for status in Status:
+        proxies.add_metric([status], numbers[status])
+    yield proxies
+
+
+def _of_rounds(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
     yield HistogramMetricFamily(
         f"{prefix}health_check_duration_seconds",
         "How long rounds took, from reading the proxies to the last answer.",
@@ -51,39 +85,23 @@ def _families(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
     for outcome in OUTCOMES:
         outcomes.add_metric([outcome], snapshot.outcomes.get(outcome, 0))
     yield outcomes
+    yield CounterMetricFamily(
+        f"{prefix}skipped_ticks",
+        "Ticks that found a round running, or came too soon after another one.",
+        value=snapshot.outcomes.get("skipped", 0),
+    )
+    yield _gauge(f"{prefix}round_in_progress", "Whether a round is running.", snapshot.round_in_progress)
     if snapshot.checked_at:
-        yield GaugeMetricFamily(
+        yield _gauge(
             f"{prefix}last_round_timestamp_seconds",
             "When the last full round began.",
-            value=snapshot.checked_at.timestamp(),
+            snapshot.checked_at.timestamp(),
         )
-    results = GaugeMetricFamily(
-        f"{prefix}health_check_results",
-        "Status: unknown -3, unreachable -2, unhealthy -1, unregistered 0, ok 1.",
-        labels=["proxy_id"],
-    )
-    info = GaugeMetricFamily(
-        f"{prefix}proxy_info", "Always 1; the names of a proxy.", labels=["proxy_id", "name", "host"]
-    )
-    durations = GaugeMetricFamily(
-        f"{prefix}probe_duration_seconds",
-        "How long the last probe took, if a response came.",
-        labels=["proxy_id"],
-    )
-    failures = GaugeMetricFamily(
-        f"{prefix}probe_failure",
-        "1 with the reason why a proxy is not ok; none if it is ok or not registered.",
-        labels=["proxy_id", "reason"],
-    )
-    for status in snapshot.statuses.values():
-        id = str(status.proxy.id)
-        results.add_metric([id], status.status.number)
-        info.add_metric([id, status.proxy.name, status.proxy_host], 1)
-        if status.latency is not None:
-            durations.add_metric([id], status.latency)
-        if status.reason:
-            failures.add_metric([id, status.reason], 1)
-    yield from (results, info, durations, failures)
+    if snapshot.duration is not None:
+        yield _gauge(
+            f"{prefix}last_round_duration_seconds", "How long the last full round took.", snapshot.duration
+        )
+    yield _gauge(f"{prefix}interval_seconds", "Seconds between two rounds.", conf.INTERVAL)
 
 
 def _buckets(rounds: RoundHistogram) -> list[tuple[str, float]]:
@@ -94,6 +112,87 @@ def _buckets(rounds: RoundHistogram) -> list[tuple[str, float]]:
         total += count
         buckets.append((bound, total))
     return buckets
+
+
+def _of_tasks(prefix: str, tasks: Mapping[str, TaskRuns]) -> Iterator[Metric]:
+    runs = CounterMetricFamily(
+        f"{prefix}task_runs", "Runs of the Celery tasks, by how they ended.", labels=["task", "outcome"]
+    )
+    seconds = CounterMetricFamily(
+        f"{prefix}task_runtime_seconds", "Seconds that runs of the Celery tasks took.", labels=["task"]
+    )
+    for task in TASKS:
+        counts = tasks.get(task, TaskRuns())
+        runs.add_metric([task, "success"], counts.success)
+        runs.add_metric([task, "failure"], counts.failure)
+        seconds.add_metric([task], counts.seconds)
+    yield from (runs, seconds)
+
+
+class ProxyGauge(Metric):
+    """A gauge with samples of each proxy.
+
+    They are made when they are asked for: whoever has the text of them, for the same ``statuses``, needs
+    them no more.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        statuses: Mapping[UUID, ProxyStatus],
+        sample: Callable[[ProxyStatus], tuple[Mapping[str, str], float] | None],
+    ) -> None:
+        super().__init__(name, documentation, "gauge")
+        del self.samples  # an empty list, in the place of what is below
+        self.statuses = statuses
+        self._sample = sample
+
+    @cached_property
+    def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute of every metric
+        found = map(self._sample, self.statuses.values())
+        return [Sample(self.name, {**labels}, value) for labels, value in filter(None, found)]
+
+
+def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[Metric]:
+    return (
+        ProxyGauge(
+            f"{prefix}health_check_results",
+            "Status: unknown -3, unreachable -2, unhealthy -1, unregistered 0, ok 1.",
+            statuses,
+            lambda status: (_id(status), status.status.number),
+        ),
+        ProxyGauge(
+            f"{prefix}proxy_info",
+            "Always 1; the names of a proxy.",
+            statuses,
+            lambda status: ({**_id(status), "name": status.proxy.name, "host": status.proxy_host}, 1),
+        ),
+        ProxyGauge(
+            f"{prefix}probe_duration_seconds",
+            "How long the last probe took, if a response came.",
+            statuses,
+            lambda status: None if status.latency is None else (_id(status), status.latency),
+        ),
+        ProxyGauge(
+            f"{prefix}probe_failure",
+            "1 with the reason why a proxy is not ok; none if it is ok or not registered.",
+            statuses,
+            lambda status: ({**_id(status), "reason": status.reason}, 1) if status.reason else None,
+        ),
+        ProxyGauge(
+            f"{prefix}tls_not_after_timestamp_seconds",
+            "When the certificate of a proxy ends, if one was seen.",
+            statuses,
+            lambda status: (
+                (_id(status), status.tls_expires_at.timestamp()) if status.tls_expires_at else None
+            ),
+        ),
+    )
+
+
+def _id(status: ProxyStatus) -> dict[str, str]:
+    return {"proxy_id": str(status.proxy.id)}
 
 
 collector = SnapshotCollector()

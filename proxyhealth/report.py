@@ -10,7 +10,7 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, Va
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 from uuid import UUID
 
 K = TypeVar("K")
@@ -351,6 +351,14 @@ class RoundHistogram:
         return RoundHistogram(counts, self.sum + seconds)
 
 
+class TaskRuns(NamedTuple):
+    """The runs of a Celery task, by how they ended, and the seconds that they took together."""
+
+    success: int = 0
+    failure: int = 0
+    seconds: float = 0.0
+
+
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -360,13 +368,16 @@ class Snapshot:
 
     ``checked_at``, ``duration`` (seconds) and ``stale_at`` are of the last full round, None before
     the first. ``number`` goes up by one with every commit; ``committed_at`` is when the last one was made,
-    by the clock of the worker that made it. ``outcomes`` counts rounds by how they
-    ended, ``error`` says why the last one that was not a success was none, at ``error_at``. ``offline``
-    says that the workers' own network is gone, if it is. ``fault`` says why this is only the last
-    copy that a process has, when it could not get a newer one.
+    by the clock of the worker that made it. ``outcomes`` counts rounds by how they ended, and ticks that
+    were ``skipped``; ``error`` says why the last one that was not a success was none, at ``error_at``.
+    ``offline`` says that the workers' own network is gone, if it is. ``fault`` says why this is only the
+    last copy that a process has, when it could not get a newer one.
 
     ``fresh_until`` is when it turns stale on this machine's monotonic clock, which nobody can set back;
     None where only ``stale_at`` can tell.
+
+    ``round_in_progress`` and ``tasks``, the counts of the Celery tasks by their names, change while nothing
+    else does, so only who asks for them has them: see :func:`proxyhealth.store.read_activity`.
     """
 
     statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
@@ -382,6 +393,8 @@ class Snapshot:
     offline: str = ""
     fault: str = ""
     fresh_until: float | None = field(default=None, compare=False, repr=False)
+    round_in_progress: bool = False
+    tasks: Mapping[str, TaskRuns] = field(default_factory=FrozenMapping)
 
     @property
     def stale(self) -> bool:

@@ -17,9 +17,9 @@ from redis.exceptions import LockError, RedisError, ResponseError
 
 from proxyhealth.cache import Cache, StoreError, open_cache
 from proxyhealth.conf import conf
-from proxyhealth.coordination import MAX_ERROR
+from proxyhealth.coordination import MAX_ERROR, MAX_LEASE
 from proxyhealth.document import HEAD, HEAD_BYTES, Change, Known, Outdated, Round, decode, dump, merged
-from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, moment, rfc3339
+from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, TaskRuns, moment, rfc3339
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +172,14 @@ def read_anew() -> Snapshot:
     return _reader.read(now=True)
 
 
+def read_activity() -> Snapshot:
+    """As :func:`read_anew`, with what the workers do: ``round_in_progress`` and ``tasks``.
+
+    All of it is of one look into the cache. With a ``fault`` it is the last that was seen.
+    """
+    return _reader.read_activity()
+
+
 def forget() -> None:
     """Drop this process's copy of the snapshot: after a fork, and between tests."""
     global _reader
@@ -194,6 +202,8 @@ class _Reader:
         self._known = Known()  # its proxies
         self._lost = False  # the cache has no full round any more, the copy has
         self._rounds: Mapping[bytes, bytes] = {}
+        self._tasks: Mapping[bytes, bytes] = {}
+        self._round_in_progress = False
         self._served = Snapshot()
         self._late: Snapshot | None = None  # what is served, while the cache says nothing
         self._faulty = False
@@ -214,6 +224,12 @@ class _Reader:
         elif self._is_old():
             return self._overdue(self._served)
         return self._served
+
+    def read_activity(self) -> Snapshot:
+        with self._lock:
+            self._refresh()
+            # Not in what is served to all, which is the same object as long as no status changes.
+            return replace(self._served, round_in_progress=self._round_in_progress, tasks=_tasks(self._tasks))
 
     def _is_old(self) -> bool:
         return time.monotonic() >= self._ask_at + max(conf.READ_INTERVAL, _GRACE)
@@ -248,7 +264,11 @@ class _Reader:
             pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
             pipe.hgetall(cache.key("rounds"))
             pipe.time()
-            start, rounds, (seconds, microseconds) = pipe.execute()
+            pipe.hgetall(cache.key("tasks"))
+            pipe.pttl(cache.key("round"))
+            start, rounds, (seconds, microseconds), self._tasks, left = pipe.execute()
+            # One with more life left than is ever given is from before a clock stepped back.
+            self._round_in_progress = 0 < left <= MAX_LEASE * 1000
             aged = False
             head = HEAD.match(start)
             new = head is not None and head[2] != self._commit
@@ -333,3 +353,11 @@ def _outcomes(data: Mapping[bytes, bytes]) -> dict[str, Any]:
         "offline": data.get(b"offline", b"").decode(),
         "error_at": moment(data[b"error_at"].decode()) if b"error_at" in data else None,
     }
+
+
+def _tasks(data: Mapping[bytes, bytes]) -> Mapping[str, TaskRuns]:
+    counts: dict[str, dict[str, Any]] = {}
+    for key, value in data.items():
+        name, _, what = key.decode().partition(":")
+        counts.setdefault(name, {})[what] = float(value) if what == "seconds" else int(value)
+    return FrozenMapping({name: TaskRuns(**found) for name, found in counts.items()})

@@ -1,7 +1,9 @@
 import re
+from datetime import UTC, datetime
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.cache import caches
 from django.test import Client
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,6 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxyhealth import coordination, health, running, store
 from proxyhealth.metrics import SnapshotCollector
 from proxyhealth.models import WorkspaceProxy
+from tests.proxies import wait_for
+from tests.values import make_proxy, make_status
 
 pytestmark = pytest.mark.django_db
 
@@ -46,6 +50,8 @@ def test_metrics__before_any_round():
     found = samples(scrape())
     assert found["proxyhealth_snapshot_up",] == 0
     assert found["proxyhealth_health_check_duration_seconds_count",] == 0
+    assert ("proxyhealth_last_round_timestamp_seconds",) not in found
+    assert ("proxyhealth_last_round_duration_seconds",) not in found
     assert not [name for name, *labels in found if name == "proxyhealth_health_check_results"]
 
 
@@ -87,15 +93,87 @@ def test_histogram__observes_rounds_as_they_were(fleet):
     assert buckets == {bound: float(seconds <= bound) for bound in buckets}
 
 
-def test_rounds__are_counted_by_outcome(fleet):
+def test_proxies__are_counted_by_status_and_every_status_is_there(fleet):
+    found = samples(scrape())
+    counts = {key[1][1]: value for key, value in found.items() if key[0] == "proxyhealth_proxies"}
+    assert counts == {"ok": 1, "unhealthy": 1, "unreachable": 1, "unregistered": 1, "unknown": 0}
+
+
+def test_stale__once_there_was_no_round_for_long(fleet, configure):
+    assert samples(scrape())["proxyhealth_snapshot_stale",] == 0
+    configure(STALE_AFTER=0.05)
+    health.force_update()
+    wait_for(lambda: samples(scrape())["proxyhealth_snapshot_stale",] == 1)
+
+
+def test_offline__is_said_and_the_snapshot_is_stale(fleet):
+    assert samples(scrape())["proxyhealth_prober_offline",] == 0
+    begun = coordination.begin_round()
+    coordination.count_round("offline", "no canary answered", begun.ticket)
+    found = samples(scrape())
+    assert found["proxyhealth_prober_offline",] == found["proxyhealth_snapshot_stale",] == 1
+    assert found["proxyhealth_rounds_total", ("outcome", "offline")] == 1
+
+
+def test_tls__when_the_certificate_ends():
+    ends = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+    shown, other = make_status(make_proxy(), tls_expires_at=ends), make_status(make_proxy("oslo"))
+    store.commit([shown, other], coordination.take_ticket())
+    found = {
+        key: value
+        for key, value in samples(scrape()).items()
+        if key[0] == "proxyhealth_tls_not_after_timestamp_seconds"
+    }
+    assert found == {
+        ("proxyhealth_tls_not_after_timestamp_seconds", ("proxy_id", str(shown.proxy.id))): ends.timestamp()
+    }
+
+
+def test_round_in_progress__while_it_has_its_lease(fleet, redis_client):
+    assert samples(scrape())["proxyhealth_round_in_progress",] == 0
+    begun = coordination.begin_round()
+    assert samples(scrape())["proxyhealth_round_in_progress",] == 1
+    coordination.end_round(begun.ticket)
+    assert samples(scrape())["proxyhealth_round_in_progress",] == 0
+    lease = caches["default"].make_key("proxyhealth:round")
+    redis_client.set(lease, "1", px=3_600_000)
+    assert samples(scrape())["proxyhealth_round_in_progress",] == 0, (
+        "it is from before the clock stepped back"
+    )
+
+
+def test_scrape__is_one_look_into_the_cache_and_leaves_the_copy_as_it_is(fleet, redis_client, configure):
+    scrape()
+    configure(READ_INTERVAL=60)
+    copy = health.snapshot()
+    begin = redis_client.info("commandstats")
+    begun = coordination.begin_round()
+    assert samples(scrape())["proxyhealth_round_in_progress",] == 1, "however new the copy is"
+    end = redis_client.info("commandstats")
+    looks = {name: end[name]["calls"] - begin[name]["calls"] for name in ("cmdstat_getrange", "cmdstat_get")}
+    assert looks["cmdstat_getrange"] == 1
+    assert health.snapshot() is copy, "what is made of it is not made anew for a round that begins"
+    coordination.end_round(begun.ticket)
+
+
+def test_last_round_and_interval(fleet, configure):
+    configure(INTERVAL=7)
+    found = samples(scrape())
+    snapshot = health.snapshot()
+    assert found["proxyhealth_last_round_timestamp_seconds",] == pytest.approx(
+        snapshot.checked_at.timestamp()
+    )
+    assert found["proxyhealth_last_round_duration_seconds",] == pytest.approx(snapshot.duration)
+    assert found["proxyhealth_interval_seconds",] == 7
+
+
+def test_rounds__are_counted_by_outcome_and_a_skipped_tick_is_none(fleet):
     coordination.begin_round()
     running.run_round(gap=30)
     found = samples(scrape())
     outcomes = {key[1][1]: value for key, value in found.items() if key[0] == "proxyhealth_rounds_total"}
-    assert outcomes == {"success": 1, "incomplete": 0, "offline": 0, "failure": 0, "skipped": 1}
-    assert found["proxyhealth_last_round_timestamp_seconds",] == pytest.approx(
-        health.snapshot().checked_at.timestamp()
-    )
+    assert outcomes == {"success": 1, "incomplete": 0, "offline": 0, "failure": 0}
+    assert found["proxyhealth_skipped_ticks_total",] == 1
 
 
 def test_deleted_proxies__leave_no_series(fleet):
