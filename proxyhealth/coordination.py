@@ -277,6 +277,16 @@ def count_round(outcome: str, error: str = "", ticket: int = 0) -> None:
     _run(_COUNT, ["rounds", "round"], outcome, error[:MAX_ERROR], rfc3339(datetime.now(UTC)), ticket)
 
 
+def count_task(name: str, outcome: str, seconds: float) -> None:
+    """Count a run of a Celery task, ``success`` or ``failure``, and how long it took."""
+    with open_cache() as cache:
+        pipe = cache.client.pipeline(transaction=True)
+        pipe.hincrby(cache.key("tasks"), f"{name}:{outcome}", 1)
+        # Whole numbers, of which a sum is exact.
+        pipe.hincrby(cache.key("tasks"), f"{name}:microseconds", round(seconds * 1_000_000))
+        pipe.execute()
+
+
 def save_plan(ticket: int, plan: str) -> bool:
     """Keep the plan of a round that is run by many tasks, until it is committed; False if it has no lease."""
     return bool(_run(_SAVE_PLAN, ["plan", "round"], ticket, plan, _KEPT_FOR))

@@ -271,10 +271,9 @@ class Known(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A snapshot, the commit it is of, the ticket of its last full round, and the proxies for the next."""
+    """A snapshot, the ticket of its last full round, and the proxies for the next."""
 
     snapshot: Snapshot
-    commit: bytes
     ticket: int
     known: Known
 
@@ -313,7 +312,7 @@ def _decode(value: bytes, known: Known) -> Decoded:
         rounds=RoundHistogram(tuple(head["rounds"]["counts"]), head["rounds"]["sum"]),
         committed_at=moment(head["committed_at"]),
     )
-    return Decoded(snapshot, head["commit"].encode(), head["ticket"], Known(lines, proxies))
+    return Decoded(snapshot, head["ticket"], Known(lines, proxies))
 
 
 def _proxies(lines: bytes, known: Known) -> list[Proxy]:

@@ -12,9 +12,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from proxyhealth import store
+from proxyhealth import broker, store
 from proxyhealth.conf import conf
-from proxyhealth.report import ProxyStatus, RoundHistogram, Snapshot, Status, TaskRuns
+from proxyhealth.report import FrozenMapping, ProxyStatus, RoundHistogram, Snapshot, Status, TaskRuns
 
 OUTCOMES = ("success", "incomplete", "offline", "failure")
 
@@ -34,19 +34,15 @@ class SnapshotCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        # Not a copy, however new: of two processes that are scraped in turn the one with the older copy
-        # would have counters go back, which Prometheus takes for a restart.
-        snapshot = store.read_activity()
-        prefix = f"{conf.METRICS_NAMESPACE}_" if conf.METRICS_NAMESPACE else ""
+        activity = store.read_activity()
+        snapshot = activity.snapshot
+        prefix = f"{conf.METRICS_NAMESPACE}_proxyhealth_" if conf.METRICS_NAMESPACE else "proxyhealth_"
         up = not snapshot.fault and snapshot.number > 0
-        yield _gauge(
-            f"{prefix}proxyhealth_snapshot_up", "Whether there is a snapshot and it can be read.", up
-        )
+        yield _gauge(f"{prefix}snapshot_up", "Whether there is a snapshot and it can be read.", up)
         if not snapshot.fault:
-            prefix = f"{prefix}proxyhealth_"
             yield from _of_snapshot(prefix, snapshot)
-            yield from _of_rounds(prefix, snapshot)
-            yield from _of_tasks(prefix, snapshot.tasks)
+            yield from _of_rounds(prefix, activity)
+            yield from _of_tasks(prefix, activity.tasks)
             yield from _of_proxies(prefix, snapshot.statuses)
 
 
@@ -72,7 +68,8 @@ def _of_snapshot(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
     yield proxies
 
 
-def _of_rounds(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
+def _of_rounds(prefix: str, activity: store.Activity) -> Iterator[Metric]:
+    snapshot = activity.snapshot
     yield HistogramMetricFamily(
         f"{prefix}health_check_duration_seconds",
         "How long rounds took, from reading the proxies to the last answer.",
@@ -90,7 +87,7 @@ def _of_rounds(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
         "Ticks that found a round running, or came too soon after another one.",
         value=snapshot.outcomes.get("skipped", 0),
     )
-    yield _gauge(f"{prefix}round_in_progress", "Whether a round is running.", snapshot.round_in_progress)
+    yield _gauge(f"{prefix}round_in_progress", "Whether a round is running.", activity.round_in_progress)
     if snapshot.checked_at:
         yield _gauge(
             f"{prefix}last_round_timestamp_seconds",
@@ -125,74 +122,119 @@ def _of_tasks(prefix: str, tasks: Mapping[str, TaskRuns]) -> Iterator[Metric]:
         counts = tasks.get(task, TaskRuns())
         runs.add_metric([task, "success"], counts.success)
         runs.add_metric([task, "failure"], counts.failure)
-        seconds.add_metric([task], counts.seconds)
+        seconds.add_metric([task], counts.microseconds / 1_000_000)
     yield from (runs, seconds)
+    waiting = broker.waiting()
+    if waiting is not None:
+        yield _gauge(
+            f"{prefix}tasks_waiting", "Messages that wait in the broker's queue for a worker.", waiting
+        )
+
+
+class _Fleet:
+    """The proxies of a snapshot, with their ids as text, for all gauges that need them."""
+
+    def __init__(self, statuses: Mapping[UUID, ProxyStatus]) -> None:
+        self.statuses = statuses
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return [str(id) for id in self.statuses]
+
+    def with_values(
+        self, value: Callable[[ProxyStatus], float | None]
+    ) -> Iterator[tuple[str, ProxyStatus, float]]:
+        for id, status in zip(self.ids, self.statuses.values(), strict=True):
+            if (found := value(status)) is not None:
+                yield id, status, found
 
 
 class ProxyGauge(Metric):
-    """A gauge with samples of each proxy.
+    """A gauge with a sample of each proxy that has a ``value``, and perhaps with more ``labels``.
 
-    They are made when they are asked for: whoever has the text of them, for the same ``statuses``, needs
-    them no more.
+    For thousands of them, prometheus_client's objects and its text take longer than everything else in a
+    scrape. So the samples are made when they are asked for, and :attr:`text` is made without them.
     """
 
     def __init__(
         self,
         name: str,
         documentation: str,
-        statuses: Mapping[UUID, ProxyStatus],
-        sample: Callable[[ProxyStatus], tuple[Mapping[str, str], float] | None],
+        fleet: _Fleet,
+        value: Callable[[ProxyStatus], float | None],
+        labels: Mapping[str, Callable[[ProxyStatus], str]] = FrozenMapping(),
     ) -> None:
         super().__init__(name, documentation, "gauge")
         del self.samples  # an empty list, in the place of what is below
-        self.statuses = statuses
-        self._sample = sample
+        self.statuses = fleet.statuses
+        self._fleet = fleet
+        self._value = value
+        self._labels = labels
 
     @cached_property
     def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute of every metric
-        found = map(self._sample, self.statuses.values())
-        return [Sample(self.name, {**labels}, value) for labels, value in filter(None, found)]
+        return [
+            Sample(
+                self.name,
+                {"proxy_id": id, **{name: label(status) for name, label in self._labels.items()}},
+                value,
+            )
+            for id, status, value in self._fleet.with_values(self._value)
+        ]
+
+    @property
+    def text(self) -> str:
+        """What prometheus_client makes of it, in version 0.0.4 of the text format."""
+        begin = f'{self.name}{{proxy_id="'
+        lines = [f"# HELP {self.name} {self.documentation}\n# TYPE {self.name} gauge\n"]
+        for id, status, value in self._fleet.with_values(self._value):
+            more = ""
+            for name, label in self._labels.items():
+                more += f'",{name}="{_escaped(label(status))}'
+            lines.append(f'{begin}{id}{more}"}} {value}\n')
+        return "".join(lines)
 
 
-def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[Metric]:
+def _escaped(label: str) -> str:
+    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[ProxyGauge]:
+    fleet = _Fleet(statuses)
     return (
         ProxyGauge(
             f"{prefix}health_check_results",
             "Status: unknown -3, unreachable -2, unhealthy -1, unregistered 0, ok 1.",
-            statuses,
-            lambda status: (_id(status), status.status.number),
+            fleet,
+            lambda status: float(status.status.number),
         ),
         ProxyGauge(
             f"{prefix}proxy_info",
             "Always 1; the names of a proxy.",
-            statuses,
-            lambda status: ({**_id(status), "name": status.proxy.name, "host": status.proxy_host}, 1),
+            fleet,
+            lambda status: 1.0,
+            {"name": lambda status: status.proxy.name, "host": lambda status: status.proxy_host},
         ),
         ProxyGauge(
             f"{prefix}probe_duration_seconds",
             "How long the last probe took, if a response came.",
-            statuses,
-            lambda status: None if status.latency is None else (_id(status), status.latency),
+            fleet,
+            lambda status: status.latency,
         ),
         ProxyGauge(
             f"{prefix}probe_failure",
             "1 with the reason why a proxy is not ok; none if it is ok or not registered.",
-            statuses,
-            lambda status: ({**_id(status), "reason": status.reason}, 1) if status.reason else None,
+            fleet,
+            lambda status: 1.0 if status.reason else None,
+            {"reason": lambda status: str(status.reason)},
         ),
         ProxyGauge(
             f"{prefix}tls_not_after_timestamp_seconds",
             "When the certificate of a proxy ends, if one was seen.",
-            statuses,
-            lambda status: (
-                (_id(status), status.tls_expires_at.timestamp()) if status.tls_expires_at else None
-            ),
+            fleet,
+            lambda status: status.tls_expires_at.timestamp() if status.tls_expires_at else None,
         ),
     )
-
-
-def _id(status: ProxyStatus) -> dict[str, str]:
-    return {"proxy_id": str(status.proxy.id)}
 
 
 collector = SnapshotCollector()

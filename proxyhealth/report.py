@@ -352,11 +352,11 @@ class RoundHistogram:
 
 
 class TaskRuns(NamedTuple):
-    """The runs of a Celery task, by how they ended, and the seconds that they took together."""
+    """The runs of a Celery task, by how they ended, and how long they took together."""
 
     success: int = 0
     failure: int = 0
-    seconds: float = 0.0
+    microseconds: int = 0
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -375,9 +375,6 @@ class Snapshot:
 
     ``fresh_until`` is when it turns stale on this machine's monotonic clock, which nobody can set back;
     None where only ``stale_at`` can tell.
-
-    ``round_in_progress`` and ``tasks``, the counts of the Celery tasks by their names, change while nothing
-    else does, so only who asks for them has them: see :func:`proxyhealth.store.read_activity`.
     """
 
     statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
@@ -393,8 +390,6 @@ class Snapshot:
     offline: str = ""
     fault: str = ""
     fresh_until: float | None = field(default=None, compare=False, repr=False)
-    round_in_progress: bool = False
-    tasks: Mapping[str, TaskRuns] = field(default_factory=FrozenMapping)
 
     @property
     def stale(self) -> bool:

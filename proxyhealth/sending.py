@@ -6,30 +6,18 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from celery import current_app
 
-from proxyhealth import coordination
+from proxyhealth import broker, coordination
 from proxyhealth.cache import StoreError
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def bounded_broker() -> Iterator[Any]:
-    """A connection to the broker that does not wait for ever for a silent one; None for Celery's own."""
-    options = current_app.conf
-    if not str(options.broker_write_url or options.broker_url).startswith(("redis:", "rediss:")):
-        yield None  # what bounds another transport is not ours to know
-        return
-    bounds = {"socket_timeout": 5, "socket_connect_timeout": 2, **(options.broker_transport_options or {})}
-    with current_app.connection_for_write(transport_options=bounds) as connection:
-        yield connection
 
 
 class Sender:
@@ -152,7 +140,7 @@ def _send(ids: set[str] | None) -> None:
 
 
 def _apply(name: str, **options: Any) -> None:
-    with bounded_broker() as connection:
+    with broker.connection() as connection:
         _task(name).apply_async(connection=connection, **options)
 
 

@@ -71,6 +71,21 @@ return 'written'
 """
 
 
+# All that a reader wants to know, at one moment: so it never has the statuses of one commit with the counts
+# of another. The document comes only if it is not the one that the reader has.
+# KEYS: snapshot, rounds, tasks, lease
+# ARGV: beginning of the document that the reader has
+_LOOK = f"""
+local head = redis.call('GETRANGE', KEYS[1], 0, {HEAD_BYTES})
+local document = false
+if head ~= ARGV[1] then document = redis.call('GET', KEYS[1]) end
+return {{
+  head, document, redis.call('HGETALL', KEYS[2]), redis.call('HGETALL', KEYS[3]),
+  redis.call('PTTL', KEYS[4]), redis.call('TIME')
+}}
+"""
+
+
 class Superseded(StoreError):
     """Another round took the lease over, or a later one was committed: this one may not be any more."""
 
@@ -172,10 +187,17 @@ def read_anew() -> Snapshot:
     return _reader.read(now=True)
 
 
-def read_activity() -> Snapshot:
-    """As :func:`read_anew`, with what the workers do: ``round_in_progress`` and ``tasks``.
+class Activity(NamedTuple):
+    """What is in the cache at one moment; ``tasks`` are the runs of the Celery tasks, by their names."""
 
-    All of it is of one look into the cache. With a ``fault`` it is the last that was seen.
+    snapshot: Snapshot
+    round_in_progress: bool
+    tasks: Mapping[str, TaskRuns]
+
+
+def read_activity() -> Activity:
+    """As :func:`read_anew`, but nothing that this process remembers and the cache does not: every process has
+    the same. Only with a ``fault`` it is the last that was seen.
     """
     return _reader.read_activity()
 
@@ -195,10 +217,11 @@ class _Reader:
 
     def _clear(self) -> None:
         self._source = ""
-        self._commit = b""  # which commit the copy is of
+        self._head = b""  # how the document begins that was read
         self._ticket = 0  # of its last full round
         self._fresh_until: float | None = None
-        self._copy: Snapshot | None = None
+        self._found: Snapshot | None = None  # what is in the cache
+        self._copy: Snapshot | None = None  # the same, and what the cache has lost
         self._known = Known()  # its proxies
         self._lost = False  # the cache has no full round any more, the copy has
         self._rounds: Mapping[bytes, bytes] = {}
@@ -207,6 +230,7 @@ class _Reader:
         self._served = Snapshot()
         self._late: Snapshot | None = None  # what is served, while the cache says nothing
         self._faulty = False
+        self._failed = False  # the last look did
         self._ask_at = float("-inf")
 
     def read(self, now: bool = False) -> Snapshot:
@@ -225,11 +249,16 @@ class _Reader:
             return self._overdue(self._served)
         return self._served
 
-    def read_activity(self) -> Snapshot:
+    def read_activity(self) -> Activity:
         with self._lock:
-            self._refresh()
-            # Not in what is served to all, which is the same object as long as no status changes.
-            return replace(self._served, round_in_progress=self._round_in_progress, tasks=_tasks(self._tasks))
+            # Not a copy, however new: of two processes that are asked in turn, the one with the older copy
+            # would have counts go back.
+            if not self._failed or time.monotonic() >= self._ask_at:
+                self._refresh()
+            snapshot = self._served
+            if snapshot.fault == _LOST:
+                snapshot = replace(self._found or Snapshot(), **_outcomes(self._rounds))
+            return Activity(snapshot, self._round_in_progress, _tasks(self._tasks))
 
     def _is_old(self) -> bool:
         return time.monotonic() >= self._ask_at + max(conf.READ_INTERVAL, _GRACE)
@@ -242,10 +271,10 @@ class _Reader:
         return late
 
     def _refresh(self) -> None:
-        pause = _RETRY_INTERVAL
+        failed = True
         try:
             self._ask()
-            pause = conf.READ_INTERVAL
+            failed = False
         except StoreError as error:
             self._serve_copy(f"The cache cannot be read ({error}); this is the last that was read.")
         except Exception as error:
@@ -253,31 +282,28 @@ class _Reader:
                 logger.exception("reading the snapshot failed")
             self._serve_copy(f"The snapshot cannot be read ({error}); this is the last that was read.")
         self._late = None
-        self._ask_at = time.monotonic() + pause
+        self._failed = failed
+        self._ask_at = time.monotonic() + (_RETRY_INTERVAL if failed else conf.READ_INTERVAL)
 
     def _ask(self) -> None:
         with open_cache() as cache:
             if cache.source != self._source:
                 self._clear()  # what another cache said is not true of this one
                 self._source = cache.source
-            pipe = cache.client.pipeline(transaction=False)
-            pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
-            pipe.hgetall(cache.key("rounds"))
-            pipe.time()
-            pipe.hgetall(cache.key("tasks"))
-            pipe.pttl(cache.key("round"))
-            start, rounds, (seconds, microseconds), self._tasks, left = pipe.execute()
-            # One with more life left than is ever given is from before a clock stepped back.
-            self._round_in_progress = 0 < left <= MAX_LEASE * 1000
-            aged = False
-            head = HEAD.match(start)
-            new = head is not None and head[2] != self._commit
-            value = cache.client.get(cache.key("snapshot")) if new else None
-        if start and not head:
+            keys = [cache.key(name) for name in ("snapshot", "rounds", "tasks", "round")]
+            look = cache.client.eval(_LOOK, len(keys), *keys, self._head)
+        head, value, rounds, tasks, left, (seconds, microseconds) = look
+        rounds, now = _pairs(rounds), int(seconds) + int(microseconds) / 1e6
+        self._tasks = _pairs(tasks)
+        # One with more life left than is ever given is from before a clock stepped back.
+        self._round_in_progress = 0 < left <= MAX_LEASE * 1000
+        if head and not HEAD.match(head):
             raise ValueError("it is of another format")
+        aged = False
         if value is not None:
-            snapshot, self._commit, ticket, self._known = decode(value, self._known)
-            snapshot = self._dated(snapshot, ticket, seconds + microseconds / 1e6)
+            snapshot, ticket, self._known = decode(value, self._known)
+            snapshot = self._found = self._dated(snapshot, ticket, now)
+            self._head = head
             if self._copy and self._copy.checked_at and not snapshot.checked_at:
                 # A check of a few came before the first round of a cache that was emptied.
                 known = FrozenMapping({**self._copy.statuses, **snapshot.statuses})
@@ -291,10 +317,10 @@ class _Reader:
             else:
                 self._copy, self._lost = snapshot, False
         elif not head and self._copy is not None:
-            self._lost = True
+            self._found, self._head, self._lost = None, b"", True
         elif self._copy is not None:
             # This machine may have slept, and its clocks with it.
-            self._copy = self._dated(self._copy, self._ticket, seconds + microseconds / 1e6)
+            self._copy = self._dated(self._copy, self._ticket, now)
             aged = self._copy.fresh_until != self._served.fresh_until
         changed = value is not None or aged or rounds != self._rounds
         self._rounds = rounds
@@ -355,9 +381,13 @@ def _outcomes(data: Mapping[bytes, bytes]) -> dict[str, Any]:
     }
 
 
+def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 def _tasks(data: Mapping[bytes, bytes]) -> Mapping[str, TaskRuns]:
-    counts: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for key, value in data.items():
         name, _, what = key.decode().partition(":")
-        counts.setdefault(name, {})[what] = float(value) if what == "seconds" else int(value)
+        counts.setdefault(name, {})[what] = int(value)
     return FrozenMapping({name: TaskRuns(**found) for name, found in counts.items()})

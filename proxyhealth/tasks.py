@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from celery import shared_task
-from celery.signals import worker_ready
+from celery.signals import task_failure, task_postrun, task_prerun, worker_ready
+from celery.states import FAILURE, SUCCESS
 
 from proxyhealth import coordination
+from proxyhealth.cache import StoreError
 from proxyhealth.conf import conf
 from proxyhealth.report import Proxy
 from proxyhealth.rounds import RoundFailed
@@ -78,3 +82,37 @@ def _request_first_round(**kwargs: Any) -> None:
         first_round.apply_async((coordination.take_ticket(),))
     except Exception as error:
         logger.warning("the first round could not be asked for, the next tick brings one: %s", error)
+
+
+# Runs are counted in the cache, because nobody scrapes a worker.
+
+_begun: dict[str, float] = {}  # by the id of the task
+
+
+@task_prerun.connect
+def _note_begin(task_id: str, task: Any, **kwargs: Any) -> None:
+    if _is_ours(task):
+        _begun[task_id] = time.monotonic()
+
+
+@task_postrun.connect
+def _count_run(task_id: str, task: Any, state: str | None, **kwargs: Any) -> None:
+    begin = _begun.pop(task_id, None)
+    if begin is not None and state in (SUCCESS, FAILURE):
+        _count(task, state.lower(), time.monotonic() - begin)
+
+
+@task_failure.connect
+def _count_lost(task_id: str, sender: Any, **kwargs: Any) -> None:
+    """A run that ended with its process, of which the process above tells, or that could not begin."""
+    if _is_ours(sender) and task_id not in _begun:
+        _count(sender, "failure", 0.0)
+
+
+def _is_ours(task: Any) -> bool:
+    return str(task.name).startswith(f"{__name__}.")
+
+
+def _count(task: Any, outcome: str, seconds: float) -> None:
+    with suppress(StoreError):  # a run that was not counted was a run all the same
+        coordination.count_task(task.name.removeprefix(f"{__name__}."), outcome, seconds)

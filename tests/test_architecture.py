@@ -24,7 +24,8 @@ ALLOWED = {
     "coordination": {"cache", "conf", "report"},
     "store": {"cache", "conf", "coordination", "document", "report"},
     "plan": {"report"},
-    "sending": {"cache", "coordination"},
+    "broker": set(),
+    "sending": {"broker", "cache", "coordination"},
     "running": {
         "cache",
         "conf",
@@ -36,7 +37,7 @@ ALLOWED = {
         "sending",
         "store",
     },
-    "tasks": {"conf", "coordination", "report", "rounds", "running"},
+    "tasks": {"cache", "conf", "coordination", "report", "rounds", "running"},
     "signals": {"models", "roster", "sending"},
     "health": {"models", "report", "rounds", "running", "sending", "store"},
     "representation": {"conf", "report"},
@@ -47,7 +48,7 @@ ALLOWED = {
     "urls": {"views"},
     "middleware": {"health", "report"},
     "proxyhealth": {"health", "models", "report"},  # the template tags
-    "metrics": {"conf", "report", "store"},
+    "metrics": {"broker", "conf", "report", "store"},
     "admin": {"health", "models", "report"},
     "checks": {"conf"},
     "apps": {"checks", "metrics", "signals", "tasks"},

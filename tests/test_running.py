@@ -5,23 +5,20 @@ from uuid import uuid4
 
 import pytest
 from django.core.cache import caches
-from django.db import OperationalError, connection
+from django.db import connection
 
 from proxyhealth import coordination, running, sending, store
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Status
 from proxyhealth.rounds import ProberOffline, RoundFailed
 from tests.proxies import wait_for
+from tests.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
 
 
 def raw_snapshot(redis_client):
     return redis_client.get(caches["default"].make_key("proxyhealth:snapshot"))
-
-
-def refuse_queries(*args):
-    raise OperationalError("the database is down")
 
 
 def test_run_round__a_status_for_every_active_proxy(serve):

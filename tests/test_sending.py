@@ -7,7 +7,7 @@ import time
 from uuid import uuid4
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import connection
 
 from project.celery import app
 from proxyhealth import coordination, sending, store
@@ -15,12 +15,9 @@ from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Status
 from proxyhealth.rounds import RoundFailed
 from tests.proxies import queued
+from tests.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
-
-
-def refuse_queries(*args):
-    raise OperationalError("the database is down")
 
 
 def test_request_check__a_round_carries_when_it_was_asked_for(redis_client):
@@ -173,9 +170,3 @@ def test_request_check__a_broker_that_says_nothing_is_given_up():
         )
     assert "Timeout" in done.stdout
     assert time.monotonic() - begin < 60
-
-
-def test_request_check__another_broker_than_redis_gets_no_options_of_redis(monkeypatch):
-    monkeypatch.setitem(app.conf, "broker_url", "memory://")
-    with sending.bounded_broker() as connection:
-        assert connection is None

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from django.core.cache import caches
-from django.db import OperationalError, connection
+from django.db import connection
 
 from project.celery import app
 from proxyhealth import coordination, running, store, tasks
@@ -14,12 +14,9 @@ from proxyhealth.models import WorkspaceProxy
 from proxyhealth.plan import Plan
 from proxyhealth.report import Status
 from proxyhealth.rounds import ProberOffline, RoundFailed
+from tests.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
-
-
-def refuse_queries(*args):
-    raise OperationalError("the database is down")
 
 
 @pytest.fixture

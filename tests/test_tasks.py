@@ -4,16 +4,19 @@ import time
 from uuid import uuid4
 
 import pytest
+from billiard.exceptions import WorkerLostError
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
-from celery.signals import worker_ready
+from celery.signals import task_failure, worker_ready
 from django.core.cache import caches
+from django.db import connection
 
 from project.celery import app
-from proxyhealth import coordination, running, store, tasks
+from proxyhealth import coordination, metrics, running, store, tasks
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.rounds import RoundFailed
 from tests.proxies import queued, wait_for
+from tests.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
 
@@ -108,6 +111,58 @@ def test_check_all__by_hand_during_a_round_is_followed_by_one_more():
     assert store.read().outcomes == {"skipped": 1}
 
 
+def runs():
+    return store.read_activity().tasks
+
+
+def test_runs__are_counted_with_their_time(serve):
+    proxy = WorkspaceProxy.objects.create(name="paris", url=serve(delay=0.2).url)
+    for _ in range(2):
+        tasks.check_proxies.apply(([str(proxy.pk)],))
+    found = runs()
+    assert set(found) == {"check_proxies"}
+    assert found["check_proxies"][:2] == (2, 0)
+    assert 400_000 <= found["check_proxies"].microseconds < 5_000_000
+
+
+def test_runs__that_fail_are_counted_as_failures():
+    with connection.execute_wrapper(refuse_queries):
+        tasks.check_all.apply()
+    found = runs()["check_all"]
+    assert found[:2] == (0, 1)
+    assert 0 < found.microseconds < 5_000_000
+    tasks.check_proxies.apply(("not a list of ids",))
+    assert runs()["check_proxies"][:2] == (0, 1)
+
+
+def test_runs__that_end_with_their_process_are_counted_by_the_one_above():
+    task_failure.send(sender=tasks.check_shard, task_id="lost", exception=WorkerLostError("killed"))
+    assert runs() == {"check_shard": (0, 1, 0)}
+
+
+def test_runs__of_the_host_are_its_own():
+    host = Celery(set_as_current=False)
+
+    @host.task(name="host.tasks.divide")
+    def divide(by):
+        return 1 / by
+
+    assert divide.apply((1,)).state == "SUCCESS"
+    assert divide.apply((0,)).state == "FAILURE"
+    assert runs() == {}
+
+
+def test_runs__that_cannot_be_counted_are_runs_all_the_same(settings, caplog):
+    settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
+    assert isinstance(tasks.check_proxies.apply(([str(uuid4())],)).result, RoundFailed)
+    assert "Signal handler" not in caplog.text, "Celery logs what goes wrong in one"
+
+
+def test_runs__every_task_is_in_the_metrics_before_its_first_run():
+    names = {name.removeprefix("proxyhealth.tasks.") for name in app.tasks if name.startswith("proxyhealth.")}
+    assert names == set(metrics.TASKS)
+
+
 def test_tasks__none_of_them_is_acknowledged_late():
     """A worker that holds such a message when its broker goes away does not survive it."""
     host = Celery(set_as_current=False)
@@ -138,6 +193,11 @@ def test_worker__ends_a_round_of_shards(serve, configure, worker, redis_client):
     assert {status.status for status in snapshot.statuses.values()} == {"ok"}
     assert len(snapshot.statuses) == 7
     assert {status.checked_at for status in snapshot.statuses.values()} == {snapshot.checked_at}
+    wait_for(lambda: "finish_round" in runs(), 5, "the last task is counted")
+    assert {name: found[:2] for name, found in runs().items()} == {
+        "check_shard": (3, 0),
+        "finish_round": (1, 0),
+    }
     assert snapshot.outcomes == {"success": 1}
     assert 0 < snapshot.duration < 20
     assert server.requests == 7

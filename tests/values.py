@@ -1,7 +1,9 @@
-"""Proxies, statuses and rounds for tests of what keeps them."""
+"""Proxies, statuses and rounds for tests of what keeps them; and a database that is down."""
 
 from datetime import UTC, datetime
 from uuid import uuid4
+
+from django.db import OperationalError
 
 from proxyhealth.document import Round
 from proxyhealth.report import Proxy, ProxyStatus, Status
@@ -30,3 +32,8 @@ def make_status(proxy, status=Status.OK, **values):
 
 def a_round(seconds=0.3):
     return Round(datetime.now(UTC), seconds)
+
+
+def refuse_queries(*args):
+    """For ``connection.execute_wrapper()``."""
+    raise OperationalError("the database is down")

@@ -1,0 +1,93 @@
+import socket
+import threading
+import time
+
+import pytest
+from celery import current_app
+
+from project.celery import app
+from proxyhealth import broker
+from tests.proxies import wait_for
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "proxyhealth broker"]
+
+
+@pytest.fixture(autouse=True)
+def _nobody_asks_on():
+    yield
+    wait_for(lambda: not threads(), 30, "the question that hangs ends")
+
+
+@pytest.fixture
+def url(monkeypatch):
+    """``url("redis://...")``: the broker is there."""
+
+    def change(value):
+        monkeypatch.setitem(app.conf, "broker_url", value)
+        monkeypatch.setitem(app.conf, "broker_write_url", value)
+
+    return change
+
+
+def test_connection__another_broker_than_redis_gets_no_options_of_redis(url):
+    url("memory://")
+    with broker.connection() as connection:
+        assert connection is None
+
+
+def test_waiting__counts_messages(redis_client):
+    assert broker.waiting() == 0
+    for _ in range(3):
+        current_app.send_task("proxyhealth.tasks.check_all")
+    assert broker.waiting() == 3
+    redis_client.lpop("celery")
+    assert broker.waiting() == 2
+    redis_client.delete("celery")
+    assert broker.waiting() == 0
+
+
+def test_waiting__counts_every_priority(redis_client):
+    for priority in (0, 5, 9):
+        current_app.send_task("proxyhealth.tasks.check_all", priority=priority)
+    assert redis_client.llen("celery") < 3
+    assert broker.waiting() == 3
+
+
+def test_waiting__counts_the_queues_that_our_tasks_are_routed_to(monkeypatch):
+    monkeypatch.setitem(app.conf, "task_routes", {"proxyhealth.tasks.check_shard": {"queue": "shards"}})
+    monkeypatch.setattr(app.amqp, "router", app.amqp.Router(), raising=False)
+    current_app.send_task("proxyhealth.tasks.check_shard")
+    current_app.send_task("proxyhealth.tasks.check_all")
+    current_app.send_task("of.the.host", queue="elsewhere")
+    assert broker.waiting() == 2
+
+
+def test_waiting__is_not_known_while_the_broker_is_down(url):
+    url("redis://127.0.0.1:1/0")
+    begin = time.monotonic()
+    assert broker.waiting() is None
+    assert time.monotonic() - begin < 1
+
+
+def test_waiting__one_that_says_nothing_is_not_waited_for_and_asked_once(url):
+    before = app.conf.broker_url
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        for _ in range(3):
+            begin = time.monotonic()
+            assert broker.waiting() is None
+            assert time.monotonic() - begin < 1
+            assert len(threads()) == 1
+    url(before)
+    wait_for(lambda: broker.waiting() == 0, 30, "it is asked again")
+
+
+def test_waiting__is_not_known_of_other_brokers_and_without_one(url, monkeypatch):
+    monkeypatch.setitem(app.conf, "task_always_eager", True)
+    assert broker.waiting() is None
+    monkeypatch.setitem(app.conf, "task_always_eager", False)
+    assert broker.waiting() == 0
+    url("amqp://127.0.0.1:1//")
+    assert broker.waiting() is None
