@@ -104,6 +104,7 @@ PROXYHEALTH = {
     "CONCURRENCY": env.int("PROXYHEALTH_CONCURRENCY", default=512),
     "SHARD_SIZE": env.int("PROXYHEALTH_SHARD_SIZE", default=1000),
     "CANARY_URLS": env.list("PROXYHEALTH_CANARY_URLS", default=[]),
+    "METRICS_TOKEN": env.str("PROXYHEALTH_METRICS_TOKEN", default=""),
 }
 if _primary := env.str("PROXYHEALTH_PRIMARY_URL", default=""):
     PROXYHEALTH["PRIMARY"] = {

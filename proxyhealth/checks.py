@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import unwrap
 from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
+from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
+from django_prometheus.exports import ExportToDjangoView
 
+from proxyhealth import exporter
 from proxyhealth.conf import NAMES, conf
 
 HINTS = {
@@ -32,6 +36,7 @@ HINTS = {
     "PUBLIC_REGIONS": "True to show the regions to everybody; False for those who are signed in.",
     "AUTHENTICATE": "The dotted path of a function that takes a request and returns its user; None for "
     "Django's session.",
+    "METRICS_TOKEN": "A long random text, as secrets.token_urlsafe() makes it; empty for open metrics.",
 }
 
 IDS = {name: f"proxyhealth.E{number:03}" for number, name in enumerate(HINTS, start=10)}
@@ -62,7 +67,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
             if repr(name) in str(error):
                 messages.append(Error(str(error), hint=HINTS[name], id=IDS[name]))
     if not messages:
-        messages = [*_check_cache(), *_check_stale_after()]
+        messages = [*_check_cache(), *_check_stale_after(), *_check_metrics()]
     return messages
 
 
@@ -96,3 +101,42 @@ def _check_stale_after() -> list[CheckMessage]:
             id="proxyhealth.W001",
         )
     ]
+
+
+def _check_metrics() -> list[CheckMessage]:
+    try:
+        views = list(_views(get_resolver().url_patterns))
+    except Exception:
+        return []  # Django says so itself
+    messages: list[CheckMessage] = []
+    hint = "Include 'proxyhealth.exporter_urls' in place of 'django_prometheus.urls'."
+    unwrapped = {unwrap(view) for view in views}
+    lost = ExportToDjangoView in unwrapped and unwrap(exporter.metrics) not in unwrapped
+    if lost and exporter.is_multiprocess():
+        messages.append(
+            Warning(
+                "PROMETHEUS_MULTIPROC_DIR is set, and django-prometheus' own view then leaves out the "
+                "metrics of proxyhealth.",
+                hint=hint,
+                id="proxyhealth.W002",
+            )
+        )
+    # One that something is wrapped around may well be protected.
+    if conf.METRICS_TOKEN and ExportToDjangoView in views:
+        messages.append(
+            Warning(
+                "PROXYHEALTH['METRICS_TOKEN'] is set, and django-prometheus' own view shows the metrics to "
+                "who does not have it.",
+                hint=hint,
+                id="proxyhealth.W003",
+            )
+        )
+    return messages
+
+
+def _views(patterns: Iterable[URLPattern | URLResolver]) -> Iterator[Callable[..., Any]]:
+    for pattern in patterns:
+        if isinstance(pattern, URLResolver):
+            yield from _views(pattern.url_patterns)
+        else:
+            yield pattern.callback

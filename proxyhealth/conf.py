@@ -123,6 +123,11 @@ class Settings:
         """A function of the host that says whose a request is, instead of Django's session."""
         return _get("AUTHENTICATE", None, _optional(_function))
 
+    @property
+    def METRICS_TOKEN(self) -> str:
+        """What whoever scrapes has to know; empty if the metrics are open."""
+        return _get("METRICS_TOKEN", "", _token)
+
 
 conf = Settings()
 
@@ -350,3 +355,13 @@ def _function(value: Any) -> Callable[[Any], Any]:
     if not callable(function) or iscoroutinefunction(function):
         raise TypeError(wanted)
     return function  # type: ignore[no-any-return]  # callable() is all that can be known of it
+
+
+def _token(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]*", value):
+        # Not a ValueError: that would show it, and it is a secret.
+        raise ImproperlyConfigured(
+            "PROXYHEALTH['METRICS_TOKEN'] must be empty, or letters, digits and signs of ASCII without a "
+            "space or the end of a line."
+        )
+    return value

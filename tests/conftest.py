@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -141,3 +143,35 @@ def paris(db: None, serve: Callable[..., WorkspaceProxyServer]) -> WorkspaceProx
     )
     health.force_update()
     return proxy
+
+
+@pytest.fixture(scope="session")
+def installed() -> None:
+    """Debian's package has both, the server and promtool."""
+    for name in ("promtool", "prometheus"):
+        if shutil.which(name) is None:
+            message = f"{name} is not installed (Debian: apt-get install prometheus)"
+            if os.environ.get("CI"):
+                pytest.fail(message)
+            pytest.skip(message)
+
+
+@pytest.fixture
+def promtool(installed: None) -> Callable[..., str]:
+    """``promtool("check", "rules", path)`` returns what it says; it may neither fail nor warn."""
+
+    def call(*arguments: object, input: str | None = None) -> str:
+        done = subprocess.run(
+            ["promtool", *map(str, arguments)],
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        assert "warn" not in said.lower(), said
+        return said
+
+    return call

@@ -49,8 +49,10 @@ ALLOWED = {
     "middleware": {"health", "report"},
     "proxyhealth": {"health", "models", "report"},  # the template tags
     "metrics": {"broker", "conf", "report", "store"},
+    "exporter": {"access", "conf", "metrics", "report"},
+    "exporter_urls": {"exporter"},
     "admin": {"health", "models", "report"},
-    "checks": {"conf"},
+    "checks": {"conf", "exporter"},
     "apps": {"checks", "metrics", "signals", "tasks"},
 }
 

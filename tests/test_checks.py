@@ -1,11 +1,17 @@
+import functools
 import pickle
+import sys
 import time
+import types
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core.checks import registry, run_checks
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.urls import include, path
+from django_prometheus.exports import ExportToDjangoView
 
+from proxyhealth import exporter
 from proxyhealth.checks import HINTS, IDS, check_settings
 from proxyhealth.conf import NAMES, Every, beat_schedule, conf
 
@@ -125,6 +131,14 @@ def test_checks__every_setting_has_an_id_and_a_hint():
                 "not 'tests.test_access.coroutine'"
             ),
         ),
+        *(
+            (
+                "METRICS_TOKEN",
+                value,
+                "must be empty, or letters, digits and signs of ASCII without a space or the end of a line",
+            )
+            for value in ("secret\n", "se cret", "sécret", b"secret", None)
+        ),
     ],
 )
 def test_checks__a_wrong_value(configure, name, value, message):
@@ -150,6 +164,7 @@ def test_checks__a_wrong_value(configure, name, value, message):
         ("CA_BUNDLE", __file__, __file__),
         ("ADDRESS_DENY", [], ()),
         ("METRICS_NAMESPACE", "coderd", "coderd"),
+        ("METRICS_TOKEN", "Zm9v-_+/=.~", "Zm9v-_+/=.~"),
     ],
 )
 def test_settings__good_values(configure, name, value, result):
@@ -177,6 +192,7 @@ def test_settings__defaults(settings):
         "PRIMARY": None,
         "PUBLIC_REGIONS": False,
         "AUTHENTICATE": None,
+        "METRICS_TOKEN": "",
     }
     assert [str(network) for network in conf.ADDRESS_DENY] == ["169.254.0.0/16", "fe80::/10"]
 
@@ -222,6 +238,73 @@ def test_checks__caches_that_are_let_through(settings, backend):
 def test_checks__stale_before_the_next_round(configure):
     configure(INTERVAL=60, STALE_AFTER=60)
     assert ids(check_settings()) == ["proxyhealth.W001"]
+
+
+@pytest.fixture
+def urls(settings):
+    """``urls(*patterns)``: the host project has these."""
+
+    module = types.ModuleType("urls_of_a_host")
+    sys.modules[module.__name__] = module
+
+    def change(*patterns):
+        module.urlpatterns = list(patterns)
+        settings.ROOT_URLCONF = module.__name__
+
+    yield change
+    del sys.modules[module.__name__]
+
+
+THEIRS = path("monitoring/", include("django_prometheus.urls"))
+OURS = path("", include("proxyhealth.exporter_urls"))
+
+
+def protected(view):
+    @functools.wraps(view)
+    def wrapper(request):
+        raise PermissionDenied
+
+    return wrapper
+
+
+PROTECTED = path("metrics", protected(ExportToDjangoView))
+
+
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ([THEIRS], ["proxyhealth.W002"]),
+        ([PROTECTED], ["proxyhealth.W002"]),
+        ([THEIRS, OURS], []),
+        ([OURS], []),
+        ([path("numbers", exporter.metrics)], []),
+        ([], []),
+    ],
+)
+def test_checks__a_view_that_loses_the_metrics(urls, monkeypatch, tmp_path, name, patterns, expected):
+    urls(*patterns)
+    assert check_settings() == []
+    monkeypatch.setenv(name, str(tmp_path))
+    messages = check_settings()
+    assert ids(messages) == expected
+    assert all("'proxyhealth.exporter_urls'" in message.hint for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [([THEIRS, OURS], ["proxyhealth.W003"]), ([PROTECTED], []), ([OURS], []), ([], [])],
+)
+def test_checks__a_view_that_wants_no_token(urls, configure, patterns, expected):
+    urls(*patterns)
+    assert check_settings() == []
+    configure(METRICS_TOKEN="secret")
+    assert ids(check_settings()) == expected
+
+
+def test_checks__leave_broken_urls_to_django(settings):
+    settings.ROOT_URLCONF = "tests.no_such_module"
+    assert check_settings() == []
 
 
 def test_beat_schedule__from_the_settings_and_from_a_dictionary():

@@ -30,33 +30,6 @@ RECORDS = {rule["record"] for rule in rules() if "record" in rule}
 PARTS = re.compile(r"_(bucket|sum|count)$")
 
 
-@pytest.fixture(scope="module")
-def installed():
-    """Debian's package has both, the server and promtool."""
-    for name in ("promtool", "prometheus"):
-        if shutil.which(name) is None:
-            message = f"{name} is not installed (Debian: apt-get install prometheus)"
-            if os.environ.get("CI"):
-                pytest.fail(message)
-            pytest.skip(message)
-
-
-@pytest.fixture
-def promtool(installed):
-    """``promtool("check", "rules", path)`` returns what it says; it may neither fail nor warn."""
-
-    def call(*arguments):
-        done = subprocess.run(
-            ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
-        )
-        said = done.stdout + done.stderr
-        assert done.returncode == 0, said
-        assert "warn" not in said.lower(), said
-        return said
-
-    return call
-
-
 def names_in(text):
     """The names of metrics in PromQL: with a colon those of recording rules, else what is scraped."""
     return set(re.findall(r"[a-z_:]*proxyhealth_\w+(?::\w+)?", text))

@@ -1,0 +1,91 @@
+"""``/metrics``: the series of proxyhealth, and those of django-prometheus, from whichever process answers."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from uuid import UUID
+
+from django.http import HttpRequest, HttpResponse
+from django.utils.cache import add_never_cache_headers
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from proxyhealth import access
+from proxyhealth.conf import conf
+from proxyhealth.metrics import ProxyGauge, collector
+from proxyhealth.report import ProxyStatus
+
+
+def is_multiprocess() -> bool:
+    """Whether prometheus_client keeps what it counts in files, for all processes of a host together."""
+    return any(name in os.environ for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"))
+
+
+@access.endpoint("GET", public=lambda: True)
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Everything, as text; to who has ``METRICS_TOKEN``, if there is one."""
+    _require_token(request)
+    response = HttpResponse(exposition(_registry()), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+    add_never_cache_headers(response)
+    return response
+
+
+def _require_token(request: HttpRequest) -> None:
+    token = conf.METRICS_TOKEN
+    if not token:
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), token.encode()):
+        raise access.Refused(
+            401,
+            "Not allowed.",
+            "Send the token as Authorization: Bearer <token>.",
+            WWW_Authenticate='Bearer realm="metrics"',
+        )
+
+
+def _registry() -> Collector:
+    if not is_multiprocess():
+        return REGISTRY
+    # In its files there is only what is counted; ours is not.
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(collector)
+    return registry
+
+
+def exposition(registry: Collector) -> bytes:
+    """The text of all metrics in ``registry``, as prometheus_client makes it, but quicker for our own."""
+    others = []
+    texts = []
+    for metric in registry.collect():
+        if isinstance(metric, ProxyGauge):
+            texts.append(_text(metric))
+        else:
+            others.append(metric)
+    return b"".join([generate_latest(_Collected(others)), *texts])
+
+
+class _Collected(Collector):
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+# The text of each gauge by its name, made once as long as the statuses are the same.
+_texts: dict[str, tuple[Mapping[UUID, ProxyStatus], bytes]] = {}
+
+
+def _text(gauge: ProxyGauge) -> bytes:
+    statuses, text = _texts.get(gauge.name, (None, b""))
+    if statuses is not gauge.statuses:
+        text = gauge.text.encode()
+        _texts[gauge.name] = gauge.statuses, text
+    return text
