@@ -205,8 +205,11 @@ def measure_http(folder: Path, count: int, seconds: float) -> list[str]:
 # In a process
 
 
-def commit_round(number: int) -> None:
-    """A full round, as a worker commits it: every status is another one than before."""
+def commit_round(number: int, tls_expires_at: datetime | None = None) -> None:
+    """A full round, as a worker commits it: every status is another one than before.
+
+    With ``tls_expires_at``, those that answer have certificates.
+    """
     from proxyhealth import coordination, store
     from proxyhealth.document import Round
     from proxyhealth.report import HealthReport, ProxyStatus, Reason, Status
@@ -220,11 +223,24 @@ def commit_round(number: int) -> None:
             warnings = ("The certificate ends in 9 days.",) if index % 3 == 0 else ()
             report = HealthReport(warnings=warnings)
             latency = 0.05 + (index * 7 + number) % 1000 / 1e4
-            statuses.append(ProxyStatus(proxy, host, Status.OK, Reason.NONE, report, now, latency))
+            found = ProxyStatus(proxy, host, Status.OK, Reason.NONE, report, now, latency, tls_expires_at)
+            statuses.append(found)
         else:
             report = HealthReport(errors=("request to proxy failed: no answer within 5 s",))
             statuses.append(ProxyStatus(proxy, host, Status.UNREACHABLE, Reason.TIMEOUT, report, now))
     store.commit(statuses, coordination.take_ticket(), full_round=Round(now, 1.0))
+
+
+def commit_elsewhere(number: int, tls_expires_at: datetime | None = None) -> None:
+    """:func:`commit_round` in another process, as it is: a worker's garbage is not collected by who reads."""
+    from django.db import connections
+
+    connections.close_all()
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=commit_round, args=(number, tls_expires_at))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0, "the round was not committed"
 
 
 def between_changes(call: Callable[[], object], seconds: float) -> float:
@@ -240,19 +256,12 @@ def between_changes(call: Callable[[], object], seconds: float) -> float:
 
 def first_call(call: Callable[[], object], number: int) -> float:
     """Seconds of the first call that sees a new round."""
-    from django.db import connections
-
     from proxyhealth import store
     from proxyhealth.conf import conf
 
     call()
     before = store.read().number
-    # By another process, as it is: a worker's garbage is not collected by who reads.
-    connections.close_all()
-    worker = multiprocessing.get_context("fork").Process(target=commit_round, args=(number,))
-    worker.start()
-    worker.join()
-    assert worker.exitcode == 0, "the round was not committed"
+    commit_elsewhere(number)
     time.sleep(conf.READ_INTERVAL)
     begin = time.perf_counter()
     call()

@@ -1,4 +1,4 @@
-"""The project, with the views of benchmarks.read beside its own, and without its log of requests."""
+"""The project, with the views of benchmarks.read_urls beside its own, and without its log of requests."""
 
 from project.settings import *  # noqa: F403
 

@@ -1,4 +1,4 @@
-"""What the JSON view is compared with."""
+"""What our views are compared with."""
 
 from __future__ import annotations
 
@@ -62,4 +62,6 @@ urlpatterns = [
     path("bare", bare),
     path("built", built),
     path("", include("proxyhealth.urls")),
+    path("", include("proxyhealth.exporter_urls")),
+    path("django-prometheus/", include("django_prometheus.urls")),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.http import HttpRequest, HttpResponse
@@ -79,13 +80,23 @@ class _Collected(Collector):
         return self._metrics
 
 
-# The text of each gauge by its name, made once as long as the statuses are the same.
-_texts: dict[str, tuple[Mapping[UUID, ProxyStatus], bytes]] = {}
+class _Text(NamedTuple):
+    statuses: Mapping[UUID, ProxyStatus]
+    columns: list[list[Any]]
+    text: bytes
+
+
+_texts: dict[str, _Text] = {}  # by the names of the gauges
 
 
 def _text(gauge: ProxyGauge) -> bytes:
-    statuses, text = _texts.get(gauge.name, (None, b""))
-    if statuses is not gauge.statuses:
-        text = gauge.text.encode()
-        _texts[gauge.name] = gauge.statuses, text
+    """The text of ``gauge``, made anew only if it is another one than that of the last scrape.
+
+    A round changes how long the probes took, and nearly never what the proxies are called.
+    """
+    known = _texts.get(gauge.name)
+    if known and known.statuses is gauge.fleet.statuses:
+        return known.text
+    text = known.text if known and known.columns == gauge.columns else gauge.text().encode()
+    _texts[gauge.name] = _Text(gauge.fleet.statuses, gauge.columns, text)
     return text

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import repeat
+from typing import Any
 from uuid import UUID
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -14,7 +16,7 @@ from prometheus_client.samples import Sample
 
 from proxyhealth import broker, store
 from proxyhealth.conf import conf
-from proxyhealth.report import FrozenMapping, ProxyStatus, RoundHistogram, Snapshot, Status, TaskRuns
+from proxyhealth.report import ProxyStatus, RoundHistogram, Snapshot, Status, TaskRuns
 
 OUTCOMES = ("success", "incomplete", "offline", "failure")
 
@@ -131,68 +133,77 @@ def _of_tasks(prefix: str, tasks: Mapping[str, TaskRuns]) -> Iterator[Metric]:
         )
 
 
-class _Fleet:
-    """The proxies of a snapshot, with their ids as text, for all gauges that need them."""
+class Fleet:
+    """The proxies of a snapshot, and their ids as text, which all gauges share."""
+
+    _last: tuple[list[UUID], list[str]] = ([], [])
 
     def __init__(self, statuses: Mapping[UUID, ProxyStatus]) -> None:
         self.statuses = statuses
 
     @cached_property
     def ids(self) -> list[str]:
-        return [str(id) for id in self.statuses]
-
-    def with_values(
-        self, value: Callable[[ProxyStatus], float | None]
-    ) -> Iterator[tuple[str, ProxyStatus, float]]:
-        for id, status in zip(self.ids, self.statuses.values(), strict=True):
-            if (found := value(status)) is not None:
-                yield id, status, found
+        # From one snapshot to the next they hardly ever change.
+        ids = list(self.statuses)
+        last = Fleet._last
+        if ids != last[0]:
+            last = Fleet._last = ids, [str(id) for id in ids]
+        return last[1]
 
 
 class ProxyGauge(Metric):
     """A gauge with a sample of each proxy that has a ``value``, and perhaps with more ``labels``.
 
     For thousands of them, prometheus_client's objects and its text take longer than everything else in a
-    scrape. So the samples are made when they are asked for, and :attr:`text` is made without them.
+    scrape. So its samples are made when they are asked for, and :meth:`text` is made without them.
     """
 
     def __init__(
         self,
         name: str,
         documentation: str,
-        fleet: _Fleet,
+        fleet: Fleet,
         value: Callable[[ProxyStatus], float | None],
-        labels: Mapping[str, Callable[[ProxyStatus], str]] = FrozenMapping(),
+        /,
+        **labels: Callable[[ProxyStatus], str],
     ) -> None:
         super().__init__(name, documentation, "gauge")
         del self.samples  # an empty list, in the place of what is below
-        self.statuses = fleet.statuses
-        self._fleet = fleet
+        self.fleet = fleet
         self._value = value
         self._labels = labels
 
     @cached_property
+    def columns(self) -> list[list[Any]]:
+        """The proxies, their values, and each of their labels: two of which these are equal are equal."""
+        statuses = self.fleet.statuses.values()
+        get = [self._value, *self._labels.values()]
+        return [list(self.fleet.statuses), *([of(status) for status in statuses] for of in get)]
+
+    @cached_property
     def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute of every metric
+        _, values, *labels = self.columns
         return [
-            Sample(
-                self.name,
-                {"proxy_id": id, **{name: label(status) for name, label in self._labels.items()}},
-                value,
-            )
-            for id, status, value in self._fleet.with_values(self._value)
+            Sample(self.name, {"proxy_id": id, **dict(zip(self._labels, more, strict=True))}, value)
+            for id, value, *more in zip(self.fleet.ids, values, *labels, strict=True)
+            if value is not None
         ]
 
-    @property
     def text(self) -> str:
         """What prometheus_client makes of it, in version 0.0.4 of the text format."""
+        _, values, *labels = self.columns
+        texts = [
+            [f'",{name}="{_escaped(label)}' for label in column]
+            for name, column in zip(self._labels, labels, strict=True)
+        ]
+        more = map("".join, zip(*texts, strict=True)) if texts else repeat("")
         begin = f'{self.name}{{proxy_id="'
-        lines = [f"# HELP {self.name} {self.documentation}\n# TYPE {self.name} gauge\n"]
-        for id, status, value in self._fleet.with_values(self._value):
-            more = ""
-            for name, label in self._labels.items():
-                more += f'",{name}="{_escaped(label(status))}'
-            lines.append(f'{begin}{id}{more}"}} {value}\n')
-        return "".join(lines)
+        lines = [
+            f'{begin}{id}{more}"}} {value}\n'
+            for id, value, more in zip(self.fleet.ids, values, more, strict=False)
+            if value is not None
+        ]
+        return "".join([f"# HELP {self.name} {self.documentation}\n# TYPE {self.name} gauge\n", *lines])
 
 
 def _escaped(label: str) -> str:
@@ -200,7 +211,7 @@ def _escaped(label: str) -> str:
 
 
 def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[ProxyGauge]:
-    fleet = _Fleet(statuses)
+    fleet = Fleet(statuses)
     return (
         ProxyGauge(
             f"{prefix}health_check_results",
@@ -213,7 +224,8 @@ def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[P
             "Always 1; the names of a proxy.",
             fleet,
             lambda status: 1.0,
-            {"name": lambda status: status.proxy.name, "host": lambda status: status.proxy_host},
+            name=lambda status: status.proxy.name,
+            host=lambda status: status.proxy_host,
         ),
         ProxyGauge(
             f"{prefix}probe_duration_seconds",
@@ -226,7 +238,7 @@ def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[P
             "1 with the reason why a proxy is not ok; none if it is ok or not registered.",
             fleet,
             lambda status: 1.0 if status.reason else None,
-            {"reason": lambda status: str(status.reason)},
+            reason=lambda status: status.reason.value,
         ),
         ProxyGauge(
             f"{prefix}tls_not_after_timestamp_seconds",

@@ -71,21 +71,6 @@ return 'written'
 """
 
 
-# All that a reader wants to know, at one moment: so it never has the statuses of one commit with the counts
-# of another. The document comes only if it is not the one that the reader has.
-# KEYS: snapshot, rounds, tasks, lease
-# ARGV: beginning of the document that the reader has
-_LOOK = f"""
-local head = redis.call('GETRANGE', KEYS[1], 0, {HEAD_BYTES})
-local document = false
-if head ~= ARGV[1] then document = redis.call('GET', KEYS[1]) end
-return {{
-  head, document, redis.call('HGETALL', KEYS[2]), redis.call('HGETALL', KEYS[3]),
-  redis.call('PTTL', KEYS[4]), redis.call('TIME')
-}}
-"""
-
-
 class Superseded(StoreError):
     """Another round took the lease over, or a later one was committed: this one may not be any more."""
 
@@ -195,6 +180,34 @@ class Activity(NamedTuple):
     tasks: Mapping[str, TaskRuns]
 
 
+class _Look(NamedTuple):
+    """What the cache has at one moment, of which ``now`` is the time by its clock (Unix)."""
+
+    value: bytes | None
+    rounds: Mapping[bytes, bytes]
+    tasks: Mapping[bytes, bytes]
+    lease: int  # milliseconds that it has left, if it is above 0
+    now: float
+
+
+def _look(cache: Cache, whole: bool) -> _Look:
+    """All that a reader wants to know, in one transaction; of the document the whole, or how it begins.
+
+    So nobody has the statuses of one commit with the counts of another.
+    """
+    pipe = cache.client.pipeline(transaction=True)
+    if whole:
+        pipe.get(cache.key("snapshot"))
+    else:
+        pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
+    pipe.hgetall(cache.key("rounds"))
+    pipe.hgetall(cache.key("tasks"))
+    pipe.pttl(cache.key("round"))
+    pipe.time()
+    value, rounds, tasks, lease, (seconds, microseconds) = pipe.execute()
+    return _Look(value, rounds, tasks, lease, seconds + microseconds / 1e6)
+
+
 def read_activity() -> Activity:
     """As :func:`read_anew`, but nothing that this process remembers and the cache does not: every process has
     the same. Only with a ``fault`` it is the last that was seen.
@@ -290,19 +303,22 @@ class _Reader:
             if cache.source != self._source:
                 self._clear()  # what another cache said is not true of this one
                 self._source = cache.source
-            keys = [cache.key(name) for name in ("snapshot", "rounds", "tasks", "round")]
-            look = cache.client.eval(_LOOK, len(keys), *keys, self._head)
-        head, value, rounds, tasks, left, (seconds, microseconds) = look
-        rounds, now = _pairs(rounds), int(seconds) + int(microseconds) / 1e6
-        self._tasks = _pairs(tasks)
+            look = _look(cache, whole=False)
+            # Both looks are whole in themselves: what is served is of the last one.
+            new = look.value not in (b"", self._head)
+            if new:
+                look = _look(cache, whole=True)
+        value = look.value or b""
+        head, rounds = value[: HEAD_BYTES + 1], look.rounds
+        self._tasks = look.tasks
         # One with more life left than is ever given is from before a clock stepped back.
-        self._round_in_progress = 0 < left <= MAX_LEASE * 1000
+        self._round_in_progress = 0 < look.lease <= MAX_LEASE * 1000
         if head and not HEAD.match(head):
             raise ValueError("it is of another format")
         aged = False
-        if value is not None:
+        if new and head:
             snapshot, ticket, self._known = decode(value, self._known)
-            snapshot = self._found = self._dated(snapshot, ticket, now)
+            snapshot = self._found = self._dated(snapshot, ticket, look.now)
             self._head = head
             if self._copy and self._copy.checked_at and not snapshot.checked_at:
                 # A check of a few came before the first round of a cache that was emptied.
@@ -320,9 +336,9 @@ class _Reader:
             self._found, self._head, self._lost = None, b"", True
         elif self._copy is not None:
             # This machine may have slept, and its clocks with it.
-            self._copy = self._dated(self._copy, self._ticket, now)
+            self._copy = self._dated(self._copy, self._ticket, look.now)
             aged = self._copy.fresh_until != self._served.fresh_until
-        changed = value is not None or aged or rounds != self._rounds
+        changed = new or aged or rounds != self._rounds
         self._rounds = rounds
         if self._lost:
             self._serve_copy(_LOST)
@@ -379,10 +395,6 @@ def _outcomes(data: Mapping[bytes, bytes]) -> dict[str, Any]:
         "offline": data.get(b"offline", b"").decode(),
         "error_at": moment(data[b"error_at"].decode()) if b"error_at" in data else None,
     }
-
-
-def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _tasks(data: Mapping[bytes, bytes]) -> Mapping[str, TaskRuns]:
