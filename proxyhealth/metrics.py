@@ -39,7 +39,8 @@ class SnapshotCollector(Collector):
         activity = store.read_activity()
         snapshot = activity.snapshot
         prefix = f"{conf.METRICS_NAMESPACE}_proxyhealth_" if conf.METRICS_NAMESPACE else "proxyhealth_"
-        up = not snapshot.fault and snapshot.number > 0
+        # What a check of a few has left in a cache that was emptied is no snapshot yet.
+        up = not snapshot.fault and snapshot.checked_at is not None
         yield _gauge(f"{prefix}snapshot_up", "Whether there is a snapshot and it can be read.", up)
         if not snapshot.fault:
             yield from _of_snapshot(prefix, snapshot)

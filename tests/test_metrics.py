@@ -1,4 +1,6 @@
 import re
+import socket
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -30,6 +32,10 @@ def samples(text, prefix="proxyhealth_"):
         for sample in family.samples
         if sample.name.startswith(prefix)
     }
+
+
+def ours(text):
+    return [line for line in text.splitlines() if "proxyhealth_" in line]
 
 
 @pytest.fixture
@@ -189,6 +195,52 @@ def test_namespace__is_put_in_front(fleet, configure):
     assert samples(text) == {}
     assert re.search(r"^coderd_proxyhealth_health_check_results\{proxy_id=", text, re.MULTILINE)
     assert "coderd_proxyhealth_health_check_duration_seconds_bucket" in text
+
+
+def test_cache_emptied__a_process_that_remembers_says_the_same_as_a_new_one(fleet, redis_client):
+    scrape()
+    redis_client.flushall()
+    begun = coordination.begin_round()
+    old = scrape()
+    assert health.snapshot().statuses, "it is served to others, marked stale"
+    store.forget()
+    assert ours(scrape()) == ours(old)
+    found = samples(old)
+    assert found["proxyhealth_snapshot_up",] == 0
+    assert found["proxyhealth_snapshot_stale",] == 1
+    assert found["proxyhealth_round_in_progress",] == 1
+    assert found["proxyhealth_proxies", ("status", "ok")] == 0
+    assert found["proxyhealth_rounds_total", ("outcome", "success")] == 0
+    coordination.end_round(begun.ticket)
+
+
+def test_cache_emptied__what_a_check_finds_before_a_round_is_no_snapshot_yet(fleet, redis_client, sent):
+    scrape()
+    redis_client.flushall()
+    running.run_check([store.UUID(fleet["good"])])
+    old = scrape()
+    assert len(health.snapshot().statuses) == len(fleet)
+    store.forget()
+    assert ours(scrape()) == ours(old)
+    found = samples(old)
+    assert found["proxyhealth_snapshot_up",] == 0
+    assert {key[1][1] for key in found if key[0] == "proxyhealth_health_check_results"} == {fleet["good"]}
+    health.force_update()
+    found = samples(scrape())
+    assert found["proxyhealth_snapshot_up",] == 1
+    assert found["proxyhealth_rounds_total", ("outcome", "success")] == 1
+
+
+def test_cache_silent__is_left_alone_for_a_while(fleet, settings):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        location = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": location}}
+        begin = time.monotonic()
+        assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
+        assert time.monotonic() - begin < 2.5
+        begin = time.monotonic()
+        assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
+        assert time.monotonic() - begin < 0.5
 
 
 def test_cache_down__answers_with_snapshot_up_0_and_no_old_values(fleet, settings):

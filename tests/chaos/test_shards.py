@@ -116,6 +116,11 @@ def test_child_killed_in_a_shard__the_others_count_at_once(deployment, verdict):
     assert all(shared[1].statuses[name] == old[1].statuses[name] for name in set(NAMES) - renewed)
     assert shared[1].at - asked.begin < INTERVAL / 2, "it took a tick to end the round"
     assert not deployment.ended()
+    for name in (
+        'rounds_total{outcome="incomplete"}',
+        'task_runs_total{outcome="failure",task="check_shard"}',
+    ):
+        assert deployment.metric(f"proxyhealth_{name}") == 1
     poller.check(TRUTH, lost_shards=True)
     verdict(
         f"{len(poller.polls)} polls, none torn; {len(renewed)} proxies renewed after "
