@@ -29,8 +29,10 @@ def main() -> int:
         port, own_port = _port("PORT", 8000), _port("PROMETHEUS_PORT", 9090)
         _require_free_port(own_port)
         config = _write_config(port)
+        # Not the page of the alerts: Debian's package has it at another path.
         print(
-            f"make prometheus: http://{HOST}:{own_port}/alerts, from http://{HOST}:{port}/metrics", flush=True
+            f"make prometheus: http://{HOST}:{own_port}/, from http://{HOST}:{port}/metrics; see “Alerts”",
+            flush=True,
         )
         options = [f"--config.file={config}", f"--storage.tsdb.path={VAR / 'prometheus'}"]
         os.execv(binary, [binary, *options, f"--web.listen-address={HOST}:{own_port}", "--log.level=warn"])

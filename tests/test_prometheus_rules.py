@@ -333,10 +333,11 @@ def test_make_prometheus__has_the_rules_and_ends_by_ctrl_c(installed, tmp_path):
                 f"http://127.0.0.1:{own_port}/api/v1/query", params={"query": expression}, timeout=5
             )
             assert answer.ok, (name, answer.text)
+        assert session.get(f"http://127.0.0.1:{own_port}/", timeout=5).ok, "the page that it names"
         os.killpg(process.pid, signal.SIGINT)
         process.wait(20)
     said = log.read_text()
-    assert said.startswith(f"make prometheus: http://127.0.0.1:{own_port}/alerts, ")
+    assert said.startswith(f"make prometheus: http://127.0.0.1:{own_port}/, ")
     assert (folder / "var" / "prometheus").is_dir()
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{own_port}/", timeout=5)
