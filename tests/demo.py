@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import requests
 
+from tests.ports import free_port
 from tests.proxies import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -20,18 +20,7 @@ PORTS = 10  # what `make run` takes from PORT on
 
 def free_ports():
     """The first of ``PORTS`` ports in a row that are free."""
-    for base in range(20000 + os.getpid() % 10000, 60000, 50):
-        with_sockets = [socket.socket() for _ in range(PORTS)]
-        try:
-            for offset, sock in enumerate(with_sockets):
-                sock.bind(("127.0.0.1", base + offset))
-        except OSError:
-            continue
-        finally:
-            for sock in with_sockets:
-                sock.close()
-        return base
-    raise AssertionError("no free ports")
+    return free_port(PORTS)
 
 
 def copy_checkout(to):

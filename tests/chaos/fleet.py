@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.ports import free_port
 from tests.proxies import WorkspaceProxyServer
-
-_taken: set[int] = set()
-
-
-def free_port() -> int:
-    """A port below those that the kernel gives to connections: a server that is down keeps it."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        if port in _taken:
-            continue
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        _taken.add(port)
-        return port
 
 
 @dataclass
