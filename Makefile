@@ -7,9 +7,12 @@ PYTHON6 ?= $(shell for python in python3.14 python3.13 python3.12; do \
 	$$python -c "import ensurepip, venv" 2>/dev/null && echo $$python && break; done)
 VENV6 := .venv-django6
 # What the tests below need of requirements-dev.txt.
-TOOLS6 := django-csp|playwright|pytest|pytest-django|trustme
+TOOLS6 := django-csp|playwright|pytest|pytest-django|pytest-xdist|trustme
 TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,access admin checks health listing metrics middleware models \
 	representation roster selection signals templatetags validators views)
+
+# How many test files, or faults, at once: most of them wait, for rounds, for a browser, for what is to get stale.
+WORKERS ?= 2
 
 .PHONY: run prometheus test lint types tests django6 chaos fuzz format start-proxy stop-proxy api-types clean
 
@@ -33,18 +36,20 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 tests: $(VENV)/.installed-dev node_modules/.installed
-	PYTHONDEVMODE=1 $(BIN)/coverage run -m pytest
+	PYTHONDEVMODE=1 $(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 ## The tests of what touches Django, on Django 6, which wants Python 3.12 or newer: PYTHON6=python3.13
 django6: $(VENV6)/.installed
 	$(VENV6)/bin/python manage.py makemigrations --check --dry-run
-	PYTHONDEVMODE=1 $(VENV6)/bin/python -m pytest --quiet --no-header $(TESTS6)
+	PYTHONDEVMODE=1 $(VENV6)/bin/python -m pytest --quiet --no-header --numprocesses $(WORKERS) --dist loadfile \
+		$(TESTS6)
 
-## Real processes, killed one after the other, while readers look on: about five minutes
+## Real processes, killed one after the other, while readers look on: about three minutes
 chaos: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/chaos --quiet --no-header
+	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses $(WORKERS) --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest tests/chaos --quiet --no-header -m alone
 
 ## Random input for the probe; the same SEED gives the same input
 fuzz: $(VENV)/.installed-dev

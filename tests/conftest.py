@@ -23,6 +23,16 @@ from tests.demo import Demo, start_demo
 from tests.proxies import WorkspaceProxyServer
 from tests.settings import REDIS_PORT
 
+# The files that wait the longest, in the order in which they are begun: with several workers, what is begun
+# last should be short, or one worker is left with it while the others have nothing to do.
+LONGEST = ["test_region_picker", "test_run", "test_browser", "test_package", "test_openapi", "test_sending"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        order = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI everything is there, so a test that was skipped is one that fails."""

@@ -1,11 +1,10 @@
 """The project's settings, against a server of the tests' own."""
 
 import os
-import socket
 
-with socket.socket() as _sock:
-    _sock.bind(("127.0.0.1", 0))
-    REDIS_PORT = _sock.getsockname()[1]
+from tests.ports import free_port
+
+REDIS_PORT = free_port()
 
 # A test that depends on the environment of whoever runs it is no test.
 for _name in list(os.environ):
@@ -15,7 +14,10 @@ os.environ["SECRET_KEY"] = "a key for tests"
 os.environ["REDIS_URL"] = f"redis://127.0.0.1:{REDIS_PORT}/0"
 
 from project.settings import *  # noqa: E402, F403
-from project.settings import PROXYHEALTH  # noqa: E402
+from project.settings import DATABASES, PROXYHEALTH  # noqa: E402
+
+# As it is anyway; pytest-django, which names a database for each worker, does not see that this is SQLite.
+DATABASES["default"]["TEST"] = {"NAME": ":memory:"}
 
 PROXYHEALTH = {**PROXYHEALTH, "TIMEOUT": 1.0, "READ_INTERVAL": 0}
 

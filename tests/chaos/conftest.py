@@ -17,6 +17,7 @@ _deployments = pytest.StashKey[list[Deployment]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(what): what is broken; the beginning of the test's line")
+    config.addinivalue_line("markers", "alone: takes all of the machine; none other may be beside it")
 
 
 @pytest.fixture(autouse=True)

@@ -56,6 +56,7 @@ print(json.dumps([time.monotonic() - begin, {{row.name: row.url for row in rows}
 """
 
 
+@pytest.mark.alone
 @pytest.mark.fault("1,000 saves at once")
 def test_thousand_saves__rounds_go_on_and_the_last_save_is_seen(deploy, verdict):
     interval, saves, count = 4, 1_000, 50

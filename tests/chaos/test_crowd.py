@@ -113,6 +113,7 @@ async def _poll_all(clients: list[Client]) -> None:
     await asyncio.gather(*(client.poll(end) for client in clients))
 
 
+@pytest.mark.alone
 @pytest.mark.fault("500 clients poll at once")
 def test_crowd__every_answer_is_one_whole_snapshot_and_none_is_old(deploy, verdict):
     deployment = deploy(interval=60, env={"DEBUG": "0"})
