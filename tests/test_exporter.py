@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxyhealth import coordination, exporter, health, running, store
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Reason
-from tests.demo import environment, free_ports
+from tests.demo import environment
+from tests.ports import free_port
 from tests.proxies import wait_for
 from tests.settings import REDIS_PORT
 from tests.test_metrics import samples
@@ -176,7 +177,7 @@ def test_token__a_wrong_one_in_the_settings_opens_nothing(client, configure):
 @contextmanager
 def gunicorn(folder, **env):
     """Two processes of gunicorn behind one port, which count in files."""
-    port = free_ports()
+    port = free_port()
     values = {
         "PROMETHEUS_MULTIPROC_DIR": folder,
         "REDIS_URL": f"redis://127.0.0.1:{REDIS_PORT}/0",
