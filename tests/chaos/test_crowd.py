@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from tests.chaos.deployment import Deployment
 from tests.proxies import wait_for
 
 CLIENTS = 500
-SECONDS = 12
+SECONDS = 12  # in which rounds change the snapshot
+QUIET = 3  # seconds after them, in which it stays as it is
 PAUSE = 1.0  # seconds between two polls of a client
 PROXIES = 20
 READ_INTERVAL = 0.5
@@ -108,9 +110,23 @@ class Commits(threading.Thread):
         self.join(5)
 
 
-async def _poll_all(clients: list[Client]) -> None:
-    end = time.monotonic() + SECONDS
-    await asyncio.gather(*(client.poll(end) for client in clients))
+_ROUNDS = """
+import time
+from pathlib import Path
+from proxyhealth import health
+end = time.monotonic() + 50
+while time.monotonic() < end and not Path({quiet!r}).exists():
+    health.force_update()
+    time.sleep(0.15)
+"""
+
+
+async def _poll_all(clients: list[Client], quiet: Path) -> None:
+    end = time.monotonic() + SECONDS + QUIET
+    polls = asyncio.gather(*(client.poll(end) for client in clients))
+    await asyncio.sleep(SECONDS)
+    quiet.touch()
+    await polls
 
 
 @pytest.mark.alone
@@ -123,23 +139,14 @@ def test_crowd__every_answer_is_one_whole_snapshot_and_none_is_old(deploy, verdi
     deployment.start()
     commits = Commits(deployment)
     commits.start()
-    over = threading.Event()
-
-    def ask_for_rounds() -> None:
-        while not over.wait(0.2):
-            deployment.python(
-                "from proxyhealth import health\nimport time\nend = time.monotonic() + 5\n"
-                "while time.monotonic() < end:\n    health.force_update()\n    time.sleep(0.15)"
-            )
-
-    rounds = threading.Thread(target=ask_for_rounds)
+    quiet = deployment.folder / "quiet"
+    rounds = threading.Thread(target=deployment.python, args=(_ROUNDS.format(quiet=str(quiet)),))
     rounds.start()
     before = commits.first_seen.copy()
     wait_for(lambda: len(commits.first_seen) > len(before) + 1, 20, "rounds run")
     cookie = f"sessionid={deployment.client.cookies['sessionid']}"
     clients = [Client(cookie, deployment.web_port) for _ in range(CLIENTS)]
-    asyncio.run(_poll_all(clients))
-    over.set()
+    asyncio.run(_poll_all(clients, quiet))
     rounds.join(60)
     commits.end()
     assert not deployment.ended()
