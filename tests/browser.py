@@ -45,6 +45,7 @@ def open_page(browser: Browser, **options: Any) -> Iterator[Page]:
     try:
         yield page
     finally:
+        page.unroute_all(behavior="wait")  # an answer that is still made up would fail in the next test
         context.close()
     assert page.problems == [], page.problems
 
