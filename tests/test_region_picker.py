@@ -338,11 +338,11 @@ def test_order__keeps_the_keyboard_focus(page, demo):
     radio(page, "São Paulo").focus()
     answer(page, without("paris"))
     expect(radio(page, "Paris")).to_be_disabled(timeout=PATIENCE)
-    assert rows(page).index("São Paulo") < rows(page).index("Paris")
+    assert rows(page).index("Cape Town") < rows(page).index("Paris"), "among those that are not available"
     expect(radio(page, "São Paulo")).to_be_focused()
     page.unroute_all()
     expect(radio(page, "Paris")).to_be_enabled(timeout=PATIENCE)
-    expect(page.locator(".region label").first).to_have_text(rows(page)[0])
+    assert rows(page).index("Paris") < rows(page).index("Cape Town")
     expect(radio(page, "São Paulo")).to_be_focused()
 
 
