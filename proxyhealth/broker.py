@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 from celery import current_app
+from kombu.exceptions import ChannelError
 
 # Seconds that a caller waits for the length of a queue.
 _PATIENCE = 0.25
@@ -35,12 +37,13 @@ def _is_redis() -> bool:
 def waiting() -> int | None:
     """How many messages wait for a worker, in all queues that a task of ours may be sent to.
 
-    None if that is not to be had in a quarter of a second, and for brokers other than Redis. Raises nothing.
+    None if the broker does not say so in a quarter of a second, and for other brokers than Redis. Raises
+    nothing.
     """
     if current_app.conf.task_always_eager or not _is_redis():
         return None
     try:
-        return _question.answer().result(timeout=_PATIENCE)
+        return _question.ask()
     except Exception:
         return None
 
@@ -55,34 +58,42 @@ class _Question:
     def _restart(self) -> None:
         self._lock = threading.Lock()
         self._answer: Future[int] | None = None
+        self._until = 0.0  # when it has had its time (monotonic)
 
-    def answer(self) -> Future[int]:
+    def ask(self) -> int:
+        """The answer; raises what goes wrong, and ``TimeoutError``.
+
+        A question that has had its time already is not waited for again.
+        """
         with self._lock:
-            if self._answer is None or self._answer.done():
-                self._answer = Future()
+            answer = self._answer
+            if answer is None or answer.done():
+                answer = Future()
                 threading.Thread(
-                    target=self._ask, args=(self._answer,), name="proxyhealth broker", daemon=True
+                    target=self._run, args=(answer,), name="proxyhealth broker", daemon=True
                 ).start()
-            return self._answer
+                # Only now: one for which there was no thread would never be answered.
+                self._answer, self._until = answer, time.monotonic() + _PATIENCE
+        return answer.result(timeout=max(0.0, self._until - time.monotonic()))
 
-    def _ask(self, answer: Future[int]) -> None:
+    def _run(self, answer: Future[int]) -> None:
         try:
             answer.set_result(_count_waiting())
-        except Exception as error:
+        except BaseException as error:
             answer.set_exception(error)
 
 
 def _count_waiting() -> int:
     with connection() as link:
         channel = link.channel()
-        return sum(_length(link, channel, queue) for queue in _queues())
+        return sum(_length(channel, queue) for queue in _queues())
 
 
-def _length(link: Any, channel: Any, queue: str) -> int:
+def _length(channel: Any, queue: str) -> int:
     try:
         return int(channel.queue_declare(queue, passive=True).message_count)
-    except link.channel_errors:
-        return 0  # Redis has no empty lists
+    except ChannelError:
+        return 0  # it is not there: Redis has no empty lists
 
 
 def _queues() -> set[str]:

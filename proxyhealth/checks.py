@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from inspect import unwrap
 from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
-from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
 from django.utils.module_loading import import_string
 from django_prometheus.exports import ExportToDjangoView
 
@@ -105,38 +107,56 @@ def _check_stale_after() -> list[CheckMessage]:
 
 def _check_metrics() -> list[CheckMessage]:
     try:
-        views = list(_views(get_resolver().url_patterns))
+        views = [_unwrapped(view) for view in _reached(get_resolver().url_patterns)]
     except Exception:
         return []  # Django says so itself
+    ours = any(view is _unwrapped(exporter.metrics) for view in views)
+    theirs = any(view is ExportToDjangoView for view in views)
     messages: list[CheckMessage] = []
     hint = "Include 'proxyhealth.exporter_urls' in place of 'django_prometheus.urls'."
-    unwrapped = {unwrap(view) for view in views}
-    lost = ExportToDjangoView in unwrapped and unwrap(exporter.metrics) not in unwrapped
-    if lost and exporter.is_multiprocess():
+    # Whether it is set does not matter: it is for the web server, and this may run anywhere.
+    if theirs and not ours:
         messages.append(
             Warning(
-                "PROMETHEUS_MULTIPROC_DIR is set, and django-prometheus' own view then leaves out the "
-                "metrics of proxyhealth.",
+                "With PROMETHEUS_MULTIPROC_DIR, django-prometheus' own view leaves out the metrics of "
+                "proxyhealth, and no view of yours has them.",
                 hint=hint,
                 id="proxyhealth.W002",
             )
         )
-    # One that something is wrapped around may well be protected.
-    if conf.METRICS_TOKEN and ExportToDjangoView in views:
+    ports = ("PROMETHEUS_METRICS_EXPORT_PORT", "PROMETHEUS_METRICS_EXPORT_PORT_RANGE")
+    port = next((name for name in ports if getattr(settings, name, None)), None)
+    if conf.METRICS_TOKEN and (theirs or port):
+        where = "django-prometheus' own view" if theirs else f"the port of {port}"
         messages.append(
             Warning(
-                "PROXYHEALTH['METRICS_TOKEN'] is set, and django-prometheus' own view shows the metrics to "
-                "who does not have it.",
-                hint=hint,
+                f"PROXYHEALTH['METRICS_TOKEN'] is set, and {where} does not ask for it.",
+                hint=hint if theirs else "Keep others from that port, or do without it.",
                 id="proxyhealth.W003",
             )
         )
     return messages
 
 
-def _views(patterns: Iterable[URLPattern | URLResolver]) -> Iterator[Callable[..., Any]]:
+def _reached(patterns: Iterable[URLPattern | URLResolver], before: str = "/") -> Iterator[Callable[..., Any]]:
+    """The views that a request can get to: of two of the same path, the first."""
     for pattern in patterns:
+        path = before + str(pattern.pattern)
         if isinstance(pattern, URLResolver):
-            yield from _views(pattern.url_patterns)
-        else:
-            yield pattern.callback
+            yield from _reached(pattern.url_patterns, path)
+            continue
+        try:
+            found = resolve(path).func
+        except Resolver404:  # one with parameters
+            found = pattern.callback
+        if found is pattern.callback:
+            yield found
+
+
+def _unwrapped(view: Callable[..., Any]) -> Callable[..., Any]:
+    """``view`` without decorators and arguments, as far as that can be seen."""
+    with suppress(Exception):  # there are views that are objects, of any kind
+        view = unwrap(view)
+        while isinstance(view, partial):
+            view = unwrap(view.func)
+    return view

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.http import HttpRequest, HttpResponse
 from django.utils.cache import add_never_cache_headers
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -21,17 +22,16 @@ from proxyhealth.conf import conf
 from proxyhealth.metrics import ProxyGauge, collector
 from proxyhealth.report import ProxyStatus
 
+logger = logging.getLogger(__name__)
 
-def is_multiprocess() -> bool:
-    """Whether prometheus_client keeps what it counts in files, for all processes of a host together."""
-    return any(name in os.environ for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"))
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @access.endpoint("GET", public=lambda: True)
 def metrics(request: HttpRequest) -> HttpResponse:
     """Everything, as text; to who has ``METRICS_TOKEN``, if there is one."""
     _require_token(request)
-    response = HttpResponse(exposition(_registry()), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+    response = HttpResponse(exposition(_collect()), content_type=CONTENT_TYPE)
     add_never_cache_headers(response)
     return response
 
@@ -50,21 +50,30 @@ def _require_token(request: HttpRequest) -> None:
         )
 
 
-def _registry() -> Collector:
-    if not is_multiprocess():
-        return REGISTRY
+def _collect() -> Iterable[Metric]:
+    # As prometheus_client decides whether it counts in files, for all processes of a host together.
+    if not any(name in os.environ for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")):
+        return REGISTRY.collect()
     # In its files there is only what is counted; ours is not.
+    return chain(collector.collect(), _collect_files())
+
+
+def _collect_files() -> Iterable[Metric]:
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    registry.register(collector)
-    return registry
+    try:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return list(registry.collect())
+    except Exception:
+        # A process that was killed may leave half a file; that is no reason to know nothing of the proxies.
+        logger.exception("the files in PROMETHEUS_MULTIPROC_DIR cannot be read: their metrics are left out")
+        return []
 
 
-def exposition(registry: Collector) -> bytes:
-    """The text of all metrics in ``registry``, as prometheus_client makes it, but quicker for our own."""
+def exposition(metrics: Iterable[Metric]) -> bytes:
+    """The text of all ``metrics``, as prometheus_client makes it, but quicker for our own."""
     others = []
     texts = []
-    for metric in registry.collect():
+    for metric in metrics:
         if isinstance(metric, ProxyGauge):
             texts.append(_text(metric))
         else:

@@ -204,8 +204,13 @@ def _look(cache: Cache, whole: bool) -> _Look:
     pipe.hgetall(cache.key("tasks"))
     pipe.pttl(cache.key("round"))
     pipe.time()
-    value, rounds, tasks, lease, (seconds, microseconds) = pipe.execute()
-    return _Look(value, rounds, tasks, lease, seconds + microseconds / 1e6)
+    value, rounds, tasks, lease, time = pipe.execute(raise_on_error=False)
+    for answer in (value, rounds, lease, time):
+        if isinstance(answer, RedisError):
+            raise answer
+    if isinstance(tasks, RedisError):
+        tasks = {}  # what a task has done is no reason to know nothing of the proxies
+    return _Look(value, rounds, tasks, lease, time[0] + time[1] / 1e6)
 
 
 def read_activity() -> Activity:
@@ -385,21 +390,35 @@ os.register_at_fork(after_in_child=forget)
 
 def _outcomes(data: Mapping[bytes, bytes]) -> dict[str, Any]:
     counts = {
-        key.removeprefix(b"count:").decode(): int(value)
-        for key, value in data.items()
-        if key.startswith(b"count:")
+        key.removeprefix("count:"): count for key, count in _counts(data).items() if key.startswith("count:")
     }
     return {
         "outcomes": FrozenMapping(counts),
-        "error": data.get(b"error", b"").decode(),
-        "offline": data.get(b"offline", b"").decode(),
-        "error_at": moment(data[b"error_at"].decode()) if b"error_at" in data else None,
+        "error": data.get(b"error", b"").decode(errors="replace"),
+        "offline": data.get(b"offline", b"").decode(errors="replace"),
+        "error_at": _moment(data.get(b"error_at")),
     }
 
 
 def _tasks(data: Mapping[bytes, bytes]) -> Mapping[str, TaskRuns]:
-    counts: dict[str, dict[str, int]] = {}
+    found: dict[str, TaskRuns] = {}
+    for key, count in _counts(data).items():
+        name, _, what = key.partition(":")
+        if what in TaskRuns._fields:
+            found[name] = found.get(name, TaskRuns())._replace(**{what: count})
+    return FrozenMapping(found)
+
+
+def _moment(value: bytes | None) -> datetime | None:
+    with suppress(ValueError):
+        return moment(value.decode()) if value else None
+    return None
+
+
+def _counts(data: Mapping[bytes, bytes]) -> dict[str, int]:
+    """Those of the fields that are numbers; a newer version may have others."""
+    counts = {}
     for key, value in data.items():
-        name, _, what = key.decode().partition(":")
-        counts.setdefault(name, {})[what] = int(value)
-    return FrozenMapping({name: TaskRuns(**found) for name, found in counts.items()})
+        with suppress(ValueError):
+            counts[key.decode()] = int(value)
+    return counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -87,6 +88,7 @@ def _request_first_round(**kwargs: Any) -> None:
 # Runs are counted in the cache, because nobody scrapes a worker.
 
 _begun: dict[str, float] = {}  # by the id of the task
+_lost: deque[str] = deque(maxlen=1_000)
 
 
 @task_prerun.connect
@@ -105,7 +107,9 @@ def _count_run(task_id: str, task: Any, state: str | None, **kwargs: Any) -> Non
 @task_failure.connect
 def _count_lost(task_id: str, sender: Any, **kwargs: Any) -> None:
     """A run that ended with its process, of which the process above tells, or that could not begin."""
-    if _is_ours(sender) and task_id not in _begun:
+    # Of a run that is killed at its time limit, Celery tells twice.
+    if _is_ours(sender) and task_id not in _begun and task_id not in _lost:
+        _lost.append(task_id)
         _count(sender, "failure", 0.0)
 
 

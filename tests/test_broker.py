@@ -8,6 +8,7 @@ from celery import current_app
 from project.celery import app
 from proxyhealth import broker
 from tests.proxies import wait_for
+from tests.settings import REDIS_PORT
 
 
 def threads():
@@ -82,6 +83,44 @@ def test_waiting__one_that_says_nothing_is_not_waited_for_and_asked_once(url):
             assert len(threads()) == 1
     url(before)
     wait_for(lambda: broker.waiting() == 0, 30, "it is asked again")
+
+
+def test_waiting__a_question_that_had_its_time_costs_the_next_one_nothing(url):
+    before = app.conf.broker_url
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        assert broker.waiting() is None
+        begin = time.monotonic()
+        assert [broker.waiting() for _ in range(10)] == [None] * 10
+        assert time.monotonic() - begin < 0.2
+    url(before)
+
+
+def test_waiting__a_thread_that_could_not_start_is_no_question(monkeypatch, redis_client):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        assert broker.waiting() is None
+    assert broker.waiting() == 0
+
+
+@pytest.mark.parametrize("denied", ["exists", "llen"])
+def test_waiting__is_not_known_to_who_may_not_look(url, redis_client, denied):
+    current_app.send_task("proxyhealth.tasks.check_all")
+    redis_client.acl_setuser("half", True, passwords=["+word"], categories=["+@all"], keys=["*"])
+    redis_client.acl_setuser("half", True, commands=[f"-{denied}"])
+    try:
+        url(f"redis://half:word@127.0.0.1:{REDIS_PORT}/0")
+        assert broker.waiting() is None
+    finally:
+        redis_client.acl_deluser("half")
+
+
+def test_waiting__is_not_known_if_something_else_is_in_the_queues_place(redis_client):
+    redis_client.set("celery", "no list")
+    assert broker.waiting() is None
 
 
 def test_waiting__is_not_known_of_other_brokers_and_without_one(url, monkeypatch):

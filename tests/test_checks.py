@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import pickle
 import sys
@@ -7,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core.checks import registry, run_checks
-from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.core.exceptions import ImproperlyConfigured
 from django.urls import include, path
+from django.views.decorators.cache import never_cache
 from django_prometheus.exports import ExportToDjangoView
 
 from proxyhealth import exporter
@@ -257,35 +259,54 @@ def urls(settings):
 
 THEIRS = path("monitoring/", include("django_prometheus.urls"))
 OURS = path("", include("proxyhealth.exporter_urls"))
+OURS_AND_A_PARAMETER = path("<slug:host>/metrics", exporter.metrics)
+THEIRS_AT_OUR_PATH = path("", include("django_prometheus.urls"))
 
 
-def protected(view):
+def wrapped(view):
     @functools.wraps(view)
     def wrapper(request):
-        raise PermissionDenied
+        return view(request)
 
     return wrapper
 
 
-PROTECTED = path("metrics", protected(ExportToDjangoView))
+@dataclasses.dataclass
+class Unhashable:
+    def __call__(self, request):
+        """A view may be anything that can be called."""
 
 
-@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+class WrapsItself:
+    def __call__(self, request):
+        """Nor has it to be well made."""
+
+    @property
+    def __wrapped__(self):
+        return self
+
+
+ODD = [path("odd", Unhashable()), path("odder", WrapsItself())]
+
+
 @pytest.mark.parametrize(
     ("patterns", "expected"),
     [
         ([THEIRS], ["proxyhealth.W002"]),
-        ([PROTECTED], ["proxyhealth.W002"]),
+        ([path("metrics", wrapped(ExportToDjangoView))], ["proxyhealth.W002"]),
+        ([path("metrics", functools.partial(ExportToDjangoView))], ["proxyhealth.W002"]),
+        ([THEIRS_AT_OUR_PATH, OURS], ["proxyhealth.W002"]),
+        ([*ODD, THEIRS], ["proxyhealth.W002"]),
         ([THEIRS, OURS], []),
-        ([OURS], []),
-        ([path("numbers", exporter.metrics)], []),
+        ([OURS, THEIRS_AT_OUR_PATH], []),
+        ([THEIRS, OURS_AND_A_PARAMETER], []),
+        ([path("numbers", never_cache(exporter.metrics))], []),
+        ([*ODD, OURS], []),
         ([], []),
     ],
 )
-def test_checks__a_view_that_loses_the_metrics(urls, monkeypatch, tmp_path, name, patterns, expected):
+def test_checks__a_view_that_loses_the_metrics(urls, patterns, expected):
     urls(*patterns)
-    assert check_settings() == []
-    monkeypatch.setenv(name, str(tmp_path))
     messages = check_settings()
     assert ids(messages) == expected
     assert all("'proxyhealth.exporter_urls'" in message.hint for message in messages)
@@ -293,13 +314,34 @@ def test_checks__a_view_that_loses_the_metrics(urls, monkeypatch, tmp_path, name
 
 @pytest.mark.parametrize(
     ("patterns", "expected"),
-    [([THEIRS, OURS], ["proxyhealth.W003"]), ([PROTECTED], []), ([OURS], []), ([], [])],
+    [
+        ([THEIRS, OURS], ["proxyhealth.W003"]),
+        ([OURS, path("other", never_cache(ExportToDjangoView))], ["proxyhealth.W003"]),
+        ([OURS, THEIRS_AT_OUR_PATH], []),
+        ([OURS], []),
+        ([], []),
+    ],
 )
 def test_checks__a_view_that_wants_no_token(urls, configure, patterns, expected):
     urls(*patterns)
     assert check_settings() == []
     configure(METRICS_TOKEN="secret")
-    assert ids(check_settings()) == expected
+    messages = check_settings()
+    assert ids(messages) == expected
+    assert not any("secret" in message.msg for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PROMETHEUS_METRICS_EXPORT_PORT", 8001), ("PROMETHEUS_METRICS_EXPORT_PORT_RANGE", range(8001, 8010))],
+)
+def test_checks__a_port_that_wants_no_token(urls, configure, settings, name, value):
+    urls(OURS)
+    setattr(settings, name, value)
+    assert check_settings() == []
+    configure(METRICS_TOKEN="secret")
+    (message,) = check_settings()
+    assert (message.id, name in message.msg) == ("proxyhealth.W003", True)
 
 
 def test_checks__leave_broken_urls_to_django(settings):

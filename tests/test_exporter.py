@@ -57,7 +57,7 @@ def test_exposition__is_that_of_prometheus_client(name):
         make_status(make_proxy("other"), reason=Reason.TIMEOUT, latency=None),
         make_status(make_proxy("third"), latency=1e-07),
     )
-    text = exporter.exposition(REGISTRY).decode()
+    text = exporter.exposition(REGISTRY.collect()).decode()
     found = families(text)
     assert found == families(generate_latest(REGISTRY).decode())
     _, _, infos = found["proxyhealth_proxy_info"]
@@ -65,11 +65,11 @@ def test_exposition__is_that_of_prometheus_client(name):
 
 
 def test_exposition__is_made_anew_when_the_snapshot_changes(paris):
-    first = families(exporter.exposition(REGISTRY).decode())
-    assert families(exporter.exposition(REGISTRY).decode()) == first
+    first = families(exporter.exposition(REGISTRY.collect()).decode())
+    assert families(exporter.exposition(REGISTRY.collect()).decode()) == first
     WorkspaceProxy.objects.filter(pk=paris.pk).update(name="lyon")
     running.run_check([paris.pk])
-    _, _, infos = families(exporter.exposition(REGISTRY).decode())["proxyhealth_proxy_info"]
+    _, _, infos = families(exporter.exposition(REGISTRY.collect()).decode())["proxyhealth_proxy_info"]
     assert [dict(labels)["name"] for _, labels, _ in infos] == ["lyon"], "no series of the old name"
 
 
@@ -216,6 +216,19 @@ def ask(port, token=""):
         return requests.get(f"http://127.0.0.1:{port}/metrics", headers=headers, timeout=10)
     except requests.ConnectionError:
         return None
+
+
+@pytest.mark.parametrize("damage", ["an empty file", "no folder"])
+def test_several_processes__what_cannot_be_read_of_theirs_takes_nothing_of_ours(
+    client, paris, tmp_path, monkeypatch, caplog, damage
+):
+    folder = tmp_path / "files"
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    if damage == "an empty file":  # as a process leaves it that is killed as it begins
+        folder.mkdir()
+        (folder / "counter_1.db").touch()
+    assert samples(client.get("/metrics").content.decode())["proxyhealth_snapshot_up",] == 1
+    assert "PROMETHEUS_MULTIPROC_DIR cannot be read" in caplog.text
 
 
 def test_several_processes__ours_and_those_of_django_prometheus_are_both_there(paris, tmp_path):

@@ -231,6 +231,43 @@ def test_cache_emptied__what_a_check_finds_before_a_round_is_no_snapshot_yet(fle
     assert found["proxyhealth_rounds_total", ("outcome", "success")] == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        ("tasks", "check_all:retry", "1"),
+        ("tasks", "foreign", "1"),
+        ("tasks", "check_all:success", "many"),
+        ("tasks", b"\xff:success", "1"),
+        ("rounds", "count:success", "many"),
+        ("rounds", "error", b"\xff"),
+        ("rounds", "error_at", "yesterday"),
+        ("rounds", "later", "1"),
+    ],
+)
+def test_counts__what_a_newer_version_or_a_stranger_has_left_is_no_fault(
+    fleet, redis_client, key, field, value
+):
+    redis_client.hset(caches["default"].make_key(f"proxyhealth:{key}"), field, value)
+    found = samples(scrape())
+    assert found["proxyhealth_snapshot_up",] == 1
+    assert found["proxyhealth_proxies", ("status", "ok")] == 1
+    assert not health.snapshot().fault
+
+
+def test_counts__something_else_in_the_place_of_the_tasks_is_no_fault(fleet, redis_client):
+    redis_client.set(caches["default"].make_key("proxyhealth:tasks"), "no hash")
+    assert samples(scrape())["proxyhealth_snapshot_up",] == 1
+    assert not health.snapshot().fault
+
+
+def test_counts__something_else_in_the_place_of_the_rounds_is_one(fleet, redis_client):
+    key = caches["default"].make_key("proxyhealth:rounds")
+    redis_client.delete(key)
+    redis_client.set(key, "no hash")
+    assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
+    assert "WRONGTYPE" in health.snapshot().fault
+
+
 def test_cache_silent__is_left_alone_for_a_while(fleet, settings):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         location = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"

@@ -136,8 +136,11 @@ def test_runs__that_fail_are_counted_as_failures():
 
 
 def test_runs__that_end_with_their_process_are_counted_by_the_one_above():
-    task_failure.send(sender=tasks.check_shard, task_id="lost", exception=WorkerLostError("killed"))
+    lost = str(uuid4())
+    task_failure.send(sender=tasks.check_shard, task_id=lost, exception=WorkerLostError("killed"))
     assert runs() == {"check_shard": (0, 1, 0)}
+    task_failure.send(sender=tasks.check_shard, task_id=lost, exception=WorkerLostError("killed"))
+    assert runs() == {"check_shard": (0, 1, 0)}, "Celery tells twice of one that was killed at its time limit"
 
 
 def test_runs__of_the_host_are_its_own():
