@@ -334,10 +334,13 @@ class Deployment:
         assert found, f"there is no row {name}"
         return {**dict(found), "id": str(uuid.UUID(found["id"]))}
 
-    def owner_of(self, client_port: int) -> int | None:
-        """The process of a worker that has a connection from this port."""
+    def owner_of(self, client_port: int, server_port: int) -> int | None:
+        """The process of a worker that has a connection from the one port to the other.
+
+        Both, because a connection to another server, as to Redis, may be from the same port.
+        """
         # Thousands of closed connections may be in this table; splitting all of them takes too long.
-        line = rf"^ *\d+: [0-9A-F]+:{client_port:04X} [0-9A-F:]+ (?:[^ ]+ +){{6}}(\d+) "
+        line = rf"^ *\d+: [0-9A-F]+:{client_port:04X} [0-9A-F]+:{server_port:04X} (?:[^ ]+ +){{6}}(\d+) "
         inodes = re.findall(line, Path("/proc/net/tcp").read_text(), re.MULTILINE)
         links = {f"socket:[{inode}]" for inode in inodes}
         for worker in self.workers:

@@ -39,7 +39,7 @@ class ChaosProxy:
         self.url = f"http://127.0.0.1:{self.port}"
         self.asked: list[Asked] = []
         self.most_at_once = 0
-        self.owner_of: Callable[[int], int | None] = lambda client_port: None
+        self.owner_of: Callable[[int, int], int | None] = lambda client_port, server_port: None
         self._at_once = 0
         self._lock = threading.Lock()
         self._delay = delay
@@ -85,7 +85,7 @@ class ChaosProxy:
 
     @contextmanager
     def recorded(self, client_port: int) -> Iterator[None]:
-        asked = Asked(time.monotonic(), self.owner_of(client_port))
+        asked = Asked(time.monotonic(), self.owner_of(client_port, self.port))
         with self._lock:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
