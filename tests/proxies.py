@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,14 @@ from typing import Any, Self
 class WorkspaceProxyServer:
     """Answers every request with ``report``, after ``delay`` seconds and once ``gate`` is open."""
 
-    def __init__(self, report: Any = None, delay: float = 0, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        report: Any = None,
+        delay: float = 0,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.report = {"errors": [], "warnings": []} if report is None else report
         self.delay = delay
         self.requests = 0
@@ -46,10 +54,15 @@ class WorkspaceProxyServer:
                 """A prober that has hung up is no error of the server's."""
 
         self._server = Server((host, port), Handler)
+        if tls:
+            # The handshake is up to the thread of the connection.
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self.port = self._server.server_port
         self.host = f"{host}:{self.port}"
-        self.url = f"http://{self.host}"
+        self.url = f"{'https' if tls else 'http'}://{self.host}"
 
     @contextmanager
     def answering(self, client_port: int) -> Iterator[None]:

@@ -29,6 +29,9 @@ from tests.proxies import wait_for
 
 START = 30  # seconds that a process may take to come up, on a busy machine
 
+# As in production: threads, and connections that stay open.
+GUNICORN = "exec python -m gunicorn --threads 4 --keep-alive 30 --bind 127.0.0.1:$WEB_PORT project.wsgi"
+
 _SECRET = "a key for tests of faults"
 _CSRF = "c" * 32
 HOOKS = Path(__file__).parent / "hooks"
@@ -159,9 +162,10 @@ def _session(leader: int) -> list[int]:
 
 
 class Deployment:
-    """Redis, web server, worker(s) and beat(s) on ports of their own, and the proxies that they watch.
+    """Redis, web server(s), worker(s) and beat(s) on ports of their own, and the proxies that they watch.
 
-    ``worker_env`` is for the workers only, ``env`` for all.
+    ``worker_env`` is for the workers only, ``env`` for all. ``others`` are processes of the test's own, which
+    end with the deployment.
     """
 
     def __init__(
@@ -171,6 +175,7 @@ class Deployment:
         *,
         interval: float = 4,
         timeout: float = 1,
+        webs: int = 1,
         workers: int = 1,
         beats: int = 1,
         concurrency: int = 2,
@@ -186,20 +191,23 @@ class Deployment:
         self.database = folder / "db.sqlite3"
         shutil.copy(template.database, self.database)
         self.redis_port = free_port()
-        self.web_port = free_port()
-        self.base = f"http://127.0.0.1:{self.web_port}"
+        self.web_ports = [free_port() for _ in range(webs)]
+        self.bases = [f"http://127.0.0.1:{port}" for port in self.web_ports]
+        self.web_port, self.base = self.web_ports[0], self.bases[0]
         self._session_key = template.session_key
         self.env = _environment(
             DATABASE_URL=f"sqlite:///{self.database}",
             REDIS_URL=f"redis://{redis_name}:{self.redis_port}/0",
-            WEB_PORT=self.web_port,
             PROXYHEALTH_INTERVAL=interval,
             PROXYHEALTH_TIMEOUT=timeout,
             **(env or {}),
         )
         commands = _procfile()
         self.redis = self._part("redis", self._redis_command(redis_bind))
-        self.web = self._part("web", commands["web"])
+        self.webs = [
+            self._part(f"web{n}", commands["web"], {"WEB_PORT": port})
+            for n, port in enumerate(self.web_ports, 1)
+        ]
         self.workers = [
             self._part(
                 f"worker{n}",
@@ -212,6 +220,7 @@ class Deployment:
             self._part(f"beat{n}", f"{commands['beat']} --schedule {folder}/schedule{n}")
             for n in range(1, beats + 1)
         ]
+        self.others: list[Part] = []
         self.client = self.new_client()
 
     def _part(self, name: str, command: str, env: Mapping[str, Any] | None = None) -> Part:
@@ -225,6 +234,10 @@ class Deployment:
         )
 
     @property
+    def web(self) -> Part:
+        return self.webs[0]
+
+    @property
     def worker(self) -> Part:
         return self.workers[0]
 
@@ -234,7 +247,7 @@ class Deployment:
 
     @property
     def parts(self) -> list[Part]:
-        return [self.redis, self.web, *self.workers, *self.beats]
+        return [self.redis, *self.webs, *self.workers, *self.beats, *self.others]
 
     # Life
 
@@ -253,9 +266,9 @@ class Deployment:
     def start(self) -> None:
         """Everything up, and the first round over."""
         self.start_redis()
-        for part in [self.web, *self.workers, *self.beats]:
+        for part in [*self.webs, *self.workers, *self.beats]:
             part.start()
-        wait_for(self._answers, START, "the web server answers")
+        wait_for(self._answers, START, "the web servers answer")
         for worker in self.workers:
             worker.wait_for_log(" ready.")
         wait_for(self._is_right, START, "the first round has found what there is")
@@ -277,9 +290,10 @@ class Deployment:
             return False
 
     def _answers(self) -> bool:
-        assert not self.web.ended, self.web.log_text()
+        for web in self.webs:
+            assert not web.ended, web.log_text()
         try:
-            return self.client.get(f"{self.base}/api/v2/regions", timeout=5).ok
+            return all(self.client.get(f"{base}/api/v2/regions", timeout=5).ok for base in self.bases)
         except requests.ConnectionError:
             return False
 

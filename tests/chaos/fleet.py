@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,16 +34,23 @@ class _Server(WorkspaceProxyServer):
 class ChaosProxy:
     """A proxy with a name and an address of its own; up from the start."""
 
-    def __init__(self, name: str, delay: float = 0, errors: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        delay: float = 0,
+        errors: tuple[str, ...] = (),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.name = name
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.asked: list[Asked] = []
         self.most_at_once = 0
         self.owner_of: Callable[[int, int], int | None] = lambda client_port, server_port: None
         self._at_once = 0
         self._lock = threading.Lock()
         self._delay = delay
+        self._tls = tls
         self._errors = list(errors)
         self._silent = False
         self._server: WorkspaceProxyServer | None = None
@@ -50,7 +58,7 @@ class ChaosProxy:
 
     def start(self) -> None:
         if self._server is None:
-            server = _Server(delay=self._delay, port=self.port)
+            server = _Server(delay=self._delay, port=self.port, tls=self._tls)
             server.proxy = self
             self._server = server
             self._apply()

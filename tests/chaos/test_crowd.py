@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.deployment import Deployment
+from tests.chaos.deployment import GUNICORN, Deployment
 from tests.proxies import wait_for
 
 CLIENTS = 500
@@ -23,11 +23,6 @@ PAUSE = 1.0  # seconds between two polls of a client
 PROXIES = 20
 READ_INTERVAL = 0.5
 LIMIT = READ_INTERVAL + 0.5
-
-# As in production: processes of threads, and connections that stay open.
-GUNICORN = (
-    "exec python -m gunicorn --workers 2 --threads 4 --keep-alive 30 --bind 127.0.0.1:$WEB_PORT project.wsgi"
-)
 
 
 @dataclass
@@ -133,7 +128,7 @@ async def _poll_all(clients: list[Client], quiet: Path) -> None:
 @pytest.mark.fault("500 clients poll at once")
 def test_crowd__every_answer_is_one_whole_snapshot_and_none_is_old(deploy, verdict):
     deployment = deploy(interval=60, env={"DEBUG": "0"})
-    deployment.web.command = GUNICORN
+    deployment.web.command = f"{GUNICORN} --workers 2"
     for number in range(PROXIES):
         deployment.add(f"proxy-{number:02}")
     deployment.start()
