@@ -15,19 +15,25 @@ import requests
 import yaml
 
 from tests.demo import copy_checkout, environment, free_ports
-from tests.prometheus.expressions import DASHBOARD, RULES, dashboard, expressions, rules
+from tests.prometheus.expressions import (
+    DASHBOARD,
+    EMPTY_WHEN_HEALTHY,
+    METRICS,
+    PARTS,
+    RULES,
+    dashboard,
+    expressions,
+    rules,
+    table_of,
+)
 from tests.proxies import wait_for
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests" / "prometheus" / "rules_test.yml"
-METRICS = (ROOT / "docs" / "metrics.md").read_text()
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
 RECORDS = {rule["record"] for rule in rules() if "record" in rule}
-
-# What a histogram has besides its name.
-PARTS = re.compile(r"_(bucket|sum|count)$")
 
 
 def names_in(text):
@@ -37,12 +43,6 @@ def names_in(text):
 
 def series_in(text):
     return {PARTS.sub("", name) for name in names_in(text) if ":" not in name}
-
-
-def table_of(heading):
-    """The first words in code of the lines of the table below a heading of the document."""
-    section = METRICS.partition(f"# {heading}\n")[2].partition("\n#")[0]
-    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
 
 
 def used():
@@ -84,6 +84,25 @@ def test_rules__every_recorded_value_is_tested():
         for name in names_in(case["expr"])
     }
     assert checked >= RECORDS
+
+
+def test_expressions__that_are_empty_when_all_is_well_are_tested_with_data():
+    found = expressions({"job": "web", "proxy": ".*", "__rate_interval": "5m"})
+    proven = set()
+    for group in yaml.safe_load(TESTS.read_text())["tests"]:
+        for case in group.get("alert_rule_test", ()):
+            if case["exp_alerts"]:
+                proven.add(f"rules: {case['alertname']}")
+        with_data = {
+            " ".join(case["expr"].split())
+            for case in group.get("promql_expr_test", ())
+            if case["exp_samples"]
+        }
+        # What a rule records is what its expression says.
+        proven |= {f"rules: {name}" for name in RECORDS & with_data}
+        proven |= {name for name, expression in found.items() if " ".join(expression.split()) in with_data}
+    assert found.keys() >= EMPTY_WHEN_HEALTHY
+    assert proven >= EMPTY_WHEN_HEALTHY
 
 
 @pytest.mark.parametrize("name", ALERTS)

@@ -1,4 +1,7 @@
-"""Every PromQL expression that the app ships: of its rules, and of its dashboard for Grafana."""
+"""Every PromQL expression that the app ships: of its rules, and of its dashboard for Grafana.
+
+And the series that ``docs/metrics.md`` has.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,10 @@ import yaml
 CONTRIB = Path(__file__).parents[2] / "proxyhealth" / "contrib"
 RULES = CONTRIB / "prometheus" / "rules.yml"
 DASHBOARD = CONTRIB / "grafana" / "dashboard.json"
+METRICS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+
+# What a histogram has besides its name.
+PARTS = re.compile(r"_(bucket|sum|count)$")
 
 # What Grafana would put in; `$proxy` is within =~, so that every proxy may stand for the chosen one.
 VARIABLES = {"job": "proxyhealth", "proxy": ".*", "__rate_interval": "5m"}
@@ -60,3 +67,27 @@ def _fill_in(expression: str, variables: Mapping[str, str]) -> str:
     filled = re.sub(r"\$(\w+)", lambda match: variables[match[1]], expression)
     assert "$" not in filled, filled
     return filled
+
+
+def table_of(heading: str) -> list[str]:
+    """The first words in code of the lines of the table below a heading of the document."""
+    section = METRICS.partition(f"# {heading}\n")[2].partition("\n#")[0]
+    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+
+
+# What says nothing as long as all is well: alerts, and what tells of proxies that fail.
+EMPTY_WHEN_HEALTHY = {
+    *(f"rules: {rule['alert']}" for rule in rules() if "alert" in rule),
+    "rules: job_proxy:proxyhealth_failing_since:timestamp_seconds",
+    "rules: job_proxy:proxyhealth_failing:confirmed",
+    *(
+        f"dashboard: {name}"
+        for name in (
+            "8 Proxies that are not usable A",
+            "8 Proxies that are not usable B",
+            "9 Failures by reason A",
+            "17 Failures by reason A",
+            "Alerts of proxyhealth",
+        )
+    ),
+}

@@ -1,0 +1,178 @@
+"""A Prometheus with the shipped rules, which scrapes a deployment each second; asked by its HTTP API."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import requests
+import yaml
+
+from tests.chaos.deployment import START, Part
+from tests.demo import environment
+from tests.ports import free_port
+from tests.prometheus.expressions import RULES
+
+JOB = "proxyhealth"
+STEP = 1  # seconds between two scrapes, and between two evaluations
+FOR = 3  # seconds that stand for the minutes which an alert waits
+
+
+class Sample(NamedTuple):
+    labels: dict[str, str]
+    value: float
+
+
+class Prometheus:
+    """One of its own data and port, of ``targets`` (host and port) in one job."""
+
+    def __init__(self, folder: Path, targets: Sequence[str]) -> None:
+        self.port = free_port()
+        self.folder = folder / "prometheus"
+        self.folder.mkdir()
+        (self.folder / "rules.yml").write_text(shortened(RULES.read_text()))
+        config = {
+            "global": {"scrape_interval": f"{STEP}s", "evaluation_interval": f"{STEP}s"},
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": list(targets)}]}],
+        }
+        (self.folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        command = (
+            f"exec {binary()} --config.file={self.folder}/prometheus.yml "
+            f"--storage.tsdb.path={self.folder}/data "
+            f"--web.listen-address=127.0.0.1:{self.port} --log.level=warn"
+        )
+        self.part = Part("prometheus", command, environment(), self.folder / "prometheus.log")
+        self.targets = list(targets)
+        self._session = requests.Session()
+        self._session.trust_env = False
+
+    def start(self) -> None:
+        """Up, and each target has been scraped."""
+        self.part.start()
+        self.wait_until(self._is_ready, START, "Prometheus is ready")
+        self.wait_until(
+            lambda: {target["health"] for target in self.active_targets()} == {"up"},
+            START,
+            "its targets are up",
+        )
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _is_ready(self) -> bool:
+        assert not self.part.ended, self.part.log_text()
+        try:
+            return self._session.get(f"http://127.0.0.1:{self.port}/-/ready", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    # What it is asked
+
+    def ask(self, path: str, **params: str) -> Any:
+        """The data of an answer of its API; anything but a success without warnings fails."""
+        answer = self._session.get(f"http://127.0.0.1:{self.port}/api/v1/{path}", params=params, timeout=10)
+        assert answer.ok, f"{path} {params}: {answer.status_code} {answer.text}"
+        body = answer.json()
+        assert body["status"] == "success", body
+        assert not body.get("warnings"), body
+        return body["data"]
+
+    def query(self, expression: str) -> list[Sample]:
+        """What an expression says now."""
+        data = self.ask("query", query=expression)
+        assert data["resultType"] == "vector", (expression, data["resultType"])
+        return [Sample(found["metric"], float(found["value"][1])) for found in data["result"]]
+
+    def history(
+        self, selector: str, span: str = "5m"
+    ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        """The samples of each series, as they were stored: (Unix time, value)."""
+        data = self.ask("query", query=f"{selector}[{span}]")
+        return [
+            (found["metric"], [(float(at), float(value)) for at, value in found["values"]])
+            for found in data["result"]
+        ]
+
+    def alerts(self, **labels: str) -> list[dict[str, Any]]:
+        """Those that are pending or fire, and have these labels."""
+        found = self.ask("alerts")["alerts"]
+        return [alert for alert in found if labels.items() <= alert["labels"].items()]
+
+    def rules(self) -> list[dict[str, Any]]:
+        return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
+
+    def active_targets(self) -> list[dict[str, Any]]:
+        targets: list[dict[str, Any]] = self.ask("targets")["activeTargets"]
+        return targets
+
+    def check(self) -> None:
+        """No rule has ever failed, and there was nothing to warn of."""
+        text = self._session.get(f"http://127.0.0.1:{self.port}/metrics", timeout=10).text
+        failures = re.findall(r"^prometheus_rule_evaluation_failures_total\{.*\} (\S+)$", text, re.MULTILINE)
+        assert failures, "Prometheus does not count failures any more"
+        assert {float(count) for count in failures} == {0}, self.evidence()
+        assert "level=" not in self.part.log_text(), self.part.log_text()
+
+    def wait_until(self, condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> None:
+        """Poll until ``condition()`` is true; fails with what it was to be, and with what Prometheus says."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                text = what if isinstance(what, str) else what()
+                pytest.fail(f"not within {seconds} s: {text}{self.evidence()}")
+            time.sleep(0.1)
+
+    def evidence(self) -> str:
+        """What it says of its targets, its alerts and its rules, for a failure."""
+        try:
+            said = [
+                f"target {target['scrapeUrl']} {target['health']} after {target['lastScrapeDuration']:.3f} s"
+                f" {target['lastError']}"
+                for target in self.active_targets()
+            ]
+            said += [f"alert {alert['state']} {alert['labels']}" for alert in self.alerts()]
+            said += [
+                f"rule {rule['name']} {rule['health']} {rule.get('lastError', '')}"
+                for rule in self.rules()
+                if rule["health"] != "ok"
+            ]
+        except (requests.RequestException, AssertionError) as error:
+            said = [f"it does not answer: {error}"]
+        return "".join(f"\n{line}" for line in [*said, self.part.log_text()])
+
+
+def shortened(text: str) -> str:
+    """The rules with waits of seconds, and nothing else that is another."""
+    short = re.sub(r"^( +for:) \d+m$", rf"\1 {FOR}s", text, flags=re.MULTILINE)
+    short = re.sub(r"^( +interval:) \d+m$", rf"\1 {STEP}s", short, flags=re.MULTILINE)
+    before, after = yaml.safe_load(text), yaml.safe_load(short)
+    expected = deepcopy(before)
+    waits = 0
+    for group in expected["groups"]:
+        if "interval" in group:
+            group["interval"] = f"{STEP}s"
+        for rule in group["rules"]:
+            if "for" in rule:
+                rule["for"] = f"{FOR}s"
+                waits += 1
+    assert after == expected
+    assert waits
+    return short
+
+
+def binary() -> str:
+    found = shutil.which("prometheus")
+    if found is None:
+        message = "prometheus is not installed (Debian: apt-get install prometheus)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
