@@ -46,7 +46,7 @@ django6: $(VENV6)/.installed
 	PYTHONDEVMODE=1 $(VENV6)/bin/python -m pytest --quiet --no-header --numprocesses $(WORKERS) --dist loadfile \
 		$(TESTS6)
 
-## Real processes, killed one after the other, while readers look on: about three minutes
+## Real processes, killed one after the other, while readers look on: about four minutes
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses $(WORKERS) --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header -m alone

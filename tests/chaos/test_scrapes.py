@@ -1,0 +1,284 @@
+"""What each scrape says in itself, and compared to those before it, while everything changes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.chaos.deployment import GUNICORN, Deployment
+from tests.proxies import wait_for
+
+SECONDS = 10
+SCRAPES = 200  # at least
+PAUSE = 0.03  # seconds between two scrapes of a reader
+READERS = 2  # of each process
+INTERVAL = 1
+
+NUMBERS = {"unknown": -3, "unreachable": -2, "unhealthy": -1, "unregistered": 0, "ok": 1}
+
+# Rounds one after the other in one process, in another one rows that come, change and go.
+_ROUNDS = """
+import time
+from proxyhealth import health
+end, done = time.monotonic() + {seconds}, 0
+while time.monotonic() < end:
+    health.force_update()
+    done += 1
+    time.sleep(0.01)
+print(done)
+"""
+_CHANGES = """
+import json, time
+from proxyhealth.models import WorkspaceProxy
+urls, begin, deleted = {urls}, time.monotonic(), []
+number = saves = 0
+while time.monotonic() < begin + {seconds}:
+    new = WorkspaceProxy.objects.create(name=f"new-{{number}}", url=urls[number % len(urls)])
+    for proxy in WorkspaceProxy.objects.active().filter(name__startswith="stays-")[:2]:
+        proxy.url = urls[(urls.index(proxy.url) + 1) % len(urls)]
+        proxy.save()
+        saves += 1
+    time.sleep(0.2)
+    old = WorkspaceProxy.objects.active().filter(name__startswith="new-").order_by("created_at").first()
+    if number > 2:
+        old.deleted = True
+        old.save()
+        deleted.append(str(old.pk))
+    number += 1
+print(json.dumps({{"saves": saves, "deleted": deleted}}))
+"""
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """An answer: when it was asked for and when it was there (monotonic)."""
+
+    base: str
+    begin: float
+    end: float
+    code: int
+    text: str
+
+    @cached_property
+    def _families(self) -> list[Any]:
+        return [
+            family
+            for family in text_string_to_metric_families(self.text)
+            if family.name.startswith("proxyhealth_")
+        ]
+
+    @cached_property
+    def series(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        for family in self._families:
+            for sample in family.samples:
+                key = (sample.name, tuple(sorted(sample.labels.items())))
+                assert key not in found, f"{key} is there twice in {self}"
+                found[key] = sample.value
+        return found
+
+    @cached_property
+    def counters(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """All that may only grow: counters, and what a histogram has."""
+        names = {
+            sample.name
+            for family in self._families
+            if family.type in ("counter", "histogram")
+            for sample in family.samples
+        }
+        return {key: value for key, value in self.series.items() if key[0] in names}
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        return {dict(labels)[label]: value for (found, labels), value in self.series.items() if found == name}
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.series[name, tuple(sorted(labels.items()))]
+
+    @cached_property
+    def proxies(self) -> frozenset[str]:
+        return frozenset(self.by("proxyhealth_proxy_info", "proxy_id"))
+
+    def __str__(self) -> str:
+        ours = "\n".join(line for line in self.text.splitlines() if line.startswith("proxyhealth_"))
+        return f"{self.base}/metrics at {self.begin:.3f} to {self.end:.3f}: {self.code}\n{ours or self.text}"
+
+
+def scrape_of(base: str, session: requests.Session) -> Scrape:
+    begin = time.monotonic()
+    answer = session.get(f"{base}/metrics", timeout=10)
+    return Scrape(base, begin, time.monotonic(), answer.status_code, answer.text)
+
+
+class Reader(threading.Thread):
+    """Scrapes the processes in turn, until it is told to stop."""
+
+    def __init__(self, bases: list[str]) -> None:
+        super().__init__(daemon=True)
+        self._bases = bases
+        self._over = threading.Event()
+        self.scrapes: list[Scrape] = []
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        with requests.Session() as session:
+            session.trust_env = False
+            while not self._over.wait(PAUSE):
+                base = self._bases[len(self.scrapes) % len(self._bases)]
+                try:
+                    self.scrapes.append(scrape_of(base, session))
+                except requests.RequestException as error:
+                    self.error = error
+                    return
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(15)
+
+
+class Changes(threading.Thread):
+    """A process that runs ``code``; ``said`` is the JSON that it prints in the end."""
+
+    def __init__(self, deployment: Deployment, code: str) -> None:
+        super().__init__(daemon=True)
+        self._deployment = deployment
+        self._code = code
+        self.said: Any = None
+
+    def run(self) -> None:
+        self.said = json.loads(self._deployment.python(self._code))
+
+
+def check_whole(scrape: Scrape) -> None:
+    """Everything in it is of one snapshot."""
+    assert scrape.code == 200, scrape
+    assert scrape.value("proxyhealth_snapshot_up") == 1, scrape
+    results = scrape.by("proxyhealth_health_check_results", "proxy_id")
+    numbers = Counter(results.values())
+    counted = scrape.by("proxyhealth_proxies", "status")
+    assert counted == {status: numbers[number] for status, number in NUMBERS.items()}, (
+        f"{counted} are not the {numbers} in {scrape}"
+    )
+    assert results.keys() == scrape.proxies, f"not the same proxies have a status and a name in {scrape}"
+    failures = scrape.by("proxyhealth_probe_failure", "proxy_id")
+    assert failures.keys() == {proxy for proxy, number in results.items() if number in (-1, -2)}, (
+        f"not the same proxies have a reason and fail in {scrape}"
+    )
+    latencies = scrape.by("proxyhealth_probe_duration_seconds", "proxy_id")
+    assert latencies.keys() <= scrape.proxies, f"the duration is of an unknown proxy in {scrape}"
+    histogram = "proxyhealth_health_check_duration_seconds"
+    counts = {
+        scrape.value(f"{histogram}_count"),
+        scrape.value(f"{histogram}_bucket", le="+Inf"),
+        rounds_of(scrape),
+    }
+    assert len(counts) == 1, f"{counts} rounds in {scrape}"
+    by_bound = scrape.by(f"{histogram}_bucket", "le")
+    buckets = [by_bound[bound] for bound in sorted(by_bound, key=float)]
+    assert buckets == sorted(buckets), f"{buckets} are no buckets in {scrape}"
+
+
+def rounds_of(scrape: Scrape) -> float:
+    """Rounds that have changed the snapshot."""
+    return sum(scrape.value("proxyhealth_rounds_total", outcome=name) for name in ("success", "incomplete"))
+
+
+def check_rounds(scrapes: list[Scrape]) -> int:
+    """One number of rounds is one last round, whoever says it: the counts are those of these statuses."""
+    found: dict[float, tuple[float, float]] = {}
+    for scrape in scrapes:
+        last = (
+            scrape.value("proxyhealth_last_round_timestamp_seconds"),
+            scrape.value("proxyhealth_last_round_duration_seconds"),
+        )
+        rounds = rounds_of(scrape)
+        assert found.setdefault(rounds, last) == last, (
+            f"{rounds:.0f} rounds, of which {found[rounds]} is last: {scrape}"
+        )
+    return len(found)
+
+
+def check_order(scrapes: list[Scrape]) -> None:
+    """Who asks later, whom ever, gets no smaller counter, and no proxy that was gone."""
+    ended = sorted(scrapes, key=lambda scrape: scrape.end)
+    least: dict[Any, float] = {}
+    seen: set[str] = set()
+    gone: set[str] = set()
+    # What a scrape shows counts for those that began after its end; a proxy that is missing is gone if it was
+    # shown before that scrape began.
+    seen_before: dict[int, frozenset[str]] = {}
+    place = 0
+    for scrape in sorted(scrapes, key=lambda scrape: scrape.begin):
+        while place < len(ended) and ended[place].end < scrape.begin:
+            before = ended[place]
+            for key, value in before.counters.items():
+                least[key] = max(value, least.get(key, value))
+            gone |= seen_before[id(before)] - before.proxies
+            seen |= before.proxies
+            place += 1
+        seen_before[id(scrape)] = frozenset(seen)
+        smaller = {
+            key: (value, scrape.counters.get(key))
+            for key, value in least.items()
+            if scrape.counters.get(key, -1) < value
+        }
+        assert not smaller, f"went back: {smaller} in {scrape}"
+        assert not gone & scrape.proxies, f"came back: {gone & scrape.proxies} in {scrape}"
+
+
+@pytest.mark.alone
+@pytest.mark.fault("scrapes while all changes")
+def test_scrapes__each_is_whole_and_nothing_goes_back(deploy, verdict):
+    deployment = deploy(interval=INTERVAL, webs=2, env={"DEBUG": 0})
+    for web in deployment.webs:
+        web.command = GUNICORN
+    urls = [deployment.add(f"stays-{number}").url for number in range(8)]
+    sick = deployment.add("sick", errors=("something is wrong",))
+    deployment.add("none", url="")
+    dead = deployment.add("dead")
+    dead.stop()
+    deployment.start()
+
+    readers = [Reader(bases) for bases in (deployment.bases, deployment.bases[::-1]) for _ in range(READERS)]
+    rounds = Changes(deployment, _ROUNDS.format(seconds=SECONDS))
+    changes = Changes(deployment, _CHANGES.format(seconds=SECONDS, urls=[*urls, sick.url, dead.url]))
+    for thread in [*readers, rounds, changes]:
+        thread.start()
+    for thread in (rounds, changes):
+        thread.join(SECONDS + 60)
+    deleted = set(changes.said["deleted"])
+    wait_for(
+        lambda: deleted.isdisjoint(scrape_of(deployment.base, deployment.client).proxies),
+        10,
+        "the last one is deleted",
+    )
+    for reader in readers:
+        reader.end()
+    assert not deployment.ended()
+    assert [reader.error for reader in readers if reader.error] == []
+
+    last = [scrape_of(base, deployment.client) for base in deployment.bases]
+    scrapes = [*(scrape for reader in readers for scrape in reader.scrapes), *last]
+    for scrape in scrapes:
+        check_whole(scrape)
+    numbers = check_rounds(scrapes)
+    check_order(scrapes)
+    # There was something to be seen.
+    assert len(scrapes) >= SCRAPES
+    assert {scrape.base for scrape in scrapes} == set(deployment.bases)
+    assert numbers > SECONDS, "there were hardly any rounds"
+    shown = frozenset().union(*(scrape.proxies for scrape in scrapes))
+    assert len(deleted & shown) > SECONDS, "hardly a proxy came and went"
+    assert not frozenset().union(*(scrape.proxies for scrape in last)) & deleted
+    verdict(
+        f"{len(scrapes)} scrapes in {numbers} rounds, {changes.said['saves']} saves, {len(deleted)} deletes: "
+        f"none failed, all whole, no counter went back, no proxy came back"
+    )
