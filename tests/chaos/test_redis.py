@@ -175,7 +175,9 @@ def test_redis_moved__is_found_behind_its_name(deploy, tmp_path, verdict, before
     pids = without_a_restart(deployment)
     with Poller(deployment) as poller:
         deployment.redis.kill()
-        hosts.write_text(f"redis.test {addresses[1]}")
+        moved = hosts.with_suffix(".new")
+        moved.write_text(f"redis.test {addresses[1]}")
+        moved.replace(hosts)  # in one step: who looks the name up finds it
         killed = time.monotonic()
         poller.wait_until(unreadable, 2, "readers are told")
         deployment.proxies["lima"].stop()
