@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -64,10 +65,19 @@ def _write_config(port: int) -> Path:
     config = VAR / "prometheus.yml"
     try:
         VAR.mkdir(exist_ok=True)
-        config.write_text(TEMPLATE.read_text().replace(TARGET, f"{HOST}:{port}"))
+        config.touch(mode=0o600)
+        config.chmod(0o600)  # it may have been there
+        config.write_text(_config(port))
     except OSError as error:
         raise CannotRun(f"cannot write to {VAR}: {error.strerror}") from error
     return config
+
+
+def _config(port: int) -> str:
+    text = TEMPLATE.read_text().replace(TARGET, f"{HOST}:{port}")
+    token = os.environ.get("PROXYHEALTH_METRICS_TOKEN")
+    # A text in JSON is one in YAML.
+    return f"{text}    authorization:\n      credentials: {json.dumps(token)}\n" if token else text
 
 
 if __name__ == "__main__":

@@ -301,6 +301,9 @@ def test_configuration_of_the_demo__is_valid(promtool):
     assert "SUCCESS" in promtool("check", "config", ROOT / "project" / "prometheus.yml")
 
 
+TOKEN = "a\"b'c:#{}"
+
+
 @contextmanager
 def make_prometheus(folder, port, own_port):
     """``make prometheus``, which ends by Ctrl-C."""
@@ -309,7 +312,7 @@ def make_prometheus(folder, port, own_port):
         process = subprocess.Popen(
             ["make", "prometheus"],
             cwd=folder,
-            env=environment(PORT=port, PROMETHEUS_PORT=own_port),
+            env=environment(PORT=port, PROMETHEUS_PORT=own_port, PROXYHEALTH_METRICS_TOKEN=TOKEN),
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -346,6 +349,8 @@ def test_make_prometheus__has_the_rules_and_ends_by_ctrl_c(installed, tmp_path):
             )
 
         assert wait_for(target, 30, "the target") == f"http://127.0.0.1:{port}/metrics"
+        (scraped,) = yaml.safe_load(ask("status/config")["yaml"])["scrape_configs"]
+        assert scraped["authorization"] == {"type": "Bearer", "credentials": "<secret>"}
         # Nobody is there to be scraped, and still each expression can be asked for.
         for name, expression in expressions().items():
             answer = session.get(
@@ -358,6 +363,10 @@ def test_make_prometheus__has_the_rules_and_ends_by_ctrl_c(installed, tmp_path):
     said = log.read_text()
     assert said.startswith(f"make prometheus: http://127.0.0.1:{own_port}/, ")
     assert (folder / "var" / "prometheus").is_dir()
+    config = folder / "var" / "prometheus.yml"
+    (scraped,) = yaml.safe_load(config.read_text())["scrape_configs"]
+    assert scraped["authorization"]["credentials"] == TOKEN
+    assert config.stat().st_mode & 0o077 == 0, "others can read the token"
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{own_port}/", timeout=5)
 
