@@ -268,6 +268,10 @@ class Deployment:
         self.start_redis()
         for part in [*self.webs, *self.workers, *self.beats]:
             part.start()
+        self.wait_until_up()
+
+    def wait_until_up(self) -> None:
+        """The web servers and the workers are ready, and what there is has been found."""
         wait_for(self._answers, START, "the web servers answer")
         for worker in self.workers:
             worker.wait_for_log(" ready.")
