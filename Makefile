@@ -7,9 +7,9 @@ PYTHON6 ?= $(shell for python in python3.14 python3.13 python3.12; do \
 	$$python -c "import ensurepip, venv" 2>/dev/null && echo $$python && break; done)
 VENV6 := .venv-django6
 # What the tests below need of requirements-dev.txt.
-TOOLS6 := django-csp|playwright|pytest|pytest-django|pytest-xdist|trustme
-TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,access admin checks health listing metrics middleware models \
-	representation roster selection signals templatetags validators views)
+TOOLS6 := django-csp|gunicorn|playwright|pytest|pytest-django|pytest-xdist|trustme
+TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,access admin broker checks exporter health listing metrics \
+	middleware models representation roster selection signals templatetags validators views)
 
 # How many test files, or faults, at once: most of them wait, for rounds, for a browser, for what is to get stale.
 WORKERS ?= 2
