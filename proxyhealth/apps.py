@@ -13,8 +13,9 @@ class ProxyHealthConfig(AppConfig):
         from prometheus_client import REGISTRY
 
         from proxyhealth import signals, tasks  # noqa: F401  they connect themselves
-        from proxyhealth.checks import check_settings
+        from proxyhealth.checks import check_deployment, check_settings
         from proxyhealth.metrics import collector
 
         checks.register(check_settings)
+        checks.register(check_deployment, checks.Tags.security, deploy=True)
         REGISTRY.register(collector)

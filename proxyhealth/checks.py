@@ -106,12 +106,7 @@ def _check_stale_after() -> list[CheckMessage]:
 
 
 def _check_metrics() -> list[CheckMessage]:
-    try:
-        views = [_unwrapped(view) for view in _reached(get_resolver().url_patterns)]
-    except Exception:
-        return []  # Django says so itself
-    ours = any(view is _unwrapped(exporter.metrics) for view in views)
-    theirs = any(view is ExportToDjangoView for view in views)
+    ours, theirs = _is_reached(exporter.metrics), _is_reached(ExportToDjangoView)
     messages: list[CheckMessage] = []
     hint = "Include 'proxyhealth.exporter_urls' in place of 'django_prometheus.urls'."
     # Whether it is set does not matter: it is for the web server, and this may run anywhere.
@@ -138,19 +133,51 @@ def _check_metrics() -> list[CheckMessage]:
     return messages
 
 
-def _reached(patterns: Iterable[URLPattern | URLResolver], before: str = "/") -> Iterator[Callable[..., Any]]:
-    """The views that a request can get to: of two of the same path, the first."""
+def check_deployment(**kwargs: Any) -> list[CheckMessage]:
+    """What is right for a demo, and wrong for a site that others can reach."""
+    try:
+        token = conf.METRICS_TOKEN
+    except ImproperlyConfigured:
+        return []  # an error of its own
+    if token or not _is_reached(exporter.metrics):
+        return []
+    return [
+        Warning(
+            "The metrics are open to whoever reaches them, with the names and hosts of all proxies.",
+            hint="Set PROXYHEALTH['METRICS_TOKEN'], or silence this if your web server keeps others out.",
+            id="proxyhealth.W004",
+        )
+    ]
+
+
+def _is_reached(view: Callable[..., Any]) -> bool:
+    """Whether a request can get to ``view``: of two with the same path, only to the first."""
+    wanted = _unwrapped(view)
+    try:
+        return any(
+            _unwrapped(callback) is wanted and _is_first(path, callback)
+            for path, callback in _views(get_resolver().url_patterns)
+        )
+    except Exception:
+        return False  # these URLs cannot be used, and Django says why
+
+
+def _views(
+    patterns: Iterable[URLPattern | URLResolver], before: str = "/"
+) -> Iterator[tuple[str, Callable[..., Any]]]:
     for pattern in patterns:
         path = before + str(pattern.pattern)
         if isinstance(pattern, URLResolver):
-            yield from _reached(pattern.url_patterns, path)
-            continue
-        try:
-            found = resolve(path).func
-        except Resolver404:  # one with parameters
-            found = pattern.callback
-        if found is pattern.callback:
-            yield found
+            yield from _views(pattern.url_patterns, path)
+        else:
+            yield path, pattern.callback
+
+
+def _is_first(path: str, callback: Callable[..., Any]) -> bool:
+    try:
+        return resolve(path).func is callback
+    except Resolver404:
+        return True  # it has parameters, so nobody can tell
 
 
 def _unwrapped(view: Callable[..., Any]) -> Callable[..., Any]:

@@ -197,11 +197,11 @@ class ProxyGauge(Metric):
             [f'",{name}="{_escaped(label)}' for label in column]
             for name, column in zip(self._labels, labels, strict=True)
         ]
-        more = map("".join, zip(*texts, strict=True)) if texts else repeat("")
+        ends = map("".join, zip(*texts, strict=True)) if texts else repeat("")
         begin = f'{self.name}{{proxy_id="'
         lines = [
-            f'{begin}{id}{more}"}} {value}\n'
-            for id, value, more in zip(self.fleet.ids, values, more, strict=False)
+            f'{begin}{id}{end}"}} {value}\n'
+            for id, value, end in zip(self.fleet.ids, values, ends, strict=False)
             if value is not None
         ]
         return "".join([f"# HELP {self.name} {self.documentation}\n# TYPE {self.name} gauge\n", *lines])

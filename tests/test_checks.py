@@ -14,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from django_prometheus.exports import ExportToDjangoView
 
 from proxyhealth import exporter
-from proxyhealth.checks import HINTS, IDS, check_settings
+from proxyhealth.checks import HINTS, IDS, check_deployment, check_settings
 from proxyhealth.conf import NAMES, Every, beat_schedule, conf
 
 
@@ -344,9 +344,23 @@ def test_checks__a_port_that_wants_no_token(urls, configure, settings, name, val
     assert (message.id, name in message.msg) == ("proxyhealth.W003", True)
 
 
+def test_checks__metrics_that_are_open_on_a_site_that_others_can_reach(urls, configure):
+    assert check_deployment in registry.registry.get_checks(include_deployment_checks=True)
+    assert check_deployment not in registry.registry.get_checks()
+    urls(OURS)
+    assert ids(check_deployment()) == ["proxyhealth.W004"]
+    configure(METRICS_TOKEN="se cret")
+    assert check_deployment() == [], "there is an error of it already"
+    configure(METRICS_TOKEN="secret")
+    assert check_deployment() == []
+    configure(METRICS_TOKEN="")
+    urls()
+    assert check_deployment() == []
+
+
 def test_checks__leave_broken_urls_to_django(settings):
     settings.ROOT_URLCONF = "tests.no_such_module"
-    assert check_settings() == []
+    assert check_settings() == check_deployment() == []
 
 
 def test_beat_schedule__from_the_settings_and_from_a_dictionary():
