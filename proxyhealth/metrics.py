@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import repeat
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -179,7 +180,7 @@ class ProxyGauge(Metric):
         """The proxies, their values, and each of their labels: two of which these are equal are equal."""
         statuses = self.fleet.statuses.values()
         get = [self._value, *self._labels.values()]
-        return [list(self.fleet.statuses), *([of(status) for status in statuses] for of in get)]
+        return [list(self.fleet.statuses), *(list(map(of, statuses)) for of in get)]
 
     @cached_property
     def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute of every metric
@@ -225,21 +226,21 @@ def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[P
             "Always 1; the names of a proxy.",
             fleet,
             lambda status: 1.0,
-            name=lambda status: status.proxy.name,
-            host=lambda status: status.proxy_host,
+            name=attrgetter("proxy.name"),
+            host=attrgetter("proxy_host"),
         ),
         ProxyGauge(
             f"{prefix}probe_duration_seconds",
             "How long the last probe took, if a response came.",
             fleet,
-            lambda status: status.latency,
+            attrgetter("latency"),
         ),
         ProxyGauge(
             f"{prefix}probe_failure",
             "1 with the reason why a proxy is not ok; none if it is ok or not registered.",
             fleet,
             lambda status: 1.0 if status.reason else None,
-            reason=lambda status: status.reason.value,
+            reason=attrgetter("reason"),
         ),
         ProxyGauge(
             f"{prefix}tls_not_after_timestamp_seconds",
