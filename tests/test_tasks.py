@@ -188,9 +188,10 @@ def worker():
 
 def test_worker__ends_a_round_of_shards(serve, configure, worker, redis_client):
     configure(SHARD_SIZE=3)
-    server = serve()
+    server = serve(delay=0.3)
     for i in range(7):
         WorkspaceProxy.objects.create(name=f"p{i}", url=server.url)
+    begin = time.monotonic()
     assert running.run_round(share=True) == "shared"
     snapshot = wait_for(lambda: store.read_anew().checked_at and store.read_anew(), 20)
     assert {status.status for status in snapshot.statuses.values()} == {"ok"}
@@ -202,7 +203,10 @@ def test_worker__ends_a_round_of_shards(serve, configure, worker, redis_client):
         "finish_round": (1, 0),
     }
     assert snapshot.outcomes == {"success": 1}
-    assert 0 < snapshot.duration < 20
     assert server.requests == 7
+    # One after the other, in this worker; and it was one round.
+    assert 3 * server.delay <= snapshot.duration <= time.monotonic() - begin
+    assert sum(snapshot.rounds.counts) == 1
+    assert snapshot.rounds.sum == pytest.approx(snapshot.duration)
     wait_for(lambda: not redis_client.keys("celery-task-meta-*"), what="results do not pile up")
     wait_for(lambda: running.run_round() == "success", what="the lease was given back")
