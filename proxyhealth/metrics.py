@@ -17,7 +17,8 @@ from prometheus_client.samples import Sample
 
 from proxyhealth import broker, store
 from proxyhealth.conf import conf
-from proxyhealth.report import ProxyStatus, RoundHistogram, Snapshot, Status, TaskRuns
+from proxyhealth.look import TaskRuns
+from proxyhealth.report import ProxyStatus, RoundHistogram, Snapshot, Status
 
 OUTCOMES = ("success", "incomplete", "offline", "failure")
 

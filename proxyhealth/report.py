@@ -10,7 +10,7 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, Va
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 from uuid import UUID
 
 K = TypeVar("K")
@@ -349,14 +349,6 @@ class RoundHistogram:
         place = sum(bound < seconds for bound in self.BOUNDS)
         counts = tuple(count + (i == place) for i, count in enumerate(self.counts))
         return RoundHistogram(counts, self.sum + seconds)
-
-
-class TaskRuns(NamedTuple):
-    """The runs of a Celery task, by how they ended, and how long they took together."""
-
-    success: int = 0
-    failure: int = 0
-    microseconds: int = 0
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)

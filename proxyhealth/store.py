@@ -17,9 +17,10 @@ from redis.exceptions import LockError, RedisError, ResponseError
 
 from proxyhealth.cache import Cache, StoreError, open_cache
 from proxyhealth.conf import conf
-from proxyhealth.coordination import MAX_ERROR, MAX_LEASE
+from proxyhealth.coordination import MAX_ERROR
 from proxyhealth.document import HEAD, HEAD_BYTES, Change, Known, Outdated, Round, decode, dump, merged
-from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, TaskRuns, moment, rfc3339
+from proxyhealth.look import Look, TaskRuns, look
+from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, rfc3339
 
 logger = logging.getLogger(__name__)
 
@@ -180,39 +181,6 @@ class Activity(NamedTuple):
     tasks: Mapping[str, TaskRuns]
 
 
-class _Look(NamedTuple):
-    """What the cache has at one moment, of which ``now`` is the time by its clock (Unix)."""
-
-    value: bytes | None
-    rounds: Mapping[bytes, bytes]
-    tasks: Mapping[bytes, bytes]
-    lease: int  # milliseconds that it has left, if it is above 0
-    now: float
-
-
-def _look(cache: Cache, whole: bool) -> _Look:
-    """All that a reader wants to know, in one transaction; of the document the whole, or how it begins.
-
-    So nobody has the statuses of one commit with the counts of another.
-    """
-    pipe = cache.client.pipeline(transaction=True)
-    if whole:
-        pipe.get(cache.key("snapshot"))
-    else:
-        pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
-    pipe.hgetall(cache.key("rounds"))
-    pipe.hgetall(cache.key("tasks"))
-    pipe.pttl(cache.key("round"))
-    pipe.time()
-    value, rounds, tasks, lease, time = pipe.execute(raise_on_error=False)
-    for answer in (value, rounds, lease, time):
-        if isinstance(answer, RedisError):
-            raise answer
-    if isinstance(tasks, RedisError):
-        tasks = {}  # what a task has done is no reason to know nothing of the proxies
-    return _Look(value, rounds, tasks, lease, time[0] + time[1] / 1e6)
-
-
 def read_activity() -> Activity:
     """As :func:`read_anew`, but nothing that this process remembers and the cache does not: every process has
     the same. Only with a ``fault`` it is the last that was seen.
@@ -242,9 +210,7 @@ class _Reader:
         self._copy: Snapshot | None = None  # the same, and what the cache has lost
         self._known = Known()  # its proxies
         self._lost = False  # the cache has no full round any more, the copy has
-        self._rounds: Mapping[bytes, bytes] = {}
-        self._tasks: Mapping[bytes, bytes] = {}
-        self._round_in_progress = False
+        self._look = Look()  # the last one that told something
         self._served = Snapshot()
         self._late: Snapshot | None = None  # what is served, while the cache says nothing
         self._faulty = False
@@ -275,8 +241,8 @@ class _Reader:
                 self._refresh()
             snapshot = self._served
             if snapshot.fault == _LOST:
-                snapshot = replace(self._found or Snapshot(), **_outcomes(self._rounds))
-            return Activity(snapshot, self._round_in_progress, _tasks(self._tasks))
+                snapshot = replace(self._found or Snapshot(), **self._look.snapshot_values)
+            return Activity(snapshot, self._look.round_in_progress, self._look.tasks)
 
     def _is_old(self) -> bool:
         return time.monotonic() >= self._ask_at + max(conf.READ_INTERVAL, _GRACE)
@@ -308,22 +274,18 @@ class _Reader:
             if cache.source != self._source:
                 self._clear()  # what another cache said is not true of this one
                 self._source = cache.source
-            look = _look(cache, whole=False)
+            found = look(cache, whole=False)
             # Both looks are whole in themselves: what is served is of the last one.
-            new = look.value not in (b"", self._head)
+            new = found.head not in (b"", self._head)
             if new:
-                look = _look(cache, whole=True)
-        value = look.value or b""
-        head, rounds = value[: HEAD_BYTES + 1], look.rounds
-        self._tasks = look.tasks
-        # One with more life left than is ever given is from before a clock stepped back.
-        self._round_in_progress = 0 < look.lease <= MAX_LEASE * 1000
+                found = look(cache, whole=True)
+        head = found.head
         if head and not HEAD.match(head):
             raise ValueError("it is of another format")
         aged = False
         if new and head:
-            snapshot, ticket, self._known = decode(value, self._known)
-            snapshot = self._found = self._dated(snapshot, ticket, look.now)
+            snapshot, ticket, self._known = decode(found.document, self._known)
+            snapshot = self._found = self._dated(snapshot, ticket, found.now)
             self._head = head
             if self._copy and self._copy.checked_at and not snapshot.checked_at:
                 # A check of a few came before the first round of a cache that was emptied.
@@ -341,10 +303,10 @@ class _Reader:
             self._found, self._head, self._lost = None, b"", True
         elif self._copy is not None:
             # This machine may have slept, and its clocks with it.
-            self._copy = self._dated(self._copy, self._ticket, look.now)
+            self._copy = self._dated(self._copy, self._ticket, found.now)
             aged = self._copy.fresh_until != self._served.fresh_until
-        changed = new or aged or rounds != self._rounds
-        self._rounds = rounds
+        changed = new or aged or found.rounds != self._look.rounds
+        self._look = found._replace(document=b"")
         if self._lost:
             self._serve_copy(_LOST)
         elif self._faulty or changed:
@@ -379,46 +341,10 @@ class _Reader:
         self._served = self._with_rounds(fault)
 
     def _with_rounds(self, fault: str) -> Snapshot:
-        return replace(self._copy or Snapshot(), fault=fault, **_outcomes(self._rounds))
+        return replace(self._copy or Snapshot(), fault=fault, **self._look.snapshot_values)
 
 
 _reader = _Reader()
 
 # A thread of the parent may hold the lock, and in the child nobody would ever release it.
 os.register_at_fork(after_in_child=forget)
-
-
-def _outcomes(data: Mapping[bytes, bytes]) -> dict[str, Any]:
-    counts = {
-        key.removeprefix("count:"): count for key, count in _counts(data).items() if key.startswith("count:")
-    }
-    return {
-        "outcomes": FrozenMapping(counts),
-        "error": data.get(b"error", b"").decode(errors="replace"),
-        "offline": data.get(b"offline", b"").decode(errors="replace"),
-        "error_at": _moment(data.get(b"error_at")),
-    }
-
-
-def _tasks(data: Mapping[bytes, bytes]) -> Mapping[str, TaskRuns]:
-    found: dict[str, TaskRuns] = {}
-    for key, count in _counts(data).items():
-        name, _, what = key.partition(":")
-        if what in TaskRuns._fields:
-            found[name] = found.get(name, TaskRuns())._replace(**{what: count})
-    return FrozenMapping(found)
-
-
-def _moment(value: bytes | None) -> datetime | None:
-    with suppress(ValueError):
-        return moment(value.decode()) if value else None
-    return None
-
-
-def _counts(data: Mapping[bytes, bytes]) -> dict[str, int]:
-    """Those of the fields that are numbers; a newer version may have others."""
-    counts = {}
-    for key, value in data.items():
-        with suppress(ValueError):
-            counts[key.decode()] = int(value)
-    return counts

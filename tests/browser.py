@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.programs import find_program
+
 AXE = Path(__file__).parent.parent / "node_modules" / "axe-core" / "axe.min.js"
 
 both_schemes = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
@@ -20,12 +20,7 @@ both_schemes = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        message = "Chromium is not installed (Debian: apt-get install chromium)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    path = find_program("chromium", "chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from proxyhealth.models import WorkspaceProxy
 from tests.api import signed_in
 from tests.browser import open_browser, open_page
 from tests.demo import Demo, start_demo
+from tests.programs import find_program
 from tests.proxies import WorkspaceProxyServer
 from tests.settings import REDIS_PORT
 
@@ -159,11 +159,7 @@ def paris(db: None, serve: Callable[..., WorkspaceProxyServer]) -> WorkspaceProx
 def installed() -> None:
     """Debian's package has both, the server and promtool."""
     for name in ("promtool", "prometheus"):
-        if shutil.which(name) is None:
-            message = f"{name} is not installed (Debian: apt-get install prometheus)"
-            if os.environ.get("CI"):
-                pytest.fail(message)
-            pytest.skip(message)
+        find_program(name, "prometheus")
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ ALLOWED = {
     "cache": {"conf"},
     "document": {"conf", "report"},
     "coordination": {"cache", "conf", "report"},
-    "store": {"cache", "conf", "coordination", "document", "report"},
+    "look": {"cache", "coordination", "document", "report"},
+    "store": {"cache", "conf", "coordination", "document", "look", "report"},
     "plan": {"report"},
     "broker": set(),
     "sending": {"broker", "cache", "coordination"},
@@ -48,7 +49,7 @@ ALLOWED = {
     "urls": {"views"},
     "middleware": {"health", "report"},
     "proxyhealth": {"health", "models", "report"},  # the template tags
-    "metrics": {"broker", "conf", "report", "store"},
+    "metrics": {"broker", "conf", "look", "report", "store"},
     "exporter": {"access", "conf", "metrics", "report"},
     "exporter_urls": {"exporter"},
     "admin": {"health", "models", "report"},
@@ -110,7 +111,7 @@ def test_only_the_probe_uses_requests():
 
 
 def test_only_the_store_uses_the_cache():
-    assert users_of("redis") == {"cache", "store"}
+    assert users_of("redis") == {"cache", "look", "store"}
     cache = {p.stem for p in MODULES for module, _ in imports_of(p) if module == "django.core.cache"}
     assert cache == {"cache"}
 

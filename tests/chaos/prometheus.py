@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -18,6 +16,7 @@ import yaml
 from tests.chaos.deployment import START, Part
 from tests.demo import environment
 from tests.ports import free_port
+from tests.programs import find_program
 from tests.prometheus.expressions import RULES
 
 JOB = "proxyhealth"
@@ -45,7 +44,7 @@ class Prometheus:
         }
         (self.folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         command = (
-            f"exec {binary()} --config.file={self.folder}/prometheus.yml "
+            f"exec {find_program('prometheus', 'prometheus')} --config.file={self.folder}/prometheus.yml "
             f"--storage.tsdb.path={self.folder}/data "
             f"--web.listen-address=127.0.0.1:{self.port} --log.level=warn"
         )
@@ -166,13 +165,3 @@ def shortened(text: str) -> str:
     assert after == expected
     assert waits
     return short
-
-
-def binary() -> str:
-    found = shutil.which("prometheus")
-    if found is None:
-        message = "prometheus is not installed (Debian: apt-get install prometheus)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
