@@ -155,7 +155,7 @@ class Fleet:
 
 
 class ProxyGauge(Metric):
-    """A gauge with a sample of each proxy that has a ``value``, and perhaps with more ``labels``.
+    """A gauge with a sample of each proxy whose ``value`` is a ``number``, and perhaps with more ``labels``.
 
     For thousands of them, prometheus_client's objects and its text take longer than everything else in a
     scrape. So its samples are made when they are asked for, and :meth:`text` is made without them.
@@ -166,7 +166,8 @@ class ProxyGauge(Metric):
         name: str,
         documentation: str,
         fleet: Fleet,
-        value: Callable[[ProxyStatus], float | None],
+        value: Callable[[ProxyStatus], Any],
+        number: Callable[[Any], float | None] | None = None,
         /,
         **labels: Callable[[ProxyStatus], str],
     ) -> None:
@@ -174,6 +175,7 @@ class ProxyGauge(Metric):
         del self.samples  # an empty list, in the place of what is below
         self.fleet = fleet
         self._value = value
+        self._number = number
         self._labels = labels
 
     @cached_property
@@ -183,18 +185,23 @@ class ProxyGauge(Metric):
         get = [self._value, *self._labels.values()]
         return [list(self.fleet.statuses), *(list(map(of, statuses)) for of in get)]
 
+    @property
+    def _numbers(self) -> Iterable[float | None]:
+        values = self.columns[1]
+        return map(self._number, values) if self._number else values
+
     @cached_property
     def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute of every metric
-        _, values, *labels = self.columns
+        _, _, *labels = self.columns
         return [
-            Sample(self.name, {"proxy_id": id, **dict(zip(self._labels, more, strict=True))}, value)
-            for id, value, *more in zip(self.fleet.ids, values, *labels, strict=True)
-            if value is not None
+            Sample(self.name, {"proxy_id": id, **dict(zip(self._labels, more, strict=True))}, number)
+            for id, number, *more in zip(self.fleet.ids, self._numbers, *labels, strict=True)
+            if number is not None
         ]
 
     def text(self) -> str:
         """What prometheus_client makes of it, in version 0.0.4 of the text format."""
-        _, values, *labels = self.columns
+        _, _, *labels = self.columns
         texts = [
             [f'",{name}="{_escaped(label)}' for label in column]
             for name, column in zip(self._labels, labels, strict=True)
@@ -202,9 +209,9 @@ class ProxyGauge(Metric):
         ends = map("".join, zip(*texts, strict=True)) if texts else repeat("")
         begin = f'{self.name}{{proxy_id="'
         lines = [
-            f'{begin}{id}{end}"}} {value}\n'
-            for id, value, end in zip(self.fleet.ids, values, ends, strict=False)
-            if value is not None
+            f'{begin}{id}{end}"}} {number}\n'
+            for id, number, end in zip(self.fleet.ids, self._numbers, ends, strict=False)
+            if number is not None
         ]
         return "".join([f"# HELP {self.name} {self.documentation}\n# TYPE {self.name} gauge\n", *lines])
 
@@ -220,7 +227,8 @@ def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[P
             f"{prefix}health_check_results",
             "Status: unknown -3, unreachable -2, unhealthy -1, unregistered 0, ok 1.",
             fleet,
-            lambda status: float(status.status.number),
+            attrgetter("status"),
+            {status: float(status.number) for status in Status}.__getitem__,
         ),
         ProxyGauge(
             f"{prefix}proxy_info",
@@ -240,14 +248,16 @@ def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[P
             f"{prefix}probe_failure",
             "1 with the reason why a proxy is not ok; none if it is ok or not registered.",
             fleet,
-            lambda status: 1.0 if status.reason else None,
+            attrgetter("reason"),
+            lambda reason: 1.0 if reason else None,
             reason=attrgetter("reason"),
         ),
         ProxyGauge(
             f"{prefix}tls_not_after_timestamp_seconds",
             "When the certificate of a proxy ends, if one was seen.",
             fleet,
-            lambda status: status.tls_expires_at.timestamp() if status.tls_expires_at else None,
+            attrgetter("tls_expires_at"),
+            lambda expires_at: expires_at.timestamp() if expires_at else None,
         ),
     )
 
