@@ -2,14 +2,15 @@
 
 It is laid out in lines, so that what every round changes can be read without what hardly ever changes::
 
-    {"format": 2, "commit": …, …,
-    "judgements": [{"name": …, "ticket": …, "checked_at": …, "status": …, …}, …],
+    {"format": 3, "commit": …, …,
+    "judgements": {"name": […], "ticket": […], "checked_at": […], "status": […], …},
     "proxies": [
     {"id": …, "name": …, …},
     …
     ]}
 
-Each proxy has the same place in both lists. JSON has no newline inside of a text, so a line is a proxy, and
+Each proxy has the same place in all of the lists. The judgements are in columns, because an object for
+each of them takes twice the time to read. JSON has no newline inside of a text, so a line is a proxy, and
 a reader parses only those lines that it does not know from the last commit.
 """
 
@@ -22,11 +23,13 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from proxyhealth.conf import conf
 from proxyhealth.report import (
+    JUDGEMENT,
     FrozenMapping,
     Proxy,
     ProxyStatus,
@@ -38,7 +41,7 @@ from proxyhealth.report import (
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 # A document begins with what names its commit, so that a few bytes tell whether it is a new one.
 HEAD = re.compile(rb'\{"format": (\d+), "commit": "([0-9a-f]{32})"')
 HEAD_BYTES = 80
@@ -146,11 +149,13 @@ def merged(
 
 
 def dump(document: Document) -> bytes:
+    rows = document.judgements.values()
+    names = dict.fromkeys(chain.from_iterable(rows))
     return b"".join(
         (
             _encode(document.head).removesuffix(b"}"),
             _JUDGEMENTS,
-            _encode(list(document.judgements.values())),
+            _encode({name: [row.get(name) for row in rows] for name in names}),
             _PROXIES,
             _SEPARATOR.join(document.lines.values()),
             _END,
@@ -165,16 +170,17 @@ def _encode(value: Any) -> bytes:
 
 def _load(value: bytes) -> Document:
     """The document to be merged into; what it raises for what is no document of ours is in ``_DAMAGE``."""
-    head, judgements, rest = _parts(value)
+    head, columns, rest = _parts(value)
     lines = _split(rest)
     if not all(line.startswith(_LINE) for line in lines):
         raise ValueError("a line of it is no proxy")
     ids = [line[_ID].decode() for line in lines]
-    return Document(head, dict(zip(ids, judgements, strict=True)), dict(zip(ids, lines, strict=True)))
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return Document(head, dict(zip(ids, rows, strict=True)), dict(zip(ids, lines, strict=True)))
 
 
-def _parts(value: bytes) -> tuple[dict[str, Any], list[dict[str, Any]], bytes]:
-    """The head of a document, its judgements, and the lines of its proxies; errors as for ``_load``."""
+def _parts(value: bytes) -> tuple[dict[str, Any], dict[str, list[Any]], bytes]:
+    """The head of a document, its judgements by columns, and its proxies' lines; errors as for ``_load``."""
     begin = HEAD.match(value)
     if not begin or int(begin[1]) != FORMAT:
         raise ValueError("it is of another format")
@@ -185,8 +191,12 @@ def _parts(value: bytes) -> tuple[dict[str, Any], list[dict[str, Any]], bytes]:
     head = json.loads(value[:middle] + b"}")
     if not (_first_head().keys() <= head.keys() and isinstance(head["ticket"], int)):
         raise ValueError("it is of another format")
-    judgements = json.loads(value[middle + len(_JUDGEMENTS) : end])
-    return head, judgements, value[end + len(_PROXIES) : -len(_END)]
+    columns = json.loads(value[middle + len(_JUDGEMENTS) : end])
+    if not all(isinstance(column, list) for column in columns.values()):
+        raise ValueError("a column of its judgements is no list")
+    if len(set(map(len, columns.values()))) > 1:
+        raise ValueError("the columns of its judgements are not of one length")
+    return head, columns, value[end + len(_PROXIES) : -len(_END)]
 
 
 def _split(lines: bytes) -> list[bytes]:
@@ -292,17 +302,22 @@ def decode(value: bytes, known: Known) -> Decoded:
 
 
 def _decode(value: bytes, known: Known) -> Decoded:
-    head, judgements, lines = _parts(value)
+    head, columns, lines = _parts(value)
     proxies = known.proxies if lines == known.lines else _proxies(lines, known)
-    moments: dict[str | None, datetime | None] = {None: None}  # a round has one for all of its proxies
-    statuses = {}
-    for proxy, judgement in zip(proxies, judgements, strict=True):
-        if judgement["name"] != proxy.name:
-            raise ValueError(f"the judgement on {judgement['name']!r} is at the place of {proxy.name!r}")
-        at = judgement["checked_at"]
-        if at not in moments:
-            moments[at] = moment(at)
-        statuses[proxy.id] = ProxyStatus.from_judgement(proxy, moments[at], judgement)
+    if columns.get("name", []) != [proxy.name for proxy in proxies]:
+        raise ValueError("its judgements are on other proxies than its lines")
+    texts = columns.get("checked_at", [])
+    moments = {text: moment(text) for text in set(texts)}  # a round has one for all of its proxies
+    nothing = [None] * len(proxies)
+    found = [columns.get(name, nothing) for name in JUDGEMENT]
+    checked_at = map(moments.__getitem__, texts)
+    statuses = dict(
+        zip(
+            [proxy.id for proxy in proxies],
+            map(ProxyStatus.judged, proxies, checked_at, *found),
+            strict=True,
+        )
+    )
     snapshot = Snapshot(
         statuses=FrozenMapping(statuses),
         checked_at=moment(head["checked_at"]),

@@ -233,6 +233,10 @@ class Proxy:
         )
 
 
+# What there is in a judgement.
+JUDGEMENT = ("proxy_host", "status", "reason", "errors", "warnings", "latency", "tls_expires_at")
+
+
 @dataclass(frozen=True, slots=True)
 class ProxyStatus:
     """One judgement on one proxy.
@@ -272,17 +276,30 @@ class ProxyStatus:
     @classmethod
     def from_judgement(cls, proxy: Proxy, checked_at: datetime | None, data: Mapping[str, Any]) -> Self:
         """The status that :meth:`judgement` was made of; there may be more in ``data``."""
-        status, reason = data["status"], data.get("reason")
-        errors, warnings = data.get("errors"), data.get("warnings")
-        tls_expires_at = data.get("tls_expires_at")
+        return cls.judged(proxy, checked_at, *map(data.get, JUDGEMENT))
+
+    @classmethod
+    def judged(
+        cls,
+        proxy: Proxy,
+        checked_at: datetime | None,
+        proxy_host: str | None,
+        status: Any,
+        reason: Any,
+        errors: Sequence[str] | None,
+        warnings: Sequence[str] | None,
+        latency: float | None,
+        tls_expires_at: str | None,
+    ) -> Self:
+        """As :meth:`from_judgement`, of the values of ``JUDGEMENT``, None where there is none."""
         return cls(
             proxy,
-            data.get("proxy_host", ""),
+            proxy_host or "",
             _STATUSES.get(status) or Status(status),
             _REASONS.get(reason) or Reason(reason) if reason else Reason.NONE,
             HealthReport(tuple(errors or ()), tuple(warnings or ())) if errors or warnings else _EMPTY_REPORT,
             checked_at,
-            data.get("latency"),
+            latency,
             moment(tls_expires_at) if tls_expires_at else None,
         )
 

@@ -61,22 +61,23 @@ def test_dump__is_json_with_a_line_for_each_proxy(statuses, value):
     whole = json.loads(value)
     assert whole["proxies"] == [s.proxy.to_json() for s in statuses]
     assert json.loads(b"{%s}" % judgements.removesuffix(b",")) == {"judgements": whole["judgements"]}
-    assert whole["judgements"][1] == {
-        "name": "b",
-        "ticket": TICKET,
-        "checked_at": "2026-11-22T08:00:00.000000Z",
-        "proxy_host": "b.example.com",
-        "status": "unhealthy",
-        "errors": ["kaputt"],
-        "warnings": ["warm", "laut"],
-        "latency": 0.25,
+    assert whole["judgements"] == {
+        "name": ["a", "b", "c"],
+        "ticket": [TICKET] * 3,
+        "checked_at": ["2026-11-22T08:00:00.000000Z"] * 3,
+        "proxy_host": ["a.example.com", "b.example.com", "c.example.com"],
+        "status": ["ok", "unhealthy", "ok"],
+        "errors": [None, ["kaputt"], None],
+        "warnings": [None, ["warm", "laut"], ["warm"]],
+        "latency": [0.25] * 3,
     }
     assert whole["ticket"] == TICKET
 
 
 def test_dump__of_no_proxies_is_json_too():
     value = commit(None)
-    assert json.loads(value)["proxies"] == json.loads(value)["judgements"] == []
+    assert json.loads(value)["proxies"] == []
+    assert json.loads(value)["judgements"] == {}
     assert decode(value, Known()).snapshot.statuses == {}
     assert json.loads(commit(value, make_status(make_proxy())))["number"] == 2
 
@@ -162,6 +163,14 @@ def test_merged__does_not_parse_the_proxies_that_it_leaves_alone(statuses, value
     assert line in commit(value, a, b, c, ticket=TICKET + 2, full_round=a_round())
 
 
+def test_merged__keeps_what_a_newer_version_knows_of_those_that_it_leaves_alone(statuses, value):
+    of_newer = changed_json(lambda whole: whole["judgements"].update(colour=["red", "green", None]))(value)
+    assert list(decode(of_newer, Known()).snapshot.statuses.values()) == statuses
+    later = commit(of_newer, statuses[0], ticket=TICKET + 1)
+    assert json.loads(later)["judgements"]["colour"] == [None, "green", None]
+    assert list(decode(later, Known()).snapshot.statuses.values()) == statuses
+
+
 # Damage
 
 
@@ -186,17 +195,29 @@ def changed_json(change):
     return damage
 
 
-def of_format_1(value):
-    whole = json.loads(value)
-    judgements, proxies = whole.pop("judgements"), whole.pop("proxies")
-    statuses = {p["id"]: {"proxy": p, **j} for p, j in zip(proxies, judgements, strict=True)}
-    return json.dumps({**whole, "format": 1, "statuses": statuses}).encode()
+def of_format_2(value):
+    def rows(whole):
+        columns = whole["judgements"]
+        whole["judgements"] = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
+
+    return changed_json(rows)(value).replace(b'"format": 3', b'"format": 2')
+
+
+def changed_column(name, change):
+    """A whole in which what ``change`` does with the list of a column has been done."""
+    return changed_json(lambda whole: change(whole["judgements"][name]))
+
+
+def changed_columns(change):
+    return changed_json(lambda whole: [change(column) for column in whole["judgements"].values()])
 
 
 DAMAGE = {
-    "format 1": of_format_1,
-    "format 2 in the layout of 1": lambda value: of_format_1(value).replace(b'"format": 1', b'"format": 2'),
-    "a later format": lambda value: value.replace(b'"format": 2', b'"format": 3'),
+    "format 2": of_format_2,
+    "format 3 in the layout of 2": lambda value: of_format_2(value).replace(b'"format": 2', b'"format": 3'),
+    "a later format": lambda value: value.replace(b'"format": 3', b'"format": 4'),
     "on one line": lambda value: json.dumps(json.loads(value)).encode(),
     "indented": lambda value: json.dumps(json.loads(value), indent=1).encode(),
     "of other lines": lambda value: value.replace(b"\n", b"\r\n"),
@@ -208,23 +229,32 @@ DAMAGE = {
     "head without rounds": changed_json(lambda whole: whole.update(rounds=None)),
     "head with a moment that is none": changed_json(lambda whole: whole.update(checked_at="today")),
     "no judgements": changed_json(lambda whole: whole.update(judgements=None)),
-    "judgements too deep": lambda value: value.replace(b"[{", b"[" * 100_000 + b"{", 1),
-    "a judgement less": changed_json(lambda whole: whole["judgements"].pop()),
-    "a judgement more": changed_json(lambda whole: whole["judgements"].append(whole["judgements"][0])),
-    "a judgement at another's place": changed_json(lambda whole: whole["judgements"].reverse()),
-    "a judgement that is none": changed_json(lambda whole: whole["judgements"].__setitem__(1, None)),
-    "a judgement without a name": changed_json(lambda whole: whole["judgements"][1].pop("name")),
-    "a judgement without a moment": changed_json(lambda whole: whole["judgements"][1].pop("checked_at")),
-    "a judgement with a number for a moment": changed_json(
-        lambda whole: whole["judgements"][1].update(checked_at=1)
+    "judgements of nothing": changed_json(lambda whole: whole.update(judgements={})),
+    "judgements too deep": lambda value: value.replace(b'"name": [', b'"name": ' + b"[" * 100_000, 1),
+    "a judgement less": changed_columns(lambda column: column.pop()),
+    "a judgement more": changed_columns(lambda column: column.append(column[0])),
+    "a judgement at another's place": changed_columns(lambda column: column.reverse()),
+    "a column that is too short": changed_column("status", lambda column: column.pop()),
+    "a column that is too long": changed_column("latency", lambda column: column.append(0.5)),
+    "a column that is a text": changed_json(lambda whole: whole["judgements"].update(reason="why")),
+    "a column that is none": changed_json(lambda whole: whole["judgements"].update(reason=None)),
+    "a judgement without a name": changed_column("name", lambda column: column.__setitem__(1, None)),
+    "a judgement with a number for a moment": changed_column(
+        "checked_at", lambda column: column.__setitem__(1, 1)
     ),
-    "a judgement with a list for a moment": changed_json(
-        lambda whole: whole["judgements"][1].update(checked_at=[])
+    "a judgement with a list for a moment": changed_column(
+        "checked_at", lambda column: column.__setitem__(1, [])
     ),
-    "a judgement without a status": changed_json(lambda whole: whole["judgements"][1].pop("status")),
-    "a status that is none": changed_json(lambda whole: whole["judgements"][1].update(status="fine")),
-    "a status that is a list": changed_json(lambda whole: whole["judgements"][1].update(status=[])),
-    "a reason that is none": changed_json(lambda whole: whole["judgements"][1].update(reason="why not")),
+    "a judgement without a status": changed_column("status", lambda column: column.__setitem__(1, None)),
+    "a status that is none": changed_column("status", lambda column: column.__setitem__(1, "fine")),
+    "a status that is a list": changed_column("status", lambda column: column.__setitem__(1, [])),
+    "a reason that is none": changed_json(
+        lambda whole: whole["judgements"].update(reason=["", "why not", ""])
+    ),
+    **{
+        f"no {name}": changed_json(lambda whole, name=name: whole["judgements"].pop(name))
+        for name in ("name", "checked_at", "status")
+    },
     "a proxy less": changed_json(lambda whole: whole["proxies"].pop()),
     "a proxy more": changed_json(lambda whole: whole["proxies"].append(whole["proxies"][0])),
     "a proxy at another's place": changed_json(lambda whole: whole["proxies"].reverse()),
@@ -297,7 +327,7 @@ def test_merged__a_round_makes_good_whatever_is_damaged(statuses, value, caplog)
 
 def test_merged__a_check_replaces_what_has_another_layout(value, caplog):
     new = make_status(make_proxy("new", UUID(int=1)))
-    for name in ("format 1", "on one line", "a judgement less", "a proxy that is none"):
+    for name in ("format 2", "on one line", "a judgement less", "a proxy that is none"):
         replaced, changes = merged(DAMAGE[name](value), [new], TICKET + 1, [], None)
         assert [change.name for change in changes] == ["new"]
         assert not replaced.complete

@@ -50,7 +50,7 @@ def test_commit__says_when_the_last_one_was_made(redis_client):
 def test_commit__is_json_without_expiry(redis_client, snapshot_key):
     store.commit([make_status(make_proxy())], coordination.take_ticket(), full_round=a_round())
     document = json.loads(redis_client.get(snapshot_key))
-    assert document["format"] == 2
+    assert document["format"] == 3
     assert redis_client.ttl(snapshot_key) == -1
 
 
