@@ -88,7 +88,7 @@ def _request_first_round(**kwargs: Any) -> None:
 # Runs are counted in the cache, because nobody scrapes a worker.
 
 _begun: dict[str, float] = {}  # by the id of the task
-_lost: deque[str] = deque(maxlen=1_000)
+_counted: deque[str] = deque(maxlen=1_000)
 
 
 @task_prerun.connect
@@ -101,15 +101,17 @@ def _note_begin(task_id: str, task: Any, **kwargs: Any) -> None:
 def _count_run(task_id: str, task: Any, state: str | None, **kwargs: Any) -> None:
     begin = _begun.pop(task_id, None)
     if begin is not None and state in (SUCCESS, FAILURE):
+        _counted.append(task_id)
         _count(task, state.lower(), time.monotonic() - begin)
 
 
 @task_failure.connect
 def _count_lost(task_id: str, sender: Any, **kwargs: Any) -> None:
     """A run that ended with its process, of which the process above tells, or that could not begin."""
-    # Of a run that is killed at its time limit, Celery tells twice.
-    if _is_ours(sender) and task_id not in _begun and task_id not in _lost:
-        _lost.append(task_id)
+    # Celery tells twice of a run that is killed at its time limit, and after its end of one whose result
+    # could not be stored.
+    if _is_ours(sender) and task_id not in _begun and task_id not in _counted:
+        _counted.append(task_id)
         _count(sender, "failure", 0.0)
 
 

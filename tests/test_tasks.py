@@ -6,6 +6,7 @@ from uuid import uuid4
 import pytest
 from billiard.exceptions import WorkerLostError
 from celery import Celery
+from celery.app.trace import build_tracer
 from celery.contrib.testing.worker import start_worker
 from celery.signals import task_failure, worker_ready
 from django.core.cache import caches
@@ -141,6 +142,22 @@ def test_runs__that_end_with_their_process_are_counted_by_the_one_above():
     assert runs() == {"check_shard": (0, 1, 0)}
     task_failure.send(sender=tasks.check_shard, task_id=lost, exception=WorkerLostError("killed"))
     assert runs() == {"check_shard": (0, 1, 0)}, "Celery tells twice of one that was killed at its time limit"
+
+
+def test_runs__of_which_the_result_cannot_be_stored_are_counted_once(monkeypatch):
+    store_result = app.backend.store_result
+
+    def store_failures(id, result, state, **kwargs):
+        if state == "SUCCESS":
+            raise ConnectionError("the result backend is away for a moment")
+        return store_result(id, result, state, **kwargs)
+
+    monkeypatch.setattr(app.backend, "store_result", store_failures)
+    task, id = tasks.check_shard, str(uuid4())
+    trace = build_tracer(task.name, task, app=app)
+    with pytest.warns(RuntimeWarning, match="Exception raised outside body"):
+        trace(id, (1, 0, "2026-11-22T08:00:00+00:00", []), {}, {"id": id, "delivery_info": {}})
+    assert runs()["check_shard"][:2] == (1, 0)
 
 
 def test_runs__of_the_host_are_its_own():
