@@ -36,6 +36,9 @@ _GRACE = 0.5
 # Seconds that the others wait for the one who asks the cache, when what they have is old.
 _PATIENCE = 1.0
 
+# Seconds that a scrape waits for its turn to ask the cache: no thread is to be lost to one that says nothing.
+_TURN = 5.0
+
 # Seconds for which a cache that failed is left alone by the readers of a process.
 _RETRY_INTERVAL = 2.0
 
@@ -234,7 +237,9 @@ class _Reader:
         return self._served
 
     def read_activity(self) -> Activity:
-        with self._lock:
+        if not self._lock.acquire(timeout=_TURN):
+            return Activity(self._overdue(self._served), self._look.round_in_progress, self._look.tasks)
+        try:
             # Not a copy, however new: of two processes that are asked in turn, the one with the older copy
             # would have counts go back.
             if not self._failed or time.monotonic() >= self._ask_at:
@@ -243,6 +248,8 @@ class _Reader:
             if snapshot.fault == _LOST:
                 snapshot = replace(self._found or Snapshot(), **self._look.snapshot_values)
             return Activity(snapshot, self._look.round_in_progress, self._look.tasks)
+        finally:
+            self._lock.release()
 
     def _is_old(self) -> bool:
         return time.monotonic() >= self._ask_at + max(conf.READ_INTERVAL, _GRACE)

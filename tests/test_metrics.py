@@ -1,5 +1,6 @@
 import re
 import socket
+import threading
 import time
 from datetime import UTC, datetime
 
@@ -278,6 +279,27 @@ def test_cache_silent__is_left_alone_for_a_while(fleet, settings):
         begin = time.monotonic()
         assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
         assert time.monotonic() - begin < 0.5
+
+
+def test_cache_silent__one_scrape_waits_for_it_and_those_behind_it_only_for_a_while(
+    fleet, settings, monkeypatch
+):
+    """A host may let its Redis take any time; all threads of a web server must not end up in scrapes."""
+    monkeypatch.setattr(store, "_TURN", 0.3)
+    scrape()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        location = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        cache = {**settings.CACHES["default"], "LOCATION": location, "OPTIONS": {"socket_timeout": 60}}
+        settings.CACHES = {"default": cache}
+        first = threading.Thread(target=scrape)
+        first.start()
+        wait_for(store._reader._lock.locked, 5)
+        begin = time.monotonic()
+        assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
+        assert time.monotonic() - begin < 2
+        assert first.is_alive()
+    first.join(10)
+    assert not first.is_alive()
 
 
 def test_cache_down__answers_with_snapshot_up_0_and_no_old_values(fleet, settings):
