@@ -91,11 +91,13 @@ def look(cache: Cache, whole: bool) -> Look:
 
 
 def _counts(data: Mapping[bytes, bytes]) -> dict[str, int]:
-    """Those of the fields that are numbers; a newer version may have others."""
+    """Those of the fields that are numbers which Redis can count; a newer version may have others."""
     counts = {}
     for key, value in data.items():
         with suppress(ValueError):
-            counts[key.decode()] = int(value)
+            count = int(value)
+            if abs(count) < 1 << 63:
+                counts[key.decode()] = count
     return counts
 
 
