@@ -105,7 +105,7 @@ def _first_head() -> dict[str, Any]:
         "checked_at": None,
         "duration": None,
         "stale_at": None,
-        "rounds": {"counts": RoundHistogram().counts, "sum": 0.0},
+        "rounds": RoundHistogram().to_json(),
         "removed": {},
     }
 
@@ -254,11 +254,10 @@ def _merge(
         for id in [id for id, data in new.items() if id not in there and data["ticket"] < ticket]:
             take_out(id)
     if full_round and not full_round.missing:
-        rounds = RoundHistogram(tuple(head["rounds"]["counts"]), head["rounds"]["sum"])
-        rounds = rounds.observe(full_round.duration)
+        rounds = RoundHistogram.from_json(head["rounds"]).observe(full_round.duration)
         stale_at = full_round.checked_at + timedelta(seconds=conf.STALE_AFTER)
         head.update(
-            rounds={"counts": rounds.counts, "sum": rounds.sum},
+            rounds=rounds.to_json(),
             ticket=ticket,
             checked_at=rfc3339(full_round.checked_at),
             duration=full_round.duration,
@@ -321,10 +320,10 @@ def _decode(value: bytes, known: Known) -> Decoded:
     snapshot = Snapshot(
         statuses=FrozenMapping(statuses),
         checked_at=moment(head["checked_at"]),
-        duration=head["duration"],
+        duration=None if head["duration"] is None else float(head["duration"]),
         number=head["number"],
         stale_at=moment(head["stale_at"]),
-        rounds=RoundHistogram(tuple(head["rounds"]["counts"]), head["rounds"]["sum"]),
+        rounds=RoundHistogram.from_json(head["rounds"]),
         committed_at=moment(head["committed_at"]),
     )
     return Decoded(snapshot, head["ticket"], Known(lines, proxies))

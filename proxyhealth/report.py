@@ -361,6 +361,17 @@ class RoundHistogram:
     counts: tuple[int, ...] = (0,) * 12
     sum: float = 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        return {"counts": self.counts, "sum": self.sum}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises ``ValueError`` for one of other bounds."""
+        counts = tuple(map(int, data["counts"]))
+        if len(counts) != len(cls.BOUNDS) + 1:
+            raise ValueError(f"{len(counts)} counts are not of these bounds")
+        return cls(counts, float(data["sum"]))
+
     def observe(self, seconds: float) -> RoundHistogram:
         """This histogram and one round more."""
         place = sum(bound < seconds for bound in self.BOUNDS)
