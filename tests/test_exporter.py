@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxyhealth import coordination, exporter, health, running, store
+from proxyhealth.metrics import ProxyGauge
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Reason
 from tests.demo import environment
@@ -71,6 +72,24 @@ def test_exposition__is_made_anew_when_the_snapshot_changes(paris):
     running.run_check([paris.pk])
     _, _, infos = families(exporter.exposition(REGISTRY.collect()).decode())["proxyhealth_proxy_info"]
     assert [dict(labels)["name"] for _, labels, _ in infos] == ["lyon"], "no series of the old name"
+
+
+def test_exposition__the_text_of_a_gauge_is_made_only_for_other_values(monkeypatch):
+    made, text = [], ProxyGauge.text
+    monkeypatch.setattr(ProxyGauge, "text", lambda self: made.append(self.name) or text(self))
+
+    def scrape():
+        made.clear()
+        exporter.exposition(REGISTRY.collect())
+        return made
+
+    proxy = make_proxy()
+    commit(make_status(proxy, latency=0.1))
+    assert len(scrape()) == 5
+    assert scrape() == []
+    commit(make_status(proxy, latency=0.2))
+    assert scrape() == ["proxyhealth_probe_duration_seconds"]
+    assert scrape() == []
 
 
 def test_metrics__are_text_that_nobody_keeps(client, paris):
@@ -218,12 +237,16 @@ def ask(port, token=""):
         return None
 
 
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
 @pytest.mark.parametrize("damage", ["an empty file", "no folder"])
 def test_several_processes__what_cannot_be_read_of_theirs_takes_nothing_of_ours(
-    client, paris, tmp_path, monkeypatch, caplog, damage
+    client, paris, tmp_path, monkeypatch, caplog, damage, name
 ):
     folder = tmp_path / "files"
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    # prometheus_client sets the one if there is the other.
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
+    monkeypatch.setenv(name, str(folder))
     if damage == "an empty file":  # as a process leaves it that is killed as it begins
         folder.mkdir()
         (folder / "counter_1.db").touch()

@@ -100,6 +100,40 @@ def test_histogram__observes_rounds_as_they_were(fleet):
     assert buckets == {bound: float(seconds <= bound) for bound in buckets}
 
 
+def test_histogram__ends_in_the_bound_that_prometheus_wants(fleet):
+    assert re.search(
+        r'^proxyhealth_health_check_duration_seconds_bucket\{le="\+Inf"\} 1.0$', scrape(), re.MULTILINE
+    )
+
+
+def test_tasks__runs_by_outcome_and_seconds_of_all_together():
+    for outcome, seconds in (("success", 1.5), ("success", 0.25), ("failure", 2)):
+        coordination.count_task("check_all", outcome, seconds)
+    found = samples(scrape())
+    runs = {
+        (key[2][1], key[1][1]): value
+        for key, value in found.items()
+        if key[0] == "proxyhealth_task_runs_total"
+    }
+    assert {key: runs.pop(key) for key in list(runs) if key[0] == "check_all"} == {
+        ("check_all", "success"): 2,
+        ("check_all", "failure"): 1,
+    }
+    assert set(runs.values()) == {0}, "those that have not run yet are there, too"
+    assert found["proxyhealth_task_runtime_seconds_total", ("task", "check_all")] == 3.75
+
+
+def test_probe_duration__of_no_time_at_all_is_one():
+    quick, dead = make_status(make_proxy(), latency=0.0), make_status(make_proxy("oslo"), latency=None)
+    store.commit([quick, dead], coordination.take_ticket())
+    found = {
+        key: value
+        for key, value in samples(scrape()).items()
+        if key[0] == "proxyhealth_probe_duration_seconds"
+    }
+    assert found == {("proxyhealth_probe_duration_seconds", ("proxy_id", str(quick.proxy.id))): 0}
+
+
 def test_proxies__are_counted_by_status_and_every_status_is_there(fleet):
     found = samples(scrape())
     counts = {key[1][1]: value for key, value in found.items() if key[0] == "proxyhealth_proxies"}
