@@ -1,6 +1,8 @@
+import os
 import socket
 import threading
 import time
+import warnings
 
 import pytest
 from celery import current_app
@@ -36,6 +38,31 @@ def test_connection__another_broker_than_redis_gets_no_options_of_redis(url):
     url("memory://")
     with broker.connection() as connection:
         assert connection is None
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_connection__to_redis_is_bounded(url, scheme):
+    url(f"{scheme}://127.0.0.1:1/0")
+    with broker.connection() as connection:
+        assert connection.transport_options["socket_timeout"] == 5
+
+
+def test_waiting__asks_anew_in_a_child_that_was_forked_while_a_thread_was_asking(url):
+    """The thread is not there in the child, and its question would be waited for in vain, for ever."""
+    before = app.conf.broker_url
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        assert broker.waiting() is None
+        url(before)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of what is tested
+            pid = os.fork()
+        if pid == 0:
+            try:
+                wait_for(lambda: broker.waiting() == 0, 10)
+            finally:
+                os._exit(0 if broker._question._answer.done() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_waiting__counts_messages(redis_client):
@@ -80,7 +107,8 @@ def test_waiting__one_that_says_nothing_is_not_waited_for_and_asked_once(url):
             begin = time.monotonic()
             assert broker.waiting() is None
             assert time.monotonic() - begin < 1
-            assert len(threads()) == 1
+            (thread,) = threads()
+            assert thread.daemon, "no process waits for it at its end"
     url(before)
     wait_for(lambda: broker.waiting() == 0, 30, "it is asked again")
 

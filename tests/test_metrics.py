@@ -197,6 +197,16 @@ def test_scrape__is_one_look_into_the_cache_and_leaves_the_copy_as_it_is(fleet, 
     coordination.end_round(begun.ticket)
 
 
+def test_read_activity__is_of_one_moment_and_keeps_no_document(fleet, redis_client):
+    before = redis_client.info("commandstats")
+    store.read_activity()
+    after = redis_client.info("commandstats")
+    assert after["cmdstat_exec"]["calls"] - before["cmdstat_exec"]["calls"] == 1, "one transaction"
+    store.forget()
+    assert store.read_activity().snapshot.statuses
+    assert not store._reader._look.document, "it is large, and what is made of it is kept"
+
+
 def test_last_round_and_interval(fleet, configure):
     configure(INTERVAL=7)
     found = samples(scrape())
@@ -278,6 +288,7 @@ def test_cache_emptied__what_a_check_finds_before_a_round_is_no_snapshot_yet(fle
         ("rounds", "count:success", "many"),
         ("rounds", "count:success", "9" * 400),
         ("rounds", "error", b"\xff"),
+        ("rounds", "offline", b"\xff"),
         ("rounds", "error_at", "yesterday"),
         ("rounds", "later", "1"),
     ],

@@ -8,7 +8,7 @@ from billiard.exceptions import WorkerLostError
 from celery import Celery
 from celery.app.trace import build_tracer
 from celery.contrib.testing.worker import start_worker
-from celery.signals import task_failure, worker_ready
+from celery.signals import task_failure, task_postrun, task_prerun, worker_ready
 from django.core.cache import caches
 from django.db import connection
 
@@ -124,6 +124,7 @@ def test_runs__are_counted_with_their_time(serve):
     assert set(found) == {"check_proxies"}
     assert found["check_proxies"][:2] == (2, 0)
     assert 400_000 <= found["check_proxies"].microseconds < 5_000_000
+    assert not tasks._begun, "nothing is left of a run that ended"
 
 
 def test_runs__that_fail_are_counted_as_failures():
@@ -134,6 +135,16 @@ def test_runs__that_fail_are_counted_as_failures():
     assert 0 < found.microseconds < 5_000_000
     tasks.check_proxies.apply(("not a list of ids",))
     assert runs()["check_proxies"][:2] == (0, 1)
+
+
+@pytest.mark.parametrize("state", [None, "RETRY", "IGNORED", "REJECTED"])
+def test_runs__that_neither_succeed_nor_fail_are_not_counted(state):
+    """None is that of a run that was cut off: who has killed it tells of it."""
+    id = str(uuid4())
+    task_prerun.send(sender=tasks.check_all, task_id=id, task=tasks.check_all)
+    task_postrun.send(sender=tasks.check_all, task_id=id, task=tasks.check_all, state=state)
+    assert runs() == {}
+    assert id not in tasks._begun
 
 
 def test_runs__that_end_with_their_process_are_counted_by_the_one_above():
