@@ -26,7 +26,8 @@ TASKS = ("check_all", "check_shard", "check_proxies", "first_round", "finish_rou
 
 
 class SnapshotCollector(Collector):
-    """Asks the cache once on ``collect()``; a proxy that is not in the snapshot has no series.
+    """Asks the cache on ``collect()``, and for the snapshot only if it is a new one; a proxy that is not in
+    it has no series.
 
     With the cache out of reach there is nothing but ``proxyhealth_snapshot_up 0``: the last copies
     of different processes may differ.

@@ -186,7 +186,8 @@ class Activity(NamedTuple):
 
 def read_activity() -> Activity:
     """As :func:`read_anew`, but nothing that this process remembers and the cache does not: every process has
-    the same. Only with a ``fault`` it is the last that was seen.
+    the same. Only with a ``fault`` it is the last that was seen, as it is for who has to wait too long behind
+    somebody whom a silent cache does not answer.
     """
     return _reader.read_activity()
 

@@ -328,6 +328,7 @@ def test_checks__a_view_that_wants_no_token(urls, configure, patterns, expected)
     configure(METRICS_TOKEN="secret")
     messages = check_settings()
     assert ids(messages) == expected
+    assert all("'proxyhealth.exporter_urls'" in message.hint for message in messages)
     assert not any("secret" in message.msg for message in messages)
 
 
@@ -342,6 +343,7 @@ def test_checks__a_port_that_wants_no_token(urls, configure, settings, name, val
     configure(METRICS_TOKEN="secret")
     (message,) = check_settings()
     assert (message.id, name in message.msg) == ("proxyhealth.W003", True)
+    assert "from that port" in message.hint
 
 
 def test_checks__metrics_that_are_open_on_a_site_that_others_can_reach(urls, configure):
