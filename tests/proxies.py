@@ -83,13 +83,17 @@ class WorkspaceProxyServer:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 5, what: str = "") -> Any:
-    """Poll until ``condition()`` is true, and return what it returned; fails after ``seconds``."""
+    """Poll until ``condition()`` is true, and return what it returned; fails after ``seconds``.
+
+    The last look begins when they are over: the first may have taken all of them.
+    """
     end = time.monotonic() + seconds
     while True:
+        last = time.monotonic() >= end
         result = condition()
         if result:
             return result
-        assert time.monotonic() < end, f"not within {seconds} s: {what or condition}"
+        assert not last, f"not within {seconds} s: {what or condition}"
         time.sleep(0.02)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -14,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from proxyhealth.conf import conf
 from proxyhealth.probe import probe
 from proxyhealth.report import Proxy, ProxyStatus, Reason, Status
+from tests.machine import at_most, stood_still
 from tests.servers import Server, chunked, flood
 
 Configure = Callable[..., None]
@@ -80,6 +79,18 @@ def ask(target: Server | str) -> ProxyStatus:
     return result
 
 
+def ask_in_time(target: Server | str) -> ProxyStatus:
+    """As :func:`ask`, of a server of which something has to come before the time is over.
+
+    If the machine stood still meanwhile, it may have come too late; then it is asked again.
+    """
+    while True:
+        before = stood_still()
+        result = ask(target)
+        if stood_still() == before:
+            return result
+
+
 def verdict(result: ProxyStatus) -> tuple[Status, Reason]:
     return result.status, result.reason
 
@@ -88,13 +99,6 @@ def not_json(what: str, content_type: str = "application/json", begins: bytes = 
     beginning = begins.strip().decode(errors="replace")
     what += f", it begins with {beginning!r}" if beginning else ""
     return f"{BAD}{what}; its content type is {content_type}. {HINT}"
-
-
-@contextlib.contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    begin = time.monotonic()
-    yield
-    assert time.monotonic() - begin < seconds
 
 
 def led_to(url: str) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from tests import servers
+from tests.machine import at_most
 from tests.probe.asking import (
     BLOCKED,
     OK,
     Configure,
     ask,
-    at_most,
     led_to,
     verdict,
 )

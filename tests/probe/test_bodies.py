@@ -8,6 +8,7 @@ import pytest
 
 from proxyhealth.report import HealthReport
 from tests import servers
+from tests.machine import at_most
 from tests.probe.asking import (
     BAD,
     FLOODS,
@@ -19,7 +20,7 @@ from tests.probe.asking import (
     TOO_LARGE,
     TRUNCATED,
     ask,
-    at_most,
+    ask_in_time,
     not_json,
     verdict,
 )
@@ -98,8 +99,8 @@ def test_probe__does_not_read_the_body_of_an_error() -> None:
     ],
 )
 def test_probe__body_not_complete_in_time(script: servers.Script, timeout: float) -> None:
-    with Server(script) as server, at_most(timeout + 0.5):
-        result = ask(server)
+    with Server(script) as server:
+        result = ask_in_time(server)
     assert verdict(result) == LATE
     assert result.report.errors == (f"{BAD}not complete within 0.4 s",)
     assert result.latency is not None

@@ -14,6 +14,7 @@ import pytest
 import proxyhealth.probe as probe_module
 from proxyhealth import deadline
 from tests import servers
+from tests.machine import at_most
 from tests.probe.asking import (
     DOWN,
     FLOODS,
@@ -21,7 +22,6 @@ from tests.probe.asking import (
     OK,
     PROTOCOL,
     ask,
-    at_most,
     verdict,
 )
 from tests.servers import (

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from proxyhealth import addresses as addresses_module
 from proxyhealth.report import HealthReport
 from tests import servers
+from tests.machine import at_most
 from tests.probe.asking import (
     BAD_URL,
     CONNECT,
@@ -23,9 +23,10 @@ from tests.probe.asking import (
     WAITING,
     Configure,
     ask,
-    at_most,
+    ask_in_time,
     verdict,
 )
+from tests.proxies import wait_for
 from tests.servers import (
     Server,
     drip,
@@ -165,8 +166,8 @@ def test_probe__no_complete_headers_in_time(script: servers.Script, read: bool, 
 def test_probe__one_byte_a_second_is_judged_in_time(part: str, configure: Configure) -> None:
     configure(TIMEOUT=1)
     start = b"" if part == "headers" else HEAD + b"Content-Length: 9\r\n\r\n"
-    with Server(drip(b"HTTP/1.1 200 OK\r\n\r\n", 1, start=start)) as server, at_most(1.5):
-        assert verdict(ask(server)) == (SILENT if part == "headers" else LATE)
+    with Server(drip(b"HTTP/1.1 200 OK\r\n\r\n", 1, start=start)) as server:
+        assert verdict(ask_in_time(server)) == (SILENT if part == "headers" else LATE)
 
 
 def test_probe__no_answer_to_a_connection_being_opened(timeout: float) -> None:
@@ -208,7 +209,7 @@ def test_probe__redirects_share_one_deadline(timeout: float) -> None:
 
 
 def test_probe__second_address_is_tried_when_the_first_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Server(send(report())) as server, servers.refusing() as port:
+    with Server(send(report())) as server, servers.refusing("127.0.0.2") as port:
         addresses = ("127.0.0.2", port), ("127.0.0.1", server.port)
         monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(*addresses))
         assert verdict(ask("http://paris.example")) == OK
@@ -264,8 +265,8 @@ def test_probe__only_addresses_without_a_route(configure: Configure, monkeypatch
 
 
 def test_probe__names_every_address_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with servers.refusing() as port:
-        addresses = [("127.0.0.2", port), ("127.0.0.3", port)]
+    with servers.refusing("127.0.0.2") as port, servers.refusing("127.0.0.3") as other:
+        addresses = [("127.0.0.2", port), ("127.0.0.3", other)]
         monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(*addresses))
         (message,) = ask("http://paris.example").report.errors
     assert message == (
@@ -286,16 +287,20 @@ def test_probe__hanging_look_ups_do_not_use_up_all_threads(
 ) -> None:
     monkeypatch.setattr(addresses_module, "_look_ups", threading.BoundedSemaphore(3))
     release = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(20) and [])
-    before = threading.active_count()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(60) and [])
+    before = set(threading.enumerate())
     with at_most(5 * (timeout + 0.5)):
         results = [ask("http://paris.example") for _ in range(5)]
     assert {verdict(result) for result in results} == {SILENT}
-    assert threading.active_count() <= before + 3
+    hanging = set(threading.enumerate()) - before
+    assert len(hanging) <= 3
     release.set()
-    deadline = time.monotonic() + 5
-    while verdict(ask("http://paris.example")) != DNS:
-        assert time.monotonic() < deadline, "look-ups that ended make room for others"
+    wait_for(
+        lambda: verdict(ask("http://paris.example")) == DNS, 5, "look-ups that ended make room for others"
+    )
+    for thread in hanging:  # what they give back is of this test
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 def test_probe__a_thread_that_cannot_be_started_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:

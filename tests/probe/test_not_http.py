@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 
 from tests import servers
+from tests.machine import at_most
 from tests.probe.asking import (
     DOWN,
     HEAD,
     PROTOCOL,
     WAITING,
     ask,
-    at_most,
     verdict,
 )
 from tests.servers import (

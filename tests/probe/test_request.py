@@ -11,13 +11,13 @@ import proxyhealth
 from proxyhealth.probe import probe
 from proxyhealth.report import HealthReport, ProxyStatus, Status
 from tests import servers
+from tests.machine import at_most
 from tests.probe.asking import (
     HEAD,
     MOMENT,
     OK,
     Configure,
     ask,
-    at_most,
     proxy_at,
     verdict,
 )

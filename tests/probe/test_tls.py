@@ -16,6 +16,7 @@ from proxyhealth import transport
 from proxyhealth.deadline import Deadline
 from proxyhealth.report import Status
 from tests import servers
+from tests.machine import at_most
 from tests.probe.asking import (
     CONNECT,
     DOWN,
@@ -28,7 +29,7 @@ from tests.probe.asking import (
     TLS,
     Configure,
     ask,
-    at_most,
+    ask_in_time,
     verdict,
 )
 from tests.servers import (
@@ -179,10 +180,10 @@ def test_wrap__of_a_connection_that_is_reset_already_leaves_nothing_open() -> No
 def test_probe__time_bounds_tls_too(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
     configure(CA_BUNDLE=ca_file, TIMEOUT=0.5)
     tls = servers.server_context(ca, "127.0.0.1")
-    with Server(servers.hold, tls=tls) as server, at_most(1):
-        assert verdict(ask(server)) == SILENT
-    with Server(drip(b"{}" * 99, 0.05, start=HEAD + b"\r\n"), tls=tls) as server, at_most(1):
-        assert verdict(ask(server)) == LATE
+    with Server(servers.hold, tls=tls) as server:
+        assert verdict(ask_in_time(server)) == SILENT
+    with Server(drip(b"{}" * 99, 0.05, start=HEAD + b"\r\n"), tls=tls) as server:
+        assert verdict(ask_in_time(server)) == LATE
 
 
 def test_probe__old_tls_is_refused(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
