@@ -34,8 +34,10 @@ while True:
 
 @cache
 def _witness() -> mmap.mmap:
-    """What a process of its own has seen, which only sleeps. So what the app does, the lock of its interpreter
-    included, is never taken for the machine's."""
+    """What a process of its own has seen, which only sleeps.
+
+    So nothing that the app does, with the lock of its interpreter or without, is taken for the machine's.
+    """
     file = os.memfd_create("witness")
     os.ftruncate(file, 16)
     process = subprocess.Popen(

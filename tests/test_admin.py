@@ -120,7 +120,7 @@ def test_delete__keeps_the_row_and_has_it_taken_out(admin, sent):
 @pytest.mark.django_db(transaction=True)
 def test_delete__many_are_one_task(admin, sent):
     proxies = [WorkspaceProxy.objects.create(name=f"p{i}") for i in range(3)]
-    health.request_check([]).result(5)
+    health.request_check([]).result(30)
     sent.clear()
     ids = [proxy.pk for proxy in proxies]
     admin.post(LIST, {"action": "delete_selected", "_selected_action": ids, "post": "yes"})
@@ -181,7 +181,7 @@ def test_save__of_a_request_that_is_not_committed_yet_says_nothing_of_another(ad
 
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
     monkeypatch.setattr("proxyhealth.sending._send", refuse)
-    assert health.request_check().exception(5)
+    assert health.request_check().exception(30)
     response = admin.post(f"{LIST}add/", {"name": "paris"}, follow=True)
     (done,) = messages_of(response)
     assert "successfully" in done
@@ -191,7 +191,8 @@ def test_check_now__a_broker_that_hangs_does_not_hold_the_page_up(admin, monkeyp
     import threading
 
     end = threading.Event()
-    monkeypatch.setattr("proxyhealth.sending._send", lambda ids: end.wait(10))
+    monkeypatch.setattr("proxyhealth.sending._send", lambda ids: end.wait(30))
+    monkeypatch.setattr("proxyhealth.admin._PATIENCE", 0.1)
     response = admin.post(f"{HEALTH}check/", follow=True)
     (message,) = messages_of(response)
     end.set()

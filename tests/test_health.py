@@ -1,4 +1,5 @@
 import threading
+import time
 from uuid import uuid4
 
 import pytest
@@ -30,7 +31,9 @@ def test_health_status__before_any_round_is_empty():
 def test_health_status__maps_ids_to_what_was_found(serve):
     server = serve(report={"warnings": ["old version"]})
     paris = WorkspaceProxy.objects.create(name="paris", display_name="Paris", url=server.url, version="v1")
+    begin = time.monotonic()
     force_update()
+    took = time.monotonic() - begin
     status = health_status()[paris.pk]
     assert status.status is Status.OK
     assert status.proxy.display_name == "Paris"
@@ -38,7 +41,7 @@ def test_health_status__maps_ids_to_what_was_found(serve):
     assert status.proxy_host == server.host
     assert status.report.warnings == ("old version",)
     assert status.report.errors == ()
-    assert 0 < status.latency < 1
+    assert 0 < status.latency < took
     assert status.checked_at == snapshot().checked_at
 
 

@@ -1,6 +1,5 @@
 import json
 import threading
-import time
 from uuid import uuid4
 
 import pytest
@@ -12,6 +11,7 @@ from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import HealthReport, ProxyStatus, Snapshot, Status
 from proxyhealth.selection import EVERYTHING, Selection
 from tests.api import LIST, REGIONS
+from tests.machine import at_most
 from tests.proxies import wait_for
 from tests.values import NOW, a_round, make_status
 
@@ -80,7 +80,7 @@ def test_listing__a_check_of_what_was_saved_a_moment_ago(operator, configure, se
     operator.get(LIST)
     paris = WorkspaceProxy.objects.create(name="paris")
     assert operator.post(f"{LIST}/paris/check").status_code == 202
-    health.request_check([]).result(5)
+    health.request_check([]).result(30)
     assert sent == [{str(paris.pk)}]
 
 
@@ -159,9 +159,8 @@ def test_redis_down__from_the_start(viewer, stopped):
 
 def test_redis_down__a_check_is_taken(operator, paris, stopped):
     stopped()
-    begin = time.monotonic()
-    assert operator.post(f"{LIST}/paris/check").status_code == 202
-    assert time.monotonic() - begin < 3
+    with at_most(3):
+        assert operator.post(f"{LIST}/paris/check").status_code == 202
 
 
 def test_database_down__regions_for_everybody_are_still_there(paris, configure):

@@ -16,6 +16,7 @@ from django.conf import settings as django_settings
 from proxyhealth import coordination, store
 from proxyhealth.cache import StoreError
 from proxyhealth.report import Snapshot, Status
+from tests.machine import at_most
 from tests.proxies import wait_for
 from tests.values import a_round, make_proxy, make_status
 
@@ -60,15 +61,15 @@ def test_read__while_one_thread_asks_the_others_have_the_copy(redis_client, monk
 
     def slow_ask(self):
         asking.set()
-        go_on.wait(5)
+        go_on.wait(30)
 
     monkeypatch.setattr(store._Reader, "_ask", slow_ask)
+    monkeypatch.setattr(store, "_GRACE", 60)  # the copy is not old
     thread = threading.Thread(target=store.read)
     thread.start()
     assert asking.wait(5)
-    begin = time.monotonic()
-    assert store.read().number == 1
-    assert time.monotonic() - begin < 1
+    with at_most(1):
+        assert store.read().number == 1
     go_on.set()
     thread.join(5)
 
@@ -113,10 +114,8 @@ def test_read__a_damaged_snapshot_serves_the_last_copy(redis_client, snapshot_ke
 
 def test_read__server_down_without_a_copy_is_empty_and_logged(stopped, caplog):
     stopped()
-    begin = time.monotonic()
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), at_most(1):
         snapshot = store.read()
-    assert time.monotonic() - begin < 1
     assert snapshot.statuses == {}
     assert snapshot.stale_reason.startswith("The cache cannot be read (")
     assert "snapshot stale: The cache cannot be read" in caplog.text
@@ -137,20 +136,20 @@ def test_read__server_down_serves_the_last_copy_and_recovers(stopped, valkey, mo
     wait_for(lambda: not store.read().stale, 3)
 
 
-def test_read__a_server_that_says_nothing_holds_nobody_up_for_long(settings):
+def test_read__a_server_that_says_nothing_holds_nobody_up_for_long(settings, monkeypatch):
+    monkeypatch.setattr(store, "_RETRY_INTERVAL", 60)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings.CACHES = {
             "default": {
                 **django_settings.CACHES["default"],
                 "LOCATION": f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
+                "OPTIONS": {},
             }
         }
-        begin = time.monotonic()
-        assert "cannot be read" in store.read().stale_reason
-        assert time.monotonic() - begin < 2.5
-        begin = time.monotonic()
-        store.read()
-        assert time.monotonic() - begin < 0.1, "a server that failed is left alone for a while"
+        with at_most(2.5):
+            assert "cannot be read" in store.read().stale_reason
+        with at_most(0.1, "a server that failed is left alone for a while"):
+            store.read()
 
 
 def test_cache__that_is_not_redis_is_a_fault_and_a_store_error(settings):
@@ -236,9 +235,8 @@ def test_read__is_bounded_whatever_the_pool_of_the_host(settings, options):
                 "OPTIONS": options,
             }
         }
-        begin = time.monotonic()
-        assert "cannot be read" in store.read().stale_reason
-        assert time.monotonic() - begin < 2.5
+        with at_most(2.5):
+            assert "cannot be read" in store.read().stale_reason
 
 
 def test_read__in_a_process_that_was_idle_nobody_gets_what_was_true_before(configure, monkeypatch):
@@ -258,15 +256,16 @@ def test_read__in_a_process_that_was_idle_nobody_gets_what_was_true_before(confi
         ask()
 
     def read():
-        together.wait(5)
+        together.wait(30)
         found.append(store.read().statuses[proxy.id].status)
 
     monkeypatch.setattr(reader, "_ask", slowly)
+    monkeypatch.setattr(store, "_PATIENCE", 30)
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(30)
     assert found == [Status.UNREACHABLE] * 4
 
 
@@ -278,9 +277,8 @@ def test_read__while_the_cache_says_nothing_the_others_go_on_with_what_is_marked
     reader = store._reader
     wait_for(reader._is_old, 2)
     with reader._lock:  # somebody asks, and gets no answer
-        begin = time.monotonic()
-        late = store.read()
-        assert time.monotonic() - begin < 2
+        with at_most(2):
+            late = store.read()
         assert late.stale_reason == "The cache does not answer; this is the last that was read."
         assert late.statuses[proxy.id].status is Status.OK
         assert store.read() is late

@@ -159,7 +159,7 @@ def test_run_check__in_an_emptied_cache_asks_for_a_full_round(serve, sent):
     wait_for(lambda: sent == [None])
     running.run_round()
     running.run_check([proxy.pk])
-    sending.request_check([]).result(5)
+    sending.request_check([]).result(30)
     assert sent == [None], "a snapshot that a round has been committed to needs no other"
 
 
@@ -327,7 +327,7 @@ def test_run_round__asked_for_while_one_runs_is_followed_by_one_more(serve, sent
     thread.start()
     running.run_round()
     thread.join(5)
-    sending.request_check([]).result(5)
+    sending.request_check([]).result(30)
     assert asked == 10 * ["running"]
     assert sent == [None]
     assert store.read().outcomes == {"success": 1}, "who asks is no tick that was skipped"

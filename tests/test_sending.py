@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db
 
 def test_request_check__a_round_carries_when_it_was_asked_for(redis_client):
     before = coordination.take_ticket()
-    sending.request_check().result(5)
+    sending.request_check().result(30)
     (task,) = queued(redis_client)
     assert task["task"] == "proxyhealth.tasks.check_all"
     asked = int(task["kwargsrepr"].removeprefix("{'asked': ").removesuffix("}"))
@@ -32,8 +32,8 @@ def test_request_check__a_round_carries_when_it_was_asked_for(redis_client):
 
 def test_request_check__a_few_are_noted_and_one_task_is_sent(redis_client):
     ids = [uuid4() for _ in range(2500)]
-    sending.request_check(ids[:1]).result(5)
-    sending.request_check(ids[1:]).result(5)
+    sending.request_check(ids[:1]).result(30)
+    sending.request_check(ids[1:]).result(30)
     (task,) = queued(redis_client)
     assert task["task"] == "proxyhealth.tasks.check_proxies"
     assert coordination.take_pending() == set(ids)
@@ -41,7 +41,7 @@ def test_request_check__a_few_are_noted_and_one_task_is_sent(redis_client):
 
 def test_request_check__after_the_task_was_run_another_one_is_sent(redis_client):
     for _ in range(2):
-        sending.request_check([uuid4()]).result(5)
+        sending.request_check([uuid4()]).result(30)
         coordination.take_pending()
     assert len(queued(redis_client)) == 2
 
@@ -53,8 +53,8 @@ def test_request_check__that_could_not_be_sent_is_sent_with_the_next(redis_clien
     lost, later = uuid4(), uuid4()
     with monkeypatch.context() as down:
         down.setattr(sending, "_apply", refuse)
-        assert sending.request_check([lost]).exception(5)
-    sending.request_check([later]).result(5)
+        assert sending.request_check([lost]).exception(30)
+    sending.request_check([later]).result(30)
     assert len(queued(redis_client)) == 1
     assert coordination.take_pending() == {lost, later}
 
@@ -62,8 +62,8 @@ def test_request_check__that_could_not_be_sent_is_sent_with_the_next(redis_clien
 def test_request_check__with_the_cache_away_the_task_carries_the_ids(redis_client, settings):
     settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
     id = uuid4()
-    sending.request_check([id]).result(5)
-    sending.request_check().result(5)
+    sending.request_check([id]).result(30)
+    sending.request_check().result(30)
     few, everything = queued(redis_client)[::-1]
     assert str(id) in few["argsrepr"]
     assert everything["kwargsrepr"] == "{'asked': None}"
@@ -75,14 +75,14 @@ def test_request_check__of_nothing_tells_how_the_last_one_fared(monkeypatch):
 
     monkeypatch.setattr(sending, "_send", refuse)
     sending.request_check([uuid4()])
-    assert "broker down" in str(sending.request_check([]).exception(5))
+    assert "broker down" in str(sending.request_check([]).exception(30))
     monkeypatch.setattr(sending, "_send", lambda ids: None)
     sending.request_check([uuid4()])
-    sending.request_check([]).result(5)
+    sending.request_check([]).result(30)
 
 
 def test_request_check__nothing_sends_nothing(redis_client):
-    sending.request_check([]).result(5)
+    sending.request_check([]).result(30)
     assert queued(redis_client) == []
 
 
@@ -101,7 +101,7 @@ def test_request_check__what_comes_while_one_is_being_sent_becomes_one_task(monk
     futures += [sending.request_check([id]) for id in ids[1:]]
     go_on.set()
     for future in futures:
-        future.result(5)
+        future.result(30)
     assert tasks_sent == [{str(ids[0])}, {str(id) for id in ids[1:]}]
 
 
@@ -118,9 +118,8 @@ def run_python(code, **env):
 
 def test_request_check__broker_down_returns_at_once_and_says_so():
     done = run_python(
-        "begin = time.monotonic()\n"
-        "future = request_check()\n"
-        "assert time.monotonic() - begin < 0.2\n"
+        "from tests.machine import at_most\n"
+        "with at_most(0.2): future = request_check()\n"
         "print(future.exception(60))\n",
         REDIS_URL="redis://127.0.0.1:1/0",
     )
@@ -153,10 +152,10 @@ def test_request_check__survives_a_short_lived_process(redis_client):
 
 def test_request_check__works_in_a_fork(redis_client):
     run_python(
-        "request_check().result(5)\n"
+        "request_check().result(30)\n"
         "pid = os.fork()\n"
         "if pid: os.waitpid(pid, 0)\n"
-        "else: request_check().result(5)\n"
+        "else: request_check().result(30)\n"
     )
     assert len(queued(redis_client)) == 2
 

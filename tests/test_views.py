@@ -18,7 +18,7 @@ def test_list__shape(viewer, paris):
     body = viewer.get(LIST).json()
     (proxy,) = body["regions"]
     latency = proxy["status"].pop("latency_ms")
-    assert 0 < latency < 1000
+    assert latency == pytest.approx(health.health_status()[paris.pk].latency * 1000, abs=0.001)
     snapshot = health.snapshot()
     assert proxy == {
         "id": str(paris.pk),
@@ -139,7 +139,7 @@ def test_check__asks_for_a_probe(operator, paris, sent):
     response = operator.post(f"{LIST}/paris/check")
     assert response.status_code == 202
     assert response.json()["message"] == "Check requested."
-    health.request_check([]).result(5)  # what was asked for before is sent by now
+    health.request_check([]).result(30)  # what was asked for before is sent by now
     assert sent == [{str(paris.pk)}]
 
 

@@ -8,12 +8,6 @@ import trustme
 from tests.probe.asking import Configure
 
 
-@pytest.fixture(autouse=True)
-def patience(configure: Configure) -> None:
-    """What is not about time must not fail on a busy machine; tests of time set less."""
-    configure(TIMEOUT=10)
-
-
 @pytest.fixture
 def timeout(configure: Configure) -> float:
     configure(TIMEOUT=0.4)
