@@ -68,8 +68,8 @@ def test_begin_round__waits_if_told_to():
 
 
 def test_lease__of_a_round_that_died_frees_itself(short_lease):
-    coordination.begin_round()
     begin = time.monotonic()
+    coordination.begin_round()
     assert coordination.begin_round(wait=5).why == "begun"
     assert time.monotonic() - begin > 0.5
 
@@ -86,11 +86,17 @@ def test_lease__from_before_the_clock_of_the_cache_stepped_back_holds_nobody_up(
     assert coordination.begin_round().why == "begun"
 
 
-def test_kept__renews_the_lease(short_lease):
+def test_kept__renews_the_lease(configure, redis_client):
+    configure(INTERVAL=8)
     begun = coordination.begin_round()
     with coordination.kept(begun.ticket, 60) as wanted:
         assert wanted
-        assert coordination.begin_round(wait=2).why == "running"
+        for _ in range(2):
+            left = redis_client.pttl(key("round"))
+            wait_for(lambda before=left: redis_client.pttl(key("round")) < before, 5, "it runs out")
+            left = redis_client.pttl(key("round"))
+            wait_for(lambda before=left: redis_client.pttl(key("round")) > before, 30, "it is renewed")
+        assert coordination.begin_round().why == "running"
 
 
 def test_kept__takes_a_lease_again_that_the_cache_has_lost(redis_client, short_lease):

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import string
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxyhealth.report import BadReport, HealthReport, Reason, clean
 from proxyhealth.validators import parse_proxy_url
 from tests.fuzz import check_report
 
-settings.register_profile("tests", deadline=None, max_examples=300, database=None)
+# How quickly a machine makes up input says nothing of what is tested.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    max_examples=300,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("tests")
 
 json_values = st.recursive(

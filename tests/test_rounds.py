@@ -12,6 +12,7 @@ from proxyhealth import rounds
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Reason, Status
 from proxyhealth.rounds import RoundFailed
+from tests.machine import at_most
 from tests.values import make_proxy, make_status
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
@@ -35,10 +36,9 @@ def test_probe_all__keeps_the_order_and_the_moment(serve):
 
 def test_probe_all__runs_together(serve):
     server = serve(delay=0.4)
-    begin = time.monotonic()
-    statuses = rounds.probe_all([with_url(server.url) for _ in range(20)], NOW)
+    with at_most(20 * 0.4 / 4):
+        statuses = rounds.probe_all([with_url(server.url) for _ in range(20)], NOW)
     assert {status.status for status in statuses} == {Status.OK}
-    assert time.monotonic() - begin < 20 * 0.4 / 4
 
 
 def test_probe_all__never_more_at_once_than_concurrency(serve, configure, monkeypatch):
@@ -76,20 +76,19 @@ def test_probe_all__a_bad_url_spoils_only_its_own_proxy(serve):
     assert statuses[1].reason is Reason.INVALID_URL
 
 
-def test_probe_all__a_probe_that_is_stuck_holds_nobody_up(serve, configure, monkeypatch):
-    configure(TIMEOUT=0.2)
+def test_probe_all__a_probe_that_is_stuck_holds_nobody_up(serve, monkeypatch):
+    monkeypatch.setattr(rounds, "time_limit", lambda count: 2)
     release = threading.Event()
     original = rounds.probe
 
     def stuck(proxy, checked_at):
         if proxy.name == "stuck":
-            release.wait(20)
+            release.wait(60)
         return original(proxy, checked_at)
 
     monkeypatch.setattr(rounds, "probe", stuck)
-    begin = time.monotonic()
-    good, bad = rounds.probe_all([with_url(serve().url), with_url("http://127.0.0.1:1", "stuck")], NOW)
-    assert time.monotonic() - begin < rounds.time_limit(2) + 0.5
+    with at_most(2.5):
+        good, bad = rounds.probe_all([with_url(serve().url), with_url("http://127.0.0.1:1", "stuck")], NOW)
     release.set()
     assert good.status is Status.OK
     assert (bad.status, bad.reason) == (Status.UNREACHABLE, Reason.TIMEOUT)
@@ -123,10 +122,16 @@ def test_probe_all__few_threads_to_be_had(monkeypatch, serve):
 
 
 def test_probe_batches__who_answers_comes_before_who_does_not(serve):
-    quick, slow = serve(), serve(delay=0.6)
+    quick, slow = serve(), serve()
+    slow.gate.clear()
     proxies = [with_url(slow.url, "slow"), with_url(quick.url, "a"), with_url(quick.url, "b")]
-    first, second = rounds.probe_batches(proxies, NOW, lull=0.1)
+    batches = rounds.probe_batches(proxies, NOW, lull=0.1)
+    first = next(batches)
+    if len(first) == 1:  # a machine that is busy may have had a lull between the two
+        first += next(batches)
     assert sorted(status.proxy.name for status in first) == ["a", "b"]
+    slow.gate.set()
+    (second,) = batches
     assert [status.proxy.name for status in second] == ["slow"]
 
 
@@ -146,9 +151,13 @@ def test_probe_all__nobody_is_asked_after_the_end_of_the_round(serve, configure,
 
 def test_probe_batches__become_rarer(serve):
     proxies = [with_url(serve(delay=0.1 * i).url, f"p{i}") for i in range(1, 12)]
+    begin = time.monotonic()
     batches = list(rounds.probe_batches(proxies, NOW, lull=0.02))
     assert sum(map(len, batches)) == 11
-    assert len(batches) <= 5
+    # All but the last ended with a lull, each of them twice as long as the one before.
+    lulls = sum(0.02 * 2**n for n in range(len(batches) - 1))
+    assert lulls <= time.monotonic() - begin
+    assert len(batches) > 1
 
 
 def known_of(*statuses):
@@ -180,16 +189,19 @@ def test_slow_first__what_was_slow_at_another_url_is_not_known_to_be():
     assert rounds.slow_first([moved, quick.proxy], known_of(status, quick)) == [quick.proxy, moved]
 
 
-def test_probe_all__the_silent_start_first(serve, configure):
+def test_probe_all__the_silent_start_first(serve, configure, monkeypatch):
     """With room for two at once, who starts last decides how long it takes."""
-    configure(CONCURRENCY=2, TIMEOUT=1)
+    configure(CONCURRENCY=2, TIMEOUT=2)
     silent, server = serve(), serve(delay=0.1)
     silent.gate.clear()
     proxies = [with_url(server.url, f"p{i}") for i in range(8)] + [with_url(silent.url, "silent")]
     first = rounds.probe_all(proxies, NOW)
-    begin = time.monotonic()
+    begun, original = [], rounds.probe
+    monkeypatch.setattr(
+        rounds, "probe", lambda proxy, moment: begun.append(proxy.name) or original(proxy, moment)
+    )
     second = rounds.probe_all(proxies, NOW, known_of(*first))
-    assert time.monotonic() - begin < 1.3, "1.4 if the silent one comes last"
+    assert "silent" in begun[:2]
     assert [s.status for s in second] == [s.status for s in first] == 8 * ["ok"] + ["unreachable"]
 
 
@@ -219,7 +231,7 @@ def test_require_online__without_canaries_nobody_is_asked():
 def test_require_online__a_canary_that_hangs_is_no_answer(configure, monkeypatch):
     configure(CANARY_URLS=["http://a.example.com/"], TIMEOUT=0.1)
     end = threading.Event()
-    monkeypatch.setattr(rounds, "answers", lambda url: end.wait(10))
+    monkeypatch.setattr(rounds, "answers", lambda url: end.wait(60))
     with pytest.raises(rounds.ProberOffline):
         rounds.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
     end.set()
@@ -233,11 +245,14 @@ def test_require_online__any_http_is_an_answer(serve, configure):
 def test_probe_batches__threads_switch_as_before_when_the_last_one_is_done(serve, monkeypatch):
     monkeypatch.setattr(rounds, "_CROWD", 0)
     before = sys.getswitchinterval()
-    slow = rounds.probe_batches([with_url(serve().url), with_url(serve(delay=0.3).url)], NOW, lull=0.01)
+    server = serve()
+    server.gate.clear()
+    slow = rounds.probe_batches([with_url(serve().url), with_url(server.url)], NOW, lull=0.01)
     next(slow)
     assert sys.getswitchinterval() > before
     rounds.probe_all([with_url(serve().url)], NOW)
     assert sys.getswitchinterval() > before
+    server.gate.set()
     assert len(list(slow)) == 1
     assert sys.getswitchinterval() == before
 
@@ -245,7 +260,9 @@ def test_probe_batches__threads_switch_as_before_when_the_last_one_is_done(serve
 def test_probe_batches__threads_switch_as_before_after_who_gave_up(serve, monkeypatch):
     monkeypatch.setattr(rounds, "_CROWD", 0)
     before = sys.getswitchinterval()
-    slow = rounds.probe_batches([with_url(serve().url), with_url(serve(delay=0.3).url)], NOW, lull=0.01)
+    server = serve()
+    server.gate.clear()
+    slow = rounds.probe_batches([with_url(serve().url), with_url(server.url)], NOW, lull=0.01)
     next(slow)
     slow.close()
     assert sys.getswitchinterval() == before

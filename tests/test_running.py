@@ -1,4 +1,5 @@
 import logging
+import re
 import threading
 import time
 from uuid import uuid4
@@ -114,7 +115,7 @@ def test_run_round__can_be_followed_in_the_log(serve, caplog):
     )
     assert end.startswith("round end ticket=")
     assert end.endswith(" proxies=1 ok=0 unhealthy=1 unreachable=0 unregistered=0")
-    assert " duration=0." in end
+    assert re.search(r" duration=\d+\.\d{3} ", end)
     assert len(second) == 2, "a status that stays is no change"
 
 
@@ -205,7 +206,7 @@ def test_run_round__waits_for_a_cache_that_is_restarted(serve, valkey, stopped):
     thread = threading.Thread(target=restart)
     thread.start()
     assert running.run_round() == "success"
-    thread.join(5)
+    thread.join(30)
     assert len(store.read_anew().statuses) == 1
 
 
@@ -224,13 +225,12 @@ def test_run_round__gives_up_on_a_cache_that_stays_away(serve, stopped, monkeypa
     thread.start()
     with pytest.raises(RoundFailed, match="the cache cannot be used"):
         running.run_round()
-    thread.join(5)
+    thread.join(30)
     assert "round waits for the cache" in caplog.text
     assert "the lease of the round could not be given back" in caplog.text
 
 
-def test_run_round__whose_lease_was_taken_over_commits_nothing(serve, redis_client, configure):
-    configure(INTERVAL=2)
+def test_run_round__whose_lease_was_taken_over_commits_nothing(serve, redis_client):
     server = serve()
     server.gate.clear()
     WorkspaceProxy.objects.create(name="paris", url=server.url)
@@ -248,7 +248,7 @@ def test_run_round__whose_lease_was_taken_over_commits_nothing(serve, redis_clie
     thread.start()
     with pytest.raises(RoundFailed, match="another round has begun while this one ran"):
         running.run_round()
-    thread.join(5)
+    thread.join(30)
     assert raw_snapshot(redis_client) is None
     assert coordination.begin_round().why == "running", "the other one has kept its lease"
     assert other[0].why == "begun"
@@ -262,24 +262,26 @@ def test_run_round__that_is_taken_over_stops_to_probe(serve, redis_client, confi
 
     def take_over():
         wait_for(lambda: server.requests)
-        redis_client.delete(caches["default"].make_key("proxyhealth:round"))
+        key = caches["default"].make_key("proxyhealth:round")
+        redis_client.delete(key)
         coordination.begin_round()
+        redis_client.expire(key, 9)  # nobody renews it
 
     thread = threading.Thread(target=take_over)
     thread.start()
     with pytest.raises(RoundFailed, match="another round has begun"):
         running.run_round()
-    thread.join(5)
-    assert server.requests < 10
+    thread.join(30)
+    assert server.requests < 30
 
 
 def test_run_round__of_many_is_given_the_time_that_it_needs(serve, configure, monkeypatch):
     """A first one, of which nobody knows how long it takes."""
-    configure(INTERVAL=2, CONCURRENCY=1)
+    configure(INTERVAL=8, CONCURRENCY=1, TIMEOUT=1)
     monkeypatch.setattr(running, "_READ_PATIENCE", 0.1)
     monkeypatch.setattr(running, "_COMMIT_PATIENCE", 0.1)
-    server = serve(delay=0.3)
-    for i in range(10):
+    server = serve(delay=0.5)
+    for i in range(10):  # together they take longer than a lease
         WorkspaceProxy.objects.create(name=f"p{i}", url=server.url)
     others = []
 
@@ -292,12 +294,12 @@ def test_run_round__of_many_is_given_the_time_that_it_needs(serve, configure, mo
     thread = threading.Thread(target=look)
     thread.start()
     assert running.run_round() == "success"
-    thread.join(5)
+    thread.join(30)
     assert set(others) == {"running"}
 
 
 def test_run_round__begins_with_who_was_silent_the_last_time(serve, configure):
-    configure(CONCURRENCY=1, TIMEOUT=0.5)
+    configure(CONCURRENCY=1, TIMEOUT=2)
     silent, quick = serve(), serve()
     silent.gate.clear()
     for name in ("a", "b", "c"):
@@ -305,7 +307,7 @@ def test_run_round__begins_with_who_was_silent_the_last_time(serve, configure):
     WorkspaceProxy.objects.create(name="z", url=silent.url)
     running.run_round()
     seen = []
-    silent.gate.wait = lambda timeout: seen.append(quick.requests) or time.sleep(1)
+    silent.gate.wait = lambda timeout: seen.append(quick.requests) or time.sleep(3)
     running.run_round()
     assert seen == [3], "no other had been asked a second time"
 
@@ -326,7 +328,7 @@ def test_run_round__asked_for_while_one_runs_is_followed_by_one_more(serve, sent
     thread = threading.Thread(target=ask)
     thread.start()
     running.run_round()
-    thread.join(5)
+    thread.join(30)
     sending.request_check([]).result(30)
     assert asked == 10 * ["running"]
     assert sent == [None]
@@ -378,8 +380,7 @@ def test_offline__a_check_commits_only_what_answered(dead, serve, configure):
     assert list(store.read().statuses) == [paris.pk]
 
 
-def test_run_check__who_answers_does_not_wait_for_who_does_not(serve, configure):
-    configure(TIMEOUT=3)
+def test_run_check__who_answers_does_not_wait_for_who_does_not(serve):
     silent = serve()
     silent.gate.clear()
     paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
@@ -394,6 +395,6 @@ def test_run_check__who_answers_does_not_wait_for_who_does_not(serve, configure)
     thread = threading.Thread(target=look)
     thread.start()
     running.run_check([paris.pk, slow.pk])
-    thread.join(5)
+    thread.join(30)
     assert seen == [paris.pk]
     assert store.read_anew().statuses[slow.pk].status is Status.OK
