@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.programs import find_program
 
 AXE = Path(__file__).parent.parent / "node_modules" / "axe-core" / "axe.min.js"
+
+# What is not about time must not fail on a busy machine.
+expect.set_options(timeout=15_000)
 
 both_schemes = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 

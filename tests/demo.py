@@ -60,19 +60,19 @@ class Demo:
     def answers(self):
         assert self.process.poll() is None, self.log.read_text()
         try:
-            return self.session.get(self.base, timeout=5).ok
-        except requests.ConnectionError:
+            return self.session.get(self.base, timeout=20).ok
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def sign_in(self):
         url = f"{self.base}/admin/login/"
-        self.session.get(url, timeout=5)
+        self.session.get(url, timeout=20)
         token = self.session.cookies["csrftoken"]
         form = {"username": "demo", "password": "demo", "csrfmiddlewaretoken": token, "next": "/"}
-        assert self.session.post(url, form, timeout=5).url == f"{self.base}/"
+        assert self.session.post(url, form, timeout=20).url == f"{self.base}/"
 
     def statuses(self):
-        answer = self.session.get(f"{self.base}/api/v2/workspaceproxies", timeout=5)
+        answer = self.session.get(f"{self.base}/api/v2/workspaceproxies", timeout=20)
         answer.raise_for_status()
         return {
             region["name"]: (region["status"]["status"], region["status"]["reason"])
@@ -80,15 +80,15 @@ class Demo:
         }
 
     def metrics(self):
-        return self.session.get(f"{self.base}/metrics", timeout=5).text
+        return self.session.get(f"{self.base}/metrics", timeout=20).text
 
     def health_page(self):
-        return self.session.get(f"{self.base}/admin/proxyhealth/workspaceproxy/health/", timeout=5).text
+        return self.session.get(f"{self.base}/admin/proxyhealth/workspaceproxy/health/", timeout=20).text
 
     def post(self, path, **form):
         url = f"{self.base}{path}"
         form["csrfmiddlewaretoken"] = self.session.cookies["csrftoken"]
-        answer = self.session.post(url, form, timeout=5)
+        answer = self.session.post(url, form, timeout=20)
         answer.raise_for_status()
         return answer
 

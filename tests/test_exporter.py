@@ -233,7 +233,7 @@ def ask(port, token=""):
     try:
         headers = {"Authorization": f"Bearer {token}"}
         return requests.get(f"http://127.0.0.1:{port}/metrics", headers=headers, timeout=10)
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return None
 
 

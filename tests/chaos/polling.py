@@ -12,6 +12,7 @@ from typing import Any, Self
 import requests
 
 from tests.chaos.deployment import Deployment
+from tests.machine import stood_still
 
 PERIOD = 0.075  # seconds between two polls
 
@@ -26,8 +27,9 @@ class Poll:
 
     at: float  # monotonic
     wall: float  # seconds since the epoch
-    elapsed: float
+    elapsed: float  # of it all
     code: int
+    lost: float  # seconds of it for which the machine stood still
     body: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
 
@@ -63,7 +65,6 @@ class Poller:
         self._news = threading.Condition()
         self._emptied: list[float] = []
         self.polls: list[Poll] = []
-        self.stall = 0.0  # by how many seconds the poller itself was woken too late, at the most
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -82,18 +83,19 @@ class Poller:
             with self._news:
                 self.polls.append(poll)
                 self._news.notify_all()
-            begin, pause = time.monotonic(), max(0.0, PERIOD - poll.elapsed)
-            self._over.wait(pause)
-            self.stall = max(self.stall, time.monotonic() - begin - pause)
+            self._over.wait(max(0.0, PERIOD - poll.elapsed))
 
     def _ask(self) -> Poll:
+        still = stood_still()
         at, wall = time.monotonic(), time.time()
         try:
             answer = self._client.get(self._url, timeout=10)
             body = answer.json() if answer.status_code == 200 else {}
         except (requests.RequestException, ValueError) as error:
-            return Poll(at, wall, time.monotonic() - at, 0, error=repr(error))
-        return Poll(at, wall, time.monotonic() - at, answer.status_code, body, answer.text[:200])
+            elapsed = time.monotonic() - at
+            return Poll(at, wall, elapsed, 0, stood_still() - still, error=repr(error))
+        elapsed = time.monotonic() - at
+        return Poll(at, wall, elapsed, answer.status_code, stood_still() - still, body, answer.text[:200])
 
     # While it polls
 
@@ -156,9 +158,9 @@ class Poller:
         for poll in self.polls:
             assert poll.code == 200, f"answered with {poll}"
             allowed = late(poll) if late else limit
-            assert poll.elapsed < allowed, (
-                f"answered after {poll.elapsed:.2f} s (limit {allowed} s; "
-                f"this machine lets a thread wait for {self.stall:.2f} s): {poll}"
+            assert poll.elapsed - poll.lost < allowed, (
+                f"answered after {poll.elapsed:.2f} s (limit {allowed} s; the machine stood still for "
+                f"{poll.lost:.2f} s): {poll}"
             )
             assert set(poll.statuses) <= set(truth), f"shows what is not there: {poll}"
             assert required <= set(poll.statuses), f"not whole: {poll}"

@@ -70,7 +70,7 @@ class Prometheus:
         assert not self.part.ended, self.part.log_text()
         try:
             return self._session.get(f"http://127.0.0.1:{self.port}/-/ready", timeout=5).ok
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     # What it is asked
