@@ -84,11 +84,12 @@ def ask_in_time(target: Server | str) -> ProxyStatus:
 
     If the machine stood still meanwhile, it may have come too late; then it is asked again.
     """
-    while True:
+    for _ in range(20):
         before = stood_still()
         result = ask(target)
         if stood_still() == before:
             return result
+    raise AssertionError("the machine stands still all the time")
 
 
 def verdict(result: ProxyStatus) -> tuple[Status, Reason]:
