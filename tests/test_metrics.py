@@ -10,6 +10,7 @@ from django.test import Client
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from project.celery import app
 from proxyhealth import coordination, health, running, store
 from proxyhealth.metrics import SnapshotCollector
 from proxyhealth.models import WorkspaceProxy
@@ -315,6 +316,21 @@ def test_counts__something_else_in_the_place_of_the_rounds_is_one(fleet, redis_c
     redis_client.set(key, "no hash")
     assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
     assert "WRONGTYPE" in health.snapshot().fault
+
+
+def test_tasks_waiting__what_is_in_the_queue(fleet):
+    assert samples(scrape())["proxyhealth_tasks_waiting",] == 0
+    for _ in range(2):
+        app.send_task("proxyhealth.tasks.check_all")
+    assert samples(scrape())["proxyhealth_tasks_waiting",] == 2
+
+
+def test_tasks_waiting__no_series_where_nobody_can_tell(fleet, monkeypatch):
+    monkeypatch.setitem(app.conf, "broker_url", "memory://")
+    monkeypatch.setitem(app.conf, "broker_write_url", "memory://")
+    found = samples(scrape())
+    assert ("proxyhealth_tasks_waiting",) not in found
+    assert found["proxyhealth_snapshot_up",] == 1
 
 
 def test_cache_silent__is_left_alone_for_a_while(fleet, settings, monkeypatch):
