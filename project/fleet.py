@@ -196,7 +196,10 @@ def order(base_port: int, verb: str, name: str) -> int:
         print(error.read().decode().strip(), file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"The demo fleet does not answer at {url}: {error}. Is `make run` running?", file=sys.stderr)
+        print(
+            f"The demo fleet does not answer at {url}: {error}. Is `make run` running, with the same PORT?",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

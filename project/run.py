@@ -28,6 +28,7 @@ VAR = BASE_DIR / "var"
 DEMO_DEFAULTS = {"DEBUG": "1", "PROXYHEALTH_INTERVAL": "10", "PROXYHEALTH_TIMEOUT": "3"}
 
 USER = "demo"
+DEFAULT_PORT = 8000
 
 
 class CannotRun(Exception):
@@ -115,7 +116,7 @@ class _Manager(Manager):  # type: ignore[misc]
 
 
 def _port() -> int:
-    text = os.environ.get("PORT") or "8000"
+    text = os.environ.get("PORT") or str(DEFAULT_PORT)
     if not text.isdecimal() or not 1 <= int(text) <= 65535 - REDIS_PORT:
         raise CannotRun(f"PORT must be a number from 1 to {65535 - REDIS_PORT}, not {text!r}")
     return int(text)
@@ -228,6 +229,7 @@ def _announce(port: int, embedded: bool, password: str) -> None:
     else:
         print(f"make run: the web server does not answer at {home}", file=sys.stderr)
         return
+    make = "make" if port == DEFAULT_PORT else f"PORT={port} make"
     sign_in = f"{USER} / {password}" if password else f"{USER}, with the password it was made with"
     lines = [
         "",
@@ -240,7 +242,8 @@ def _announce(port: int, embedded: bool, password: str) -> None:
         f"  Redis         {os.environ['REDIS_URL']}{' (embedded)' if embedded else ''}",
         f"  rounds        every {os.environ['PROXYHEALTH_INTERVAL']} s",
         f"  demo fleet    {', '.join(f'{m.name} ({m.status})' for m in FLEET)}",
-        "  play          make stop-proxy NAME=paris, make start-proxy NAME=paris",
+        f"  play          {make} stop-proxy NAME=paris, {make} start-proxy NAME=paris",
+        f"  Prometheus    {make} prometheus",
         "",
     ]
     print("\n".join(lines), flush=True)

@@ -64,6 +64,8 @@ def test_run__says_where_everything_is(demo):
         f"region picker {demo.base}/regions/",
         f"health page   {demo.base}/admin/proxyhealth/workspaceproxy/health/",
         f"metrics       {demo.base}/metrics",
+        f"play          PORT={demo.port} make stop-proxy NAME=paris, PORT={demo.port} make start-proxy NAME=paris",
+        f"Prometheus    PORT={demo.port} make prometheus",
     ):
         assert text in log
 
@@ -93,6 +95,20 @@ def test_run__a_stopped_proxy_is_unreachable_and_comes_back(demo):
     wait_for(lambda: demo.statuses()["paris"] == down, INTERVAL + TIMEOUT + LEEWAY, "paris is down")
     assert demo.make("start-proxy", "paris").stdout == "paris is running\n"
     wait_for(lambda: demo.statuses()["paris"] == ("ok", ""), INTERVAL + TIMEOUT + LEEWAY, "paris is up")
+
+
+def test_stop_proxy__with_another_port_than_the_demo_says_so(demo):
+    done = subprocess.run(
+        ["make", "stop-proxy", "NAME=paris"],
+        cwd=demo.folder,
+        env=environment(PORT=free_ports()),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Is `make run` running, with the same PORT?" in done.stderr
 
 
 def test_run__an_unknown_demo_proxy_is_said_to_be_unknown(demo):
