@@ -197,13 +197,16 @@ def test_metrics__the_examples_of_configuration_are_valid(promtool, tmp_path):
 
 
 def test_metrics__the_inhibited_alerts_exist():
-    (text,) = re.findall(r"```yaml\n(inhibit_rules.*?)```", METRICS, re.DOTALL)
-    for rule in yaml.safe_load(text)["inhibit_rules"]:
-        for matcher in rule["source_matchers"] + rule["target_matchers"]:
-            pattern = re.fullmatch(r'alertname =~? "?([^"]+)"?', matcher)[1]
-            for part in re.sub(r"^Proxyhealth\(|\)$", "", pattern).split("|"):
-                wanted = "Proxyhealth" + part.removeprefix("Proxyhealth")
-                assert any(re.fullmatch(wanted, name) for name in ALERTS), wanted
+    (text,) = re.findall(r"```yaml\n([^`]*inhibit_rules.*?)```", METRICS, re.DOTALL)
+    document = yaml.safe_load(text)
+    matchers = [matcher for route in document["route"]["routes"] for matcher in route["matchers"]]
+    for rule in document["inhibit_rules"]:
+        matchers += rule["source_matchers"] + rule["target_matchers"]
+    for matcher in matchers:
+        pattern = re.fullmatch(r'alertname =~? "?([^"]+)"?', matcher)[1]
+        for part in re.sub(r"^Proxyhealth\(|\)$", "", pattern).split("|"):
+            wanted = "Proxyhealth" + part.removeprefix("Proxyhealth")
+            assert any(re.fullmatch(wanted, name) for name in ALERTS), wanted
 
 
 def run_command_of_the_document(beginning, folder):
