@@ -64,7 +64,7 @@ def test_run__says_where_everything_is(demo):
         f"region picker {demo.base}/regions/",
         f"health page   {demo.base}/admin/proxyhealth/workspaceproxy/health/",
         f"metrics       {demo.base}/metrics",
-        f"play          PORT={demo.port} make stop-proxy NAME=paris, PORT={demo.port} make start-proxy NAME=paris",
+        f"play          PORT={demo.port} make stop-proxy NAME=paris, PORT={demo.port} make start-proxy ",
         f"Prometheus    PORT={demo.port} make prometheus",
     ):
         assert text in log

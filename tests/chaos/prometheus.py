@@ -22,7 +22,7 @@ from tests.prometheus.expressions import RULES
 JOB = "proxyhealth"
 STEP = 1  # seconds between two scrapes, and between two evaluations
 FOR = 3  # seconds that stand for the minutes which an alert waits
-MINUTE = " + 60\n"  # that a failure has to last after the rounds that confirm it
+MINUTE, SHORT_MINUTE = " + 60\n", f" + {FOR}\n"  # that a failure has to last after the rounds that confirm it
 
 
 class Sample(NamedTuple):
@@ -153,7 +153,7 @@ def shortened(text: str) -> str:
     """The rules with waits of seconds, and nothing else that is another."""
     short = re.sub(r"^( +for:) \d+m$", rf"\1 {FOR}s", text, flags=re.MULTILINE)
     short = re.sub(r"^( +interval:) \d+m$", rf"\1 {STEP}s", short, flags=re.MULTILINE)
-    short = sooner(short)
+    short = short.replace(MINUTE, SHORT_MINUTE)
     before, after = yaml.safe_load(text), yaml.safe_load(short)
     expected = deepcopy(before)
     waits = 0
@@ -166,12 +166,7 @@ def shortened(text: str) -> str:
                 waits += 1
             if rule.get("record") == "job_proxy:proxyhealth_failing:confirmed":
                 assert rule["expr"].count(MINUTE) == 1
-                rule["expr"] = sooner(rule["expr"])
+                rule["expr"] = rule["expr"].replace(MINUTE, SHORT_MINUTE)
     assert after == expected
     assert waits
     return short
-
-
-def sooner(expression: str) -> str:
-    """With seconds for the minute after the rounds that confirm a failure."""
-    return expression.replace(MINUTE, f" + {FOR}\n")

@@ -79,7 +79,6 @@ def table_of(heading: str) -> list[str]:
 EMPTY_WHEN_HEALTHY = {
     *(f"rules: {rule['alert']}" for rule in rules() if "alert" in rule),
     "rules: job_proxy:proxyhealth_failing_since:timestamp_seconds",
-    "rules: job_proxy:proxyhealth_failing:confirmed",
     *(
         f"dashboard: {name}"
         for name in (
