@@ -291,6 +291,28 @@ def test_dashboard__panels_do_not_overlap():
         taken |= cells
 
 
+def test_dashboard__a_link_of_a_proxy_chooses_it():
+    document = dashboard()
+    names = {variable["name"] for variable in document["templating"]["list"]}
+    (panel,) = (panel for panel in document["panels"] if panel.get("title") == "Proxies that are not usable")
+    (link,) = (
+        link
+        for override in panel["fieldConfig"]["overrides"]
+        for value in override["properties"]
+        if value["id"] == "links"
+        for link in value["value"]
+    )
+    assert link["url"].startswith(f"/d/{document['uid']}?")
+    assert set(re.findall(r"\$\{(\w+):queryparam\}|var-(\w+)=", link["url"])) == {
+        ("datasource", ""),
+        ("job", ""),
+        ("", "proxy"),
+    }
+    assert names == {"datasource", "job", "proxy"}
+    columns = panel["transformations"][-1]["options"]["renameByName"]
+    assert re.findall(r"__data\.fields\.(\w+)", link["url"]) == [columns["proxy_id"]]
+
+
 def test_dashboard__asks_for_one_job_everywhere():
     for name, expression in expressions({"job": "the-job", "proxy": ".*", "__rate_interval": "5m"}).items():
         if name.startswith("dashboard: ") and name != "dashboard: $job":
