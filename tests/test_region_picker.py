@@ -146,11 +146,14 @@ def test_regions__are_shown_with_icon_status_and_latency_the_nearest_first(page,
 
 def test_regions__without_a_choice_the_nearest_is_used(page, demo):
     open_picker(page, demo)
-    nearest = rows(page)[0]
-    expect(connection(page)).to_have_text(
-        f"You are connected through {nearest}, the nearest region. Choose one to stay with it."
-    )
-    expect(row(page, nearest).locator(".tag")).to_have_text("connected")
+
+    def nearest_is_used() -> bool:
+        nearest = rows(page)[0]  # it may change while they are measured
+        sentence = f"You are connected through {nearest}, the nearest region. Choose one to stay with it."
+        tag = row(page, nearest).locator(".tag")
+        return connection(page).text_content() == sentence and tag.text_content() == "connected"
+
+    wait_for(nearest_is_used, 10)
     assert page.locator("input:checked").count() == 0
 
 
