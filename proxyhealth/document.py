@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from types import NoneType
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -53,10 +54,18 @@ _END = b"\n]}"
 _LINE = b'{"id": "'
 _ID = slice(len(_LINE), len(_LINE) + 36)  # its place in a line, so that a merge need not parse it
 
+# What may be in a column, of those in which nothing else would notice; one wrong value would spoil a scrape.
+_TYPES: dict[str, set[type]] = {
+    "proxy_host": {str, NoneType},
+    "errors": {list, NoneType},
+    "warnings": {list, NoneType},
+    "latency": {float, NoneType},
+}
+
 _encoder = json.JSONEncoder(ensure_ascii=False)
 
 # What comes of reading a document that was damaged.
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 # How long a removal is remembered, in tickets (microseconds): longer than any round can take. And until there
 # has been a full round since, because a clock that is set forward makes an hour of a moment.
@@ -196,6 +205,9 @@ def _parts(value: bytes) -> tuple[dict[str, Any], dict[str, list[Any]], bytes]:
         raise ValueError("a column of its judgements is no list")
     if len(set(map(len, columns.values()))) > 1:
         raise ValueError("the columns of its judgements are not of one length")
+    for name, types in _TYPES.items():
+        if not types.issuperset(map(type, columns.get(name, ()))):
+            raise ValueError(f"{name} is of another type in one of its judgements")
     return head, columns, value[end + len(_PROXIES) : -len(_END)]
 
 

@@ -231,6 +231,11 @@ DAMAGE = {
     "head with a text for a count": changed_json(lambda whole: whole["rounds"]["counts"].insert(0, "many")),
     "head with a text for a sum": changed_json(lambda whole: whole["rounds"].update(sum="much")),
     "head with a text for a duration": changed_json(lambda whole: whole.update(duration="long")),
+    "head with a sum that is too large": changed_json(lambda whole: whole["rounds"].update(sum=10**400)),
+    "head with endless rounds": changed_json(
+        lambda whole: whole["rounds"].update(counts=[float("inf")] * 12)
+    ),
+    "head with a duration that is too large": changed_json(lambda whole: whole.update(duration=10**400)),
     "head with a moment that is none": changed_json(lambda whole: whole.update(checked_at="today")),
     "no judgements": changed_json(lambda whole: whole.update(judgements=None)),
     "judgements of nothing": changed_json(lambda whole: whole.update(judgements={})),
@@ -242,6 +247,11 @@ DAMAGE = {
     "a column that is too long": changed_column("latency", lambda column: column.append(0.5)),
     "a column that is a text": changed_json(lambda whole: whole["judgements"].update(reason="why")),
     "a column that is none": changed_json(lambda whole: whole["judgements"].update(reason=None)),
+    "a latency that is a text": changed_column("latency", lambda column: column.__setitem__(1, "0.1")),
+    "a latency that is too large": changed_column("latency", lambda column: column.__setitem__(1, 10**400)),
+    "a host that is a number": changed_column("proxy_host", lambda column: column.__setitem__(1, 7)),
+    "errors that are a text": changed_column("errors", lambda column: column.__setitem__(1, "kaputt")),
+    "warnings that are an object": changed_column("warnings", lambda column: column.__setitem__(1, {"a": 1})),
     "a judgement without a name": changed_column("name", lambda column: column.__setitem__(1, None)),
     "a judgement with a number for a moment": changed_column(
         "checked_at", lambda column: column.__setitem__(1, 1)
