@@ -36,7 +36,10 @@ def test_two_of_everything__full_rounds_never_overlap(deploy, verdict):
     assert slow.most_at_once == 1
     asked = [a for a in slow.asked if a.begin >= begin]
     assert len(asked) >= INTERVALS - 1, "rounds were left out"
-    assert len({a.pid for a in slow.asked}) > 1, "one process ran all rounds: this shows nothing"
+    for worker in deployment.workers:
+        # Who runs the rounds is chance: the ticks of one beat may all be the first, and go to one worker.
+        ticks = re.findall("round (?:start|skipped)", worker.log_text())
+        assert len(ticks) > 2, f"{worker.name} had no ticks: this shows nothing"
     # ... and both workers' logs say the same. A ticket is Redis' time in microseconds.
     rounds = {}
     for line in deployment.round_lines():
