@@ -21,7 +21,7 @@ _LINE = re.compile(r"round (start|end) ticket=(\d+) (?:duration=([\d.]+))?")
 @pytest.mark.fault("two beats and two workers")
 def test_two_of_everything__full_rounds_never_overlap(deploy, verdict):
     deployment = deploy(interval=INTERVAL, beats=2, workers=2)
-    slow = deployment.add("slow", delay=DELAY, traced=True)
+    slow = deployment.add("slow", delay=DELAY)
     deployment.add("quick")
     deployment.start()
     with Poller(deployment) as poller:
