@@ -151,7 +151,7 @@ def probe_with_proxyhealth(url: str, files: Files) -> Callable[[], None]:
     from django.conf import settings
 
     settings.configure(PROXYHEALTH={"CA_BUNDLE": files.authority})
-    from proxyhealth.probe import probe as probe_proxy
+    from proxyhealth.probing.probe import probe as probe_proxy
     from proxyhealth.report import Proxy, Status
 
     now = datetime.now(UTC)

@@ -94,9 +94,9 @@ def wait_for(condition: Callable[[], T], seconds: float = 60, pause: float = 0.0
 
 def add_proxies(urls: Iterable[str]) -> list[UUID]:
     """Replace all proxies by one for each URL, in the order of their names, and empty the cache."""
-    from proxyhealth import store
-    from proxyhealth.cache import open_cache
     from proxyhealth.models import WorkspaceProxy
+    from proxyhealth.storage import reader as store
+    from proxyhealth.storage.client import open_cache
 
     rows = [WorkspaceProxy(name=f"proxy-{index:06}", url=url) for index, url in enumerate(urls)]
     WorkspaceProxy.objects.all()._raw_delete("default")  # without signals: nothing is to be checked for it

@@ -210,10 +210,11 @@ def commit_round(number: int, tls_expires_at: datetime | None = None) -> None:
 
     With ``tls_expires_at``, those that answer have certificates.
     """
-    from proxyhealth import coordination, store
-    from proxyhealth.document import Round
+    from proxyhealth.probing.pool import read_proxies
     from proxyhealth.report import HealthReport, ProxyStatus, Reason, Status
-    from proxyhealth.rounds import read_proxies
+    from proxyhealth.storage import lease as coordination
+    from proxyhealth.storage import reader as store
+    from proxyhealth.storage.document import Round
 
     now = datetime.now(UTC)
     statuses = []
@@ -256,8 +257,8 @@ def between_changes(call: Callable[[], object], seconds: float) -> float:
 
 def first_call(call: Callable[[], object], number: int) -> float:
     """Seconds of the first call that sees a new round."""
-    from proxyhealth import store
     from proxyhealth.conf import conf
+    from proxyhealth.storage import reader as store
 
     call()
     before = store.read().number

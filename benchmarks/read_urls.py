@@ -7,11 +7,13 @@ from collections.abc import Callable
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
 
-from proxyhealth import health, listing, store
+from proxyhealth import health
+from proxyhealth.api import listing
+from proxyhealth.api.query import EVERYTHING
+from proxyhealth.api.representation import region_json, row_json, snapshot_json, status_json
+from proxyhealth.api.views import VIEW_PERMISSION
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.representation import region_json, row_json, snapshot_json, status_json
-from proxyhealth.selection import EVERYTHING
-from proxyhealth.views import VIEW_PERMISSION
+from proxyhealth.storage import reader as store
 
 View = Callable[[HttpRequest], HttpResponse]
 
@@ -62,6 +64,6 @@ urlpatterns = [
     path("bare", bare),
     path("built", built),
     path("", include("proxyhealth.urls")),
-    path("", include("proxyhealth.exporter_urls")),
+    path("", include("proxyhealth.metrics.urls")),
     path("django-prometheus/", include("django_prometheus.urls")),
 ]

@@ -103,7 +103,8 @@ def one_process(folder: Path) -> Iterator[tuple[Runner, Cost]]:
 
 @contextmanager
 def worker_processes(folder: Path, shard_size: int) -> Iterator[tuple[Runner, Cost]]:
-    from proxyhealth import store, tasks
+    from proxyhealth import tasks
+    from proxyhealth.storage import reader as store
 
     with worker(folder, 2, PROXYHEALTH_SHARD_SIZE=shard_size) as pids:
         before = Cost(0.0, 0.0, [memory_of(pid) for pid in pids])
@@ -162,8 +163,8 @@ def time_five_at_a_time(targets: Fleet, count: int, timeout: float) -> float:
 
 def wrong_statuses(ids: Sequence[UUID], last: datetime | None) -> tuple[int, datetime]:
     """A benchmark of wrong results is worthless: how many there are, and when the round began."""
-    from proxyhealth import store
     from proxyhealth.report import Reason, Status
+    from proxyhealth.storage import reader as store
 
     snapshot = store.read_anew()
     assert snapshot.checked_at

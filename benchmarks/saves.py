@@ -7,7 +7,7 @@
 errors and one that does not, both of which answer at once. The process that saves it polls
 ``proxyhealth.health.health_status()`` every millisecond, all the time, with the default READ_INTERVAL; it
 saves at random moments between two of its looks into the cache. Another process polls
-``proxyhealth.store.read_anew()``, and sees when the status was in the cache.
+``proxyhealth.storage.reader.read_anew()``, and sees when the status was in the cache.
 
 ``--saves`` of these without a round, and as many while one round follows the other. ``--quick`` is 20 saves
 and 100 proxies; its numbers are worth nothing.
@@ -50,7 +50,8 @@ def watch(pipe: Connection, subject: UUID) -> None:
     import django
 
     django.setup()
-    from proxyhealth import store, tasks
+    from proxyhealth import tasks
+    from proxyhealth.storage import reader as store
 
     wanted = None
     rounds = False
@@ -99,7 +100,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def measure(saves: int, count: int) -> list[str]:
     """Print the rows; returns the targets that are missed."""
-    from proxyhealth import store
+    from proxyhealth.storage import reader as store
 
     missed = []
     with (

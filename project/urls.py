@@ -12,5 +12,5 @@ urlpatterns = [
     path("logout/", LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
     path("", include("proxyhealth.urls")),
-    path("", include("proxyhealth.exporter_urls")),
+    path("", include("proxyhealth.metrics.urls")),
 ]

@@ -12,9 +12,9 @@ class ProxyHealthConfig(AppConfig):
     def ready(self) -> None:
         from prometheus_client import REGISTRY
 
-        from proxyhealth import signals, tasks  # noqa: F401  they connect themselves
+        from proxyhealth import receivers, tasks  # noqa: F401  they connect themselves
         from proxyhealth.checks import check_deployment, check_settings
-        from proxyhealth.metrics import collector
+        from proxyhealth.metrics.collector import collector
 
         checks.register(check_settings)
         checks.register(check_deployment, checks.Tags.security, deploy=True)

@@ -16,8 +16,8 @@ from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, reso
 from django.utils.module_loading import import_string
 from django_prometheus.exports import ExportToDjangoView
 
-from proxyhealth import exporter
 from proxyhealth.conf import NAMES, conf
+from proxyhealth.metrics import exposition as exporter
 
 HINTS = {
     "INTERVAL": "Seconds between two rounds, for example 60. 0 or less means 60.",
@@ -108,7 +108,7 @@ def _check_stale_after() -> list[CheckMessage]:
 def _check_metrics() -> list[CheckMessage]:
     ours, theirs = _is_reached(exporter.metrics), _is_reached(ExportToDjangoView)
     messages: list[CheckMessage] = []
-    hint = "Include 'proxyhealth.exporter_urls' in place of 'django_prometheus.urls'."
+    hint = "Include 'proxyhealth.metrics.urls' in place of 'django_prometheus.urls'."
     # Whether it is set does not matter: it is for the web server, and this may run anywhere.
     if theirs and not ours:
         messages.append(

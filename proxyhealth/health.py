@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from uuid import UUID
 
-from proxyhealth import rounds, running, store
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
+from proxyhealth.probing import pool as rounds
+from proxyhealth.probing.pool import RoundFailed
 from proxyhealth.report import Proxy, ProxyStatus, Snapshot, Status
-from proxyhealth.rounds import RoundFailed
-from proxyhealth.sending import request_check
+from proxyhealth.rounds import runner as running
+from proxyhealth.rounds.dispatch import request_check
+from proxyhealth.storage import reader as store
 
 __all__ = [
     "RoundFailed",

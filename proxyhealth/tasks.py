@@ -15,12 +15,12 @@ from celery import shared_task
 from celery.signals import task_failure, task_postrun, task_prerun, worker_ready
 from celery.states import FAILURE, SUCCESS
 
-from proxyhealth import coordination
-from proxyhealth.cache import StoreError
 from proxyhealth.conf import conf
+from proxyhealth.probing.pool import RoundFailed
 from proxyhealth.report import Proxy
-from proxyhealth.rounds import RoundFailed
-from proxyhealth.running import run_finish, run_pending_check, run_round, run_shard
+from proxyhealth.rounds.runner import run_finish, run_pending_check, run_round, run_shard
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage.client import StoreError
 
 logger = logging.getLogger(__name__)
 

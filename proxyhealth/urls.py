@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from proxyhealth import views
+from proxyhealth.api import views
 
 app_name = "proxyhealth"
 

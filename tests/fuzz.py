@@ -229,7 +229,7 @@ PREFIXES = ("request to proxy failed: ", "failed to decode health report: ", "un
 
 
 def fuzz_probe(seed: int, count: int) -> Iterator[str]:
-    from proxyhealth.probe import probe
+    from proxyhealth.probing.probe import probe
     from proxyhealth.report import Proxy, ProxyStatus, Reason, Status
 
     now = datetime.now(UTC)

@@ -3,8 +3,9 @@ from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.test import Client
 
-from proxyhealth import coordination, health
+from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.storage import lease as coordination
 from tests.proxies import wait_for
 
 pytestmark = pytest.mark.django_db
@@ -140,7 +141,7 @@ def test_check_now__broker_down_says_that_it_comes_later(admin, monkeypatch):
     def refuse(ids):
         raise ConnectionError("broker down")
 
-    monkeypatch.setattr("proxyhealth.sending._send", refuse)
+    monkeypatch.setattr("proxyhealth.rounds.dispatch._send", refuse)
     paris = WorkspaceProxy.objects.create(name="paris")
     response = admin.post(LIST, {"action": "check_now", "_selected_action": [paris.pk]}, follow=True)
     (message,) = messages_of(response)
@@ -153,7 +154,7 @@ def test_save_and_delete__broker_down_says_that_the_check_comes_later(admin, mon
     def refuse(ids):
         raise ConnectionError("broker down")
 
-    monkeypatch.setattr("proxyhealth.sending._send", refuse)
+    monkeypatch.setattr("proxyhealth.rounds.dispatch._send", refuse)
     if what == "add":
         response = admin.post(f"{LIST}add/", {"name": "paris"}, follow=True)
     else:
@@ -180,7 +181,7 @@ def test_save__of_a_request_that_is_not_committed_yet_says_nothing_of_another(ad
         raise ConnectionError("broker down")
 
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
-    monkeypatch.setattr("proxyhealth.sending._send", refuse)
+    monkeypatch.setattr("proxyhealth.rounds.dispatch._send", refuse)
     assert health.request_check().exception(30)
     response = admin.post(f"{LIST}add/", {"name": "paris"}, follow=True)
     (done,) = messages_of(response)
@@ -191,7 +192,7 @@ def test_check_now__a_broker_that_hangs_does_not_hold_the_page_up(admin, monkeyp
     import threading
 
     end = threading.Event()
-    monkeypatch.setattr("proxyhealth.sending._send", lambda ids: end.wait(30))
+    monkeypatch.setattr("proxyhealth.rounds.dispatch._send", lambda ids: end.wait(30))
     monkeypatch.setattr("proxyhealth.admin._PATIENCE", 0.1)
     response = admin.post(f"{HEALTH}check/", follow=True)
     (message,) = messages_of(response)

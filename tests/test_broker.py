@@ -7,7 +7,7 @@ import pytest
 from celery import current_app
 
 from project.celery import app
-from proxyhealth import broker
+from proxyhealth.rounds import broker
 from tests.machine import at_most
 from tests.proxies import wait_for
 from tests.settings import REDIS_PORT

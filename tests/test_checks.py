@@ -13,9 +13,9 @@ from django.urls import include, path
 from django.views.decorators.cache import never_cache
 from django_prometheus.exports import ExportToDjangoView
 
-from proxyhealth import exporter
 from proxyhealth.checks import HINTS, IDS, check_deployment, check_settings
 from proxyhealth.conf import NAMES, Every, beat_schedule, conf
+from proxyhealth.metrics import exposition as exporter
 
 
 def ids(messages):
@@ -258,7 +258,7 @@ def urls(settings):
 
 
 THEIRS = path("monitoring/", include("django_prometheus.urls"))
-OURS = path("", include("proxyhealth.exporter_urls"))
+OURS = path("", include("proxyhealth.metrics.urls"))
 OURS_AND_A_PARAMETER = path("<slug:host>/metrics", exporter.metrics)
 THEIRS_AT_OUR_PATH = path("", include("django_prometheus.urls"))
 
@@ -309,7 +309,7 @@ def test_checks__a_view_that_loses_the_metrics(urls, patterns, expected):
     urls(*patterns)
     messages = check_settings()
     assert ids(messages) == expected
-    assert all("'proxyhealth.exporter_urls'" in message.hint for message in messages)
+    assert all("'proxyhealth.metrics.urls'" in message.hint for message in messages)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_checks__a_view_that_wants_no_token(urls, configure, patterns, expected)
     configure(METRICS_TOKEN="secret")
     messages = check_settings()
     assert ids(messages) == expected
-    assert all("'proxyhealth.exporter_urls'" in message.hint for message in messages)
+    assert all("'proxyhealth.metrics.urls'" in message.hint for message in messages)
     assert not any("secret" in message.msg for message in messages)
 
 

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from proxyhealth import coordination, store
-from proxyhealth.document import Round
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
+from proxyhealth.storage.document import Round
 from tests.proxies import wait_for
 from tests.values import make_proxy, make_status
 

@@ -6,8 +6,9 @@ from uuid import uuid4
 import pytest
 from django.core.cache import caches
 
-from proxyhealth import coordination, store
-from proxyhealth.cache import StoreError
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
+from proxyhealth.storage.client import StoreError
 from tests.proxies import wait_for
 from tests.values import a_round
 

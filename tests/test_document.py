@@ -8,9 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from proxyhealth import coordination, store
-from proxyhealth.document import HEAD, HEAD_BYTES, Known, decode, dump, merged
 from proxyhealth.report import HealthReport, Reason, Status
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
+from proxyhealth.storage.document import HEAD, HEAD_BYTES, Known, decode, dump, merged
 from tests.values import NOW, a_round, make_proxy, make_status
 
 TICKET = 1_790_000_000_000_000

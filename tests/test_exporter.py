@@ -15,10 +15,14 @@ from django.urls import reverse
 from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxyhealth import coordination, exporter, health, running, store
-from proxyhealth.metrics import ProxyGauge
+from proxyhealth import health
+from proxyhealth.metrics import exposition as exporter
+from proxyhealth.metrics.collector import ProxyGauge
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Reason
+from proxyhealth.rounds import runner as running
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.demo import environment
 from tests.ports import free_port
 from tests.proxies import wait_for

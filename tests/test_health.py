@@ -6,7 +6,6 @@ import pytest
 from django.core.cache import caches
 from django.db import OperationalError, connection
 
-from proxyhealth import coordination
 from proxyhealth.health import (
     RoundFailed,
     force_update,
@@ -18,6 +17,7 @@ from proxyhealth.health import (
 )
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Status
+from proxyhealth.storage import lease as coordination
 
 pytestmark = pytest.mark.django_db
 

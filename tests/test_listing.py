@@ -6,10 +6,14 @@ import pytest
 from django.db import OperationalError, connection
 from django.test import Client
 
-from proxyhealth import coordination, health, listing, roster, store
+from proxyhealth import health
+from proxyhealth.api import inventory as roster
+from proxyhealth.api import listing
+from proxyhealth.api.query import EVERYTHING, Selection
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import HealthReport, ProxyStatus, Snapshot, Status
-from proxyhealth.selection import EVERYTHING, Selection
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.api import LIST, REGIONS
 from tests.machine import at_most
 from tests.proxies import wait_for

@@ -11,9 +11,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from project.celery import app
-from proxyhealth import coordination, health, running, store
-from proxyhealth.metrics import SnapshotCollector
+from proxyhealth import health
+from proxyhealth.metrics.collector import SnapshotCollector
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.rounds import runner as running
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.machine import at_most
 from tests.proxies import wait_for
 from tests.values import make_proxy, make_status

@@ -12,9 +12,11 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 
-from proxyhealth import coordination, health, middleware, store
+from proxyhealth import health, middleware
 from proxyhealth.middleware import HEADERS, LARGE, ProxyHostsMiddleware, sources_of, with_sources
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.values import a_round, make_proxy, make_status
 
 ENFORCED, REPORT_ONLY = HEADERS

@@ -11,10 +11,10 @@ import pytest
 from django.test import Client
 from openapi_spec_validator import validate
 
+from proxyhealth.api.query import MAX_LIMIT, MAX_TEXT
+from proxyhealth.api.views import DESCRIPTION
 from proxyhealth.report import Reason, Status
-from proxyhealth.selection import MAX_LIMIT, MAX_TEXT
 from proxyhealth.urls import urlpatterns
-from proxyhealth.views import DESCRIPTION
 from tests.api import LIST
 
 PATH = f"{LIST}/openapi.json"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from proxyhealth.plan import Plan
+from proxyhealth.rounds.shards import Plan
 from tests.values import NOW, make_proxy, make_status
 
 SHARDS = [[make_proxy("a"), make_proxy("b")], [make_proxy("c")]]

@@ -13,9 +13,10 @@ import warnings
 import pytest
 from django.conf import settings as django_settings
 
-from proxyhealth import coordination, store
-from proxyhealth.cache import StoreError
 from proxyhealth.report import Snapshot, Status
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
+from proxyhealth.storage.client import StoreError
 from tests.machine import at_most
 from tests.proxies import wait_for
 from tests.values import a_round, make_proxy, make_status

@@ -8,10 +8,14 @@ import pytest
 from django.db import connection
 from django.test import RequestFactory
 
-from proxyhealth import coordination, health, listing, roster, store
+from proxyhealth import health
+from proxyhealth.api import inventory as roster
+from proxyhealth.api import listing
+from proxyhealth.api.representation import Representation, accepts_gzip
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Status
-from proxyhealth.representation import Representation, accepts_gzip
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.api import LIST, REGIONS
 from tests.values import a_round, make_proxy, make_status
 

@@ -3,7 +3,7 @@ import threading
 import pytest
 from django.db import OperationalError, connection, transaction
 
-from proxyhealth import roster
+from proxyhealth.api import inventory as roster
 from proxyhealth.models import WorkspaceProxy
 from tests.machine import at_most
 from tests.proxies import wait_for
@@ -284,7 +284,7 @@ def test_read__while_the_database_says_nothing_the_others_have_the_last_copy_and
     assert late.fault.startswith("The database cannot be read (it does not answer); ")
     assert asker is before
     assert roster.read().fault == ""
-    assert [record.message for record in caplog.records if record.name == "proxyhealth.roster"] == [
+    assert [record.message for record in caplog.records if record.name == "proxyhealth.api.inventory"] == [
         "the database does not answer the question for the proxies",
         "the proxies can be read from the database again",
     ]

@@ -8,10 +8,10 @@ from uuid import uuid4
 import pytest
 from django.db import OperationalError, connection
 
-from proxyhealth import rounds
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.probing import pool as rounds
+from proxyhealth.probing.pool import RoundFailed
 from proxyhealth.report import Reason, Status
-from proxyhealth.rounds import RoundFailed
 from tests.machine import at_most
 from tests.values import make_proxy, make_status
 

@@ -8,10 +8,13 @@ import pytest
 from django.core.cache import caches
 from django.db import connection
 
-from proxyhealth import coordination, running, sending, store
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.probing.pool import ProberOffline, RoundFailed
 from proxyhealth.report import Status
-from proxyhealth.rounds import ProberOffline, RoundFailed
+from proxyhealth.rounds import dispatch as sending
+from proxyhealth.rounds import runner as running
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.proxies import wait_for
 from tests.values import refuse_queries
 
@@ -105,7 +108,9 @@ def test_run_round__can_be_followed_in_the_log(serve, caplog):
     proxy = WorkspaceProxy.objects.create(name="paris", url=serve(report={"errors": ["a\nround end b"]}).url)
     running.run_round()
     running.run_round()
-    messages = [record.getMessage() for record in caplog.records if record.name == "proxyhealth.running"]
+    messages = [
+        record.getMessage() for record in caplog.records if record.name == "proxyhealth.rounds.runner"
+    ]
     start, change, end, *second = messages
     assert start.startswith("round start ticket=")
     assert start.endswith(" proxies=1")

@@ -2,9 +2,9 @@ import pytest
 from django.http import QueryDict
 
 from proxyhealth import health
+from proxyhealth.api.query import EVERYTHING, BadQuery, Selection, parse_selection
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import Status
-from proxyhealth.selection import EVERYTHING, BadQuery, Selection, parse_selection
 from tests.api import LIST, REGIONS, assert_error
 
 

@@ -10,10 +10,12 @@ import pytest
 from django.db import connection
 
 from project.celery import app
-from proxyhealth import coordination, sending, store
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.probing.pool import RoundFailed
 from proxyhealth.report import Status
-from proxyhealth.rounds import RoundFailed
+from proxyhealth.rounds import dispatch as sending
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.proxies import queued
 from tests.values import refuse_queries
 

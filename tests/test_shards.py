@@ -9,11 +9,14 @@ from django.core.cache import caches
 from django.db import connection
 
 from project.celery import app
-from proxyhealth import coordination, running, store, tasks
+from proxyhealth import tasks
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.plan import Plan
+from proxyhealth.probing.pool import ProberOffline, RoundFailed
 from proxyhealth.report import Status
-from proxyhealth.rounds import ProberOffline, RoundFailed
+from proxyhealth.rounds import runner as running
+from proxyhealth.rounds.shards import Plan
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.values import refuse_queries
 
 pytestmark = pytest.mark.django_db

@@ -71,7 +71,7 @@ def test_save__succeeds_with_the_broker_down(monkeypatch, caplog):
     def refuse(ids):
         raise ConnectionError("broker down")
 
-    monkeypatch.setattr("proxyhealth.sending._send", refuse)
+    monkeypatch.setattr("proxyhealth.rounds.dispatch._send", refuse)
     with at_most(0.5):
         paris = WorkspaceProxy.objects.create(name="paris")
     assert WorkspaceProxy.objects.filter(pk=paris.pk).exists()

@@ -8,10 +8,12 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.cache import caches
 
-from proxyhealth import coordination, document, store
-from proxyhealth.cache import StoreError
-from proxyhealth.document import Round
 from proxyhealth.report import HealthReport, Reason, RoundHistogram, Status
+from proxyhealth.storage import document
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
+from proxyhealth.storage.client import StoreError
+from proxyhealth.storage.document import Round
 from tests.values import NOW, a_round, make_proxy, make_status
 
 

@@ -13,9 +13,13 @@ from django.core.cache import caches
 from django.db import connection
 
 from project.celery import app
-from proxyhealth import coordination, metrics, running, store, tasks
+from proxyhealth import tasks
+from proxyhealth.metrics import collector as metrics
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.rounds import RoundFailed
+from proxyhealth.probing.pool import RoundFailed
+from proxyhealth.rounds import runner as running
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.proxies import queued, wait_for
 from tests.values import refuse_queries
 

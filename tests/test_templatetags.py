@@ -6,9 +6,11 @@ from django.template import Context, Template
 from django.utils.functional import SimpleLazyObject
 from django.utils.safestring import mark_safe
 
-from proxyhealth import coordination, health, store
+from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import HealthReport, Reason, Status
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.values import a_round, make_proxy, make_status
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxyhealth.views import DESCRIPTION
+from proxyhealth.api.views import DESCRIPTION
 
 ROOT = Path(__file__).parent.parent
 CLIENT = ROOT / "tests" / "typescript" / "client.ts"

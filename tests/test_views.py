@@ -7,7 +7,8 @@ from django.core.cache import caches
 from django.db import OperationalError, connection
 from django.test import Client
 
-from proxyhealth import health, roster
+from proxyhealth import health
+from proxyhealth.api import inventory as roster
 from proxyhealth.models import WorkspaceProxy
 from tests.api import LIST, REGIONS, assert_error, signed_in
 

@@ -11,7 +11,8 @@ from django.urls import path
 from django.utils.csp import CSP
 from django.views.decorators.csp import csp_override
 
-from proxyhealth import coordination, store
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
 from tests.values import a_round, make_proxy, make_status
 
 OURS = "https://paris.example.com wss://paris.example.com"

@@ -10,7 +10,7 @@ from uuid import UUID
 from django.core.exceptions import ImproperlyConfigured
 
 from proxyhealth.conf import conf
-from proxyhealth.probe import probe
+from proxyhealth.probing.probe import probe
 from proxyhealth.report import Proxy, ProxyStatus, Reason, Status
 from tests.machine import at_most, stood_still
 from tests.servers import Server, chunked, flood

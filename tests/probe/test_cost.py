@@ -9,10 +9,10 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 
+import proxyhealth.probe as probe_module
 import pytest
 
-import proxyhealth.probe as probe_module
-from proxyhealth import deadline
+from proxyhealth.probing import deadline
 from tests import servers
 from tests.machine import at_most
 from tests.probe.asking import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxyhealth import addresses as addresses_module
+from proxyhealth.probing import addresses as addresses_module
 from proxyhealth.report import HealthReport
 from tests import servers
 from tests.machine import at_most

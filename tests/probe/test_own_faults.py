@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from proxyhealth.probe import probe
+from proxyhealth.probing.probe import probe
 from tests import servers
 from tests.probe.asking import (
     INTERNAL,

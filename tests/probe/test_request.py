@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 import proxyhealth
-from proxyhealth.probe import probe
+from proxyhealth.probing.probe import probe
 from proxyhealth.report import HealthReport, ProxyStatus, Status
 from tests import servers
 from tests.machine import at_most

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from proxyhealth import transport
-from proxyhealth.deadline import Deadline
+from proxyhealth.probing import transport
+from proxyhealth.probing.deadline import Deadline
 from proxyhealth.report import Status
 from tests import servers
 from tests.machine import at_most

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from proxyhealth.conf import Network
-from proxyhealth.deadline import Deadline
+from proxyhealth.probing.deadline import Deadline
 
 # Look-ups under way in this process: a resolver that hangs must not use up all threads.
 MAX_LOOK_UPS = 1_024

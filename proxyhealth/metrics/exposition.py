@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from proxyhealth import access
 from proxyhealth.conf import conf
-from proxyhealth.metrics import ProxyGauge, collector
+from proxyhealth.metrics.collector import ProxyGauge, collector
 from proxyhealth.report import ProxyStatus
 
 logger = logging.getLogger(__name__)

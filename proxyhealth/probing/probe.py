@@ -20,11 +20,17 @@ from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
 from proxyhealth import __version__
-from proxyhealth.addresses import AddressPolicy
 from proxyhealth.conf import conf
-from proxyhealth.deadline import Deadline
+from proxyhealth.probing.addresses import AddressPolicy
+from proxyhealth.probing.deadline import Deadline
+from proxyhealth.probing.transport import (
+    MAX_HEADER_BYTES,
+    AddressBlocked,
+    Connection,
+    TooManyBytes,
+    tls_context,
+)
 from proxyhealth.report import BadReport, HealthReport, Proxy, ProxyStatus, Reason, Status, clean
-from proxyhealth.transport import MAX_HEADER_BYTES, AddressBlocked, Connection, TooManyBytes, tls_context
 from proxyhealth.validators import MAX_URL_LENGTH, ProxyURL, parse_proxy_url, split_url
 
 logger = logging.getLogger(__name__)

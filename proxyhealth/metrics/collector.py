@@ -15,10 +15,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from proxyhealth import broker, store
 from proxyhealth.conf import conf
-from proxyhealth.look import TaskRuns
 from proxyhealth.report import ProxyStatus, RoundHistogram, Snapshot, Status
+from proxyhealth.rounds import broker
+from proxyhealth.storage import reader as store
+from proxyhealth.storage.look import TaskRuns
 
 OUTCOMES = ("success", "incomplete", "offline", "failure")
 

@@ -19,7 +19,7 @@ from django.db.models.functions import Lower
 
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
-from proxyhealth.probe import answers, probe
+from proxyhealth.probing.probe import answers, probe
 from proxyhealth.report import HealthReport, Proxy, ProxyStatus, Reason, Status
 from proxyhealth.validators import parse_proxy_url
 

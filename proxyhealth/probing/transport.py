@@ -21,8 +21,8 @@ from typing import Any, Self, cast
 
 import certifi
 
-from proxyhealth.addresses import Address, AddressPolicy, IPAddress, address_ip, look_up, routable
-from proxyhealth.deadline import Cut, Deadline, cutter
+from proxyhealth.probing.addresses import Address, AddressPolicy, IPAddress, address_ip, look_up, routable
+from proxyhealth.probing.deadline import Cut, Deadline, cutter
 
 # More than a health report ever needs, and little enough for thousands of probes at once.
 MAX_HEADER_BYTES = 64 * 1024

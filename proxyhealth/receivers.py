@@ -12,9 +12,9 @@ from django.db import transaction
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import receiver
 
-from proxyhealth import roster
+from proxyhealth.api import inventory as roster
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.sending import request_check
+from proxyhealth.rounds.dispatch import request_check
 
 logger = logging.getLogger(__name__)
 

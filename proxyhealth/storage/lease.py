@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from proxyhealth.cache import StoreError, open_cache
 from proxyhealth.conf import conf
 from proxyhealth.report import rfc3339
+from proxyhealth.storage.client import StoreError, open_cache
 
 # What a round that has died costs at the most. A living one renews its lease.
 MAX_LEASE = 10.0

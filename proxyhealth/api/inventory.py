@@ -17,8 +17,8 @@ from django.db.models import Count, Max, Q
 
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
+from proxyhealth.probing.pool import values_of
 from proxyhealth.report import Proxy
-from proxyhealth.rounds import values_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,16 @@ from uuid import UUID
 
 from celery import chord, current_app
 
-from proxyhealth import coordination, rounds, store
-from proxyhealth.cache import StoreError
 from proxyhealth.conf import conf
-from proxyhealth.document import Change, Round
-from proxyhealth.plan import Plan
+from proxyhealth.probing import pool as rounds
+from proxyhealth.probing.pool import ProberOffline, RoundFailed
 from proxyhealth.report import Proxy, ProxyStatus, Status
-from proxyhealth.rounds import ProberOffline, RoundFailed
-from proxyhealth.sending import request_check
+from proxyhealth.rounds.dispatch import request_check
+from proxyhealth.rounds.shards import Plan
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
+from proxyhealth.storage.client import StoreError
+from proxyhealth.storage.document import Change, Round
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""``path("", include("proxyhealth.exporter_urls"))``, in place of ``django_prometheus.urls``."""
+"""``path("", include("proxyhealth.metrics.urls"))``, in place of ``django_prometheus.urls``."""
 
 from django.urls import path
 
-from proxyhealth import exporter
+from proxyhealth.metrics import exposition as exporter
 
 # Who links to the metrics does so by the name that django-prometheus gave them.
 urlpatterns = [path("metrics", exporter.metrics, name="prometheus-django-metrics")]

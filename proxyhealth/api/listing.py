@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 from uuid import UUID
 
-from proxyhealth import health, roster
-from proxyhealth.conf import Primary, conf
-from proxyhealth.report import Proxy, ProxyStatus, Snapshot
-from proxyhealth.representation import (
+from proxyhealth import health
+from proxyhealth.api import inventory as roster
+from proxyhealth.api.inventory import Roster
+from proxyhealth.api.query import EVERYTHING, PRIMARY_CURSOR, Selection, cursor_after
+from proxyhealth.api.representation import (
     Representation,
     encode,
     region_json,
@@ -23,8 +24,8 @@ from proxyhealth.representation import (
     snapshot_json,
     status_json,
 )
-from proxyhealth.roster import Roster
-from proxyhealth.selection import EVERYTHING, PRIMARY_CURSOR, Selection, cursor_after
+from proxyhealth.conf import Primary, conf
+from proxyhealth.report import Proxy, ProxyStatus, Snapshot
 
 # Bytes of answers to queries that a listing keeps: a filter that many use is made once, too.
 _KEPT = 8_000_000

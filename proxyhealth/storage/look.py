@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
-from proxyhealth.cache import Cache
-from proxyhealth.coordination import MAX_LEASE
-from proxyhealth.document import HEAD_BYTES
 from proxyhealth.report import FrozenMapping, moment
+from proxyhealth.storage.client import Cache
+from proxyhealth.storage.document import HEAD_BYTES
+from proxyhealth.storage.lease import MAX_LEASE
 
 
 class TaskRuns(NamedTuple):

@@ -15,12 +15,22 @@ from uuid import UUID
 
 from redis.exceptions import LockError, RedisError, ResponseError
 
-from proxyhealth.cache import Cache, StoreError, open_cache
 from proxyhealth.conf import conf
-from proxyhealth.coordination import MAX_ERROR
-from proxyhealth.document import HEAD, HEAD_BYTES, Change, Known, Outdated, Round, decode, dump, merged
-from proxyhealth.look import Look, TaskRuns, look
 from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, rfc3339
+from proxyhealth.storage.client import Cache, StoreError, open_cache
+from proxyhealth.storage.document import (
+    HEAD,
+    HEAD_BYTES,
+    Change,
+    Known,
+    Outdated,
+    Round,
+    decode,
+    dump,
+    merged,
+)
+from proxyhealth.storage.lease import MAX_ERROR
+from proxyhealth.storage.look import Look, TaskRuns, look
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from uuid import UUID
 
 from celery import current_app
 
-from proxyhealth import broker, coordination
-from proxyhealth.cache import StoreError
+from proxyhealth.rounds import broker
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage.client import StoreError
 
 logger = logging.getLogger(__name__)
 

@@ -10,17 +10,18 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
-from proxyhealth import health, listing
+from proxyhealth import health
 from proxyhealth.access import Refused, endpoint, message
+from proxyhealth.api import listing
+from proxyhealth.api.listing import Kind, Listing
+from proxyhealth.api.query import BadQuery, parse_selection, short
+from proxyhealth.api.representation import Representation, encode
 from proxyhealth.conf import conf
-from proxyhealth.listing import Kind, Listing
-from proxyhealth.representation import Representation, encode
-from proxyhealth.selection import BadQuery, parse_selection, short
 
 VIEW_PERMISSION = "proxyhealth.view_workspaceproxy"
 CHANGE_PERMISSION = "proxyhealth.change_workspaceproxy"
 
-DESCRIPTION = Path(__file__).parent / "api" / "openapi.json"
+DESCRIPTION = Path(__file__).parent / "openapi.json"
 
 
 @endpoint("GET", VIEW_PERMISSION)
