@@ -8,8 +8,9 @@ PYTHON6 ?= $(shell for python in python3.14 python3.13 python3.12; do \
 VENV6 := .venv-django6
 # What the tests below need of requirements-dev.txt.
 TOOLS6 := django-csp|gunicorn|playwright|pytest|pytest-django|pytest-xdist|trustme
-TESTS6 := tests/django6 $(patsubst %,tests/test_%.py,access admin broker checks exporter health listing metrics \
-	middleware models representation roster selection signals templatetags validators views)
+TESTS6 := tests/django6 tests/metrics tests/rounds/test_broker.py tests/rounds/test_dispatch.py \
+	$(patsubst %,tests/api/test_%.py,inventory listing query representation views) \
+	$(patsubst %,tests/test_%.py,access admin checks health middleware models receivers templatetags validators)
 
 # How many test files, or faults, at once: most of them wait, for rounds, for a browser, for what is to get stale.
 WORKERS ?= 2
@@ -53,7 +54,7 @@ chaos: $(VENV)/.installed-dev
 
 ## Random input for the probe; the same SEED gives the same input
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.probing.fuzz --seed $(or $(SEED),1)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -21,16 +21,23 @@ from proxyhealth.models import WorkspaceProxy
 from proxyhealth.rounds import broker
 from proxyhealth.rounds import dispatch as sending
 from proxyhealth.storage import reader as store
-from tests.api import signed_in
-from tests.browser import open_browser, open_page
-from tests.demo import Demo, start_demo
-from tests.programs import find_program
-from tests.proxies import WorkspaceProxyServer
 from tests.settings import REDIS_PORT
+from tests.support.api import signed_in
+from tests.support.browser import open_browser, open_page
+from tests.support.demo import Demo, start_demo
+from tests.support.programs import find_program
+from tests.support.proxies import WorkspaceProxyServer
 
 # The files that wait the longest, in the order in which they are begun: with several workers, what is begun
 # last should be short, or one worker is left with it while the others have nothing to do.
-LONGEST = ["test_region_picker", "test_run", "test_browser", "test_package", "test_openapi", "test_sending"]
+LONGEST = [
+    "test_region_picker",
+    "test_run",
+    "test_health_page",
+    "test_package",
+    "test_openapi",
+    "test_dispatch",
+]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 REDIS_PORT = free_port()
 

@@ -11,7 +11,7 @@ from django.utils.functional import SimpleLazyObject
 
 from proxyhealth import health
 from proxyhealth.access import Authenticated
-from tests.api import LIST, REGIONS, assert_error, signed_in
+from tests.support.api import LIST, REGIONS, assert_error, signed_in
 
 pytestmark = pytest.mark.django_db
 

@@ -6,7 +6,7 @@ from django.test import Client
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.storage import lease as coordination
-from tests.proxies import wait_for
+from tests.support.proxies import wait_for
 
 pytestmark = pytest.mark.django_db
 

@@ -10,7 +10,7 @@ from django.contrib.auth.models import Permission, User
 from django.core import signing
 from django.test import Client
 
-from tests.api import LIST, REGIONS, assert_error, signed_in
+from tests.support.api import LIST, REGIONS, assert_error, signed_in
 
 DOCS = Path(__file__).parent.parent / "docs"
 

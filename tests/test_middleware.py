@@ -17,7 +17,7 @@ from proxyhealth.middleware import HEADERS, LARGE, ProxyHostsMiddleware, sources
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.storage import lease as coordination
 from proxyhealth.storage import reader as store
-from tests.values import a_round, make_proxy, make_status
+from tests.support.values import a_round, make_proxy, make_status
 
 ENFORCED, REPORT_ONLY = HEADERS
 OURS = "https://paris.example.com wss://paris.example.com"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.demo import free_ports
-from tests.proxies import WorkspaceProxyServer, wait_for
+from tests.support.demo import free_ports
+from tests.support.proxies import WorkspaceProxyServer, wait_for
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

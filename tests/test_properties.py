@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxyhealth.report import BadReport, HealthReport, Reason, clean
 from proxyhealth.validators import parse_proxy_url
-from tests.fuzz import check_report
+from tests.probing.fuzz import check_report
 
 # How quickly a machine makes up input says nothing of what is tested.
 settings.register_profile(

@@ -20,8 +20,8 @@ from proxyhealth.probing.pool import RoundFailed
 from proxyhealth.rounds import runner as running
 from proxyhealth.storage import lease as coordination
 from proxyhealth.storage import reader as store
-from tests.proxies import queued, wait_for
-from tests.values import refuse_queries
+from tests.support.proxies import queued, wait_for
+from tests.support.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
 

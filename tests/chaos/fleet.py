@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.ports import free_port
-from tests.proxies import WorkspaceProxyServer
+from tests.support.ports import free_port
+from tests.support.proxies import WorkspaceProxyServer
 
 
 @dataclass

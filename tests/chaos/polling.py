@@ -12,7 +12,7 @@ from typing import Any, Self
 import requests
 
 from tests.chaos.deployment import Deployment
-from tests.machine import stood_still
+from tests.support.machine import stood_still
 
 PERIOD = 0.075  # seconds between two polls
 

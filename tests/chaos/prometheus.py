@@ -14,10 +14,10 @@ import requests
 import yaml
 
 from tests.chaos.deployment import START, Part
-from tests.demo import environment
-from tests.ports import free_port
-from tests.programs import find_program
-from tests.prometheus.expressions import RULES
+from tests.contrib.expressions import RULES
+from tests.support.demo import environment
+from tests.support.ports import free_port
+from tests.support.programs import find_program
 
 JOB = "proxyhealth"
 STEP = 1  # seconds between two scrapes, and between two evaluations

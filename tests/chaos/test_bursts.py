@@ -10,7 +10,7 @@ import pytest
 
 from tests.chaos.fleet import ChaosProxy
 from tests.chaos.polling import Poller
-from tests.proxies import wait_for
+from tests.support.proxies import wait_for
 
 CHECK_ALL = "/admin/proxyhealth/workspaceproxy/health/check/"
 

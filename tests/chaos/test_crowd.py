@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.deployment import GUNICORN, Deployment
-from tests.proxies import wait_for
+from tests.support.proxies import wait_for
 
 CLIENTS = 500
 SECONDS = 12  # in which rounds change the snapshot

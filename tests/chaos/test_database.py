@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.chaos.polling import Poller
-from tests.proxies import wait_for
+from tests.support.proxies import wait_for
 
 INTERVAL = 4
 LEEWAY = 2  # for a round and a poll

@@ -11,9 +11,9 @@ import trustme
 
 from tests.chaos.deployment import GUNICORN
 from tests.chaos.prometheus import FOR, JOB, STEP, Prometheus
-from tests.prometheus.expressions import EMPTY_WHEN_HEALTHY, PARTS, expressions, rules, table_of
-from tests.proxies import wait_for
-from tests.servers import server_context
+from tests.contrib.expressions import EMPTY_WHEN_HEALTHY, PARTS, expressions, rules, table_of
+from tests.support.proxies import wait_for
+from tests.support.servers import server_context
 
 INTERVAL = 2
 SHOWN = INTERVAL + 2 * STEP + 10  # seconds until Prometheus has what a proxy does now, on a busy machine

@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.deployment import HOOKS
 from tests.chaos.polling import LIMIT as POLL_LIMIT
 from tests.chaos.polling import Poller
-from tests.proxies import wait_for
+from tests.support.proxies import wait_for
 
 UNREADABLE = "The cache cannot be read"
 CHANGE = "/admin/proxyhealth/workspaceproxy/"

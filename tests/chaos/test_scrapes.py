@@ -15,7 +15,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.chaos.deployment import GUNICORN, Deployment
-from tests.proxies import wait_for
+from tests.support.proxies import wait_for
 
 SECONDS = 10
 SCRAPES = 200  # at least

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from tests.chaos.polling import Poller
-from tests.proxies import wait_for
+from tests.support.proxies import wait_for
 
 INTERVAL = 2
 DELAY = 0.6

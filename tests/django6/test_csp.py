@@ -13,7 +13,7 @@ from django.views.decorators.csp import csp_override
 
 from proxyhealth.storage import lease as coordination
 from proxyhealth.storage import reader as store
-from tests.values import a_round, make_proxy, make_status
+from tests.support.values import a_round, make_proxy, make_status
 
 OURS = "https://paris.example.com wss://paris.example.com"
 

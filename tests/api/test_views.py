@@ -1,0 +1,295 @@
+import json
+from datetime import datetime
+from uuid import uuid4
+
+import pytest
+from django.core.cache import caches
+from django.db import OperationalError, connection
+from django.test import Client
+
+from proxyhealth import health
+from proxyhealth.api import inventory as roster
+from proxyhealth.models import WorkspaceProxy
+from tests.support.api import LIST, REGIONS, assert_error, signed_in
+
+pytestmark = pytest.mark.django_db
+
+
+def test_list__shape(viewer, paris):
+    body = viewer.get(LIST).json()
+    (proxy,) = body["regions"]
+    latency = proxy["status"].pop("latency_ms")
+    assert latency == pytest.approx(health.health_status()[paris.pk].latency * 1000, abs=0.001)
+    snapshot = health.snapshot()
+    assert proxy == {
+        "id": str(paris.pk),
+        "name": "paris",
+        "display_name": "Paris",
+        "icon_url": "/emojis/fr.png",
+        "healthy": False,
+        "path_app_url": paris.url,
+        "wildcard_hostname": "*.paris.example.com",
+        "status": {
+            "status": "unhealthy",
+            "reason": "report_errors",
+            "report": {"errors": ["kaputt"], "warnings": ["warm"]},
+            "checked_at": f"{snapshot.checked_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        },
+        "created_at": f"{paris.created_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "updated_at": f"{paris.updated_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "deleted": False,
+        "version": "v2",
+    }
+    assert body["snapshot"] == {
+        "number": 1,
+        "checked_at": f"{snapshot.checked_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "duration_ms": round(snapshot.duration * 1000, 3),
+        "stale_at": f"{snapshot.stale_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "stale": False,
+        "stale_reason": "",
+    }
+
+
+def test_list__before_any_round_and_without_proxies(viewer):
+    body = viewer.get(LIST).json()
+    assert body["regions"] == []
+    assert body["snapshot"]["stale"] is True
+    assert body["snapshot"]["checked_at"] is None
+    assert body["snapshot"]["stale_reason"]
+
+
+def test_list__a_proxy_that_was_not_probed_yet_is_unknown(viewer):
+    WorkspaceProxy.objects.create(name="new", url="http://127.0.0.1:1")
+    (proxy,) = viewer.get(LIST).json()["regions"]
+    assert proxy["healthy"] is False
+    assert proxy["display_name"] == "new"
+    assert proxy["status"] == {
+        "status": "unknown",
+        "reason": "",
+        "report": {"errors": [], "warnings": []},
+        "checked_at": None,
+        "latency_ms": None,
+    }
+
+
+def test_list__leaves_out_the_deleted_at_once(viewer, paris):
+    WorkspaceProxy.objects.update(deleted=True)
+    assert viewer.get(LIST).json()["regions"] == []
+
+
+def test_list__no_query_for_the_data_between_changes(viewer, configure, django_assert_num_queries):
+    WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i}") for i in range(50))
+    with django_assert_num_queries(6):  # the session, the user, two of permissions, the mark, the rows
+        assert len(viewer.get(LIST).json()["regions"]) == 50
+    with django_assert_num_queries(5):  # READ_INTERVAL is over: the mark
+        viewer.get(LIST)
+    configure(READ_INTERVAL=60)
+    viewer.get(LIST)
+    for path in (LIST, REGIONS, f"{LIST}/p7", f"{LIST}?q=p7"):
+        with django_assert_num_queries(2 if path == REGIONS else 4):
+            assert viewer.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", [LIST, f"{LIST}/paris", REGIONS, f"{LIST}?q=par"])
+def test_every_list__may_be_kept_and_has_to_be_asked_for(viewer, paris, path):
+    response = viewer.get(path)
+    assert response["Cache-Control"] == "private, no-cache"
+    assert response["ETag"].startswith('"')
+    assert response["Vary"] == "Accept-Encoding, Authorization, Cookie"
+
+
+def test_list__server_down_serves_the_last_copy_and_says_what_is_wrong(viewer, paris, redis_client):
+    viewer.get(LIST)
+    redis_client.delete(caches["default"].make_key("proxyhealth:snapshot"))
+    body = viewer.get(LIST).json()
+    assert body["regions"][0]["status"]["status"] == "unhealthy"
+    assert body["snapshot"]["stale"] is True
+    assert "lost the snapshot" in body["snapshot"]["stale_reason"]
+
+
+@pytest.mark.parametrize("key", ["id", "name", "NAME"])
+def test_proxy__by_id_and_by_name(viewer, paris, key):
+    value = {"id": str(paris.pk), "name": "paris", "NAME": "PARIS"}[key]
+    body = viewer.get(f"{LIST}/{value}").json()
+    assert body == viewer.get(LIST).json()["regions"][0]
+
+
+def test_proxy__a_name_that_looks_like_an_id(viewer):
+    name = uuid4().hex
+    WorkspaceProxy.objects.create(name=name)
+    assert viewer.get(f"{LIST}/{name}").json()["name"] == name
+
+
+@pytest.mark.parametrize("value", ["nobody", "6a3f25bf-ea91-43a1-9955-5cb7034c04ce", "%00", "a b", "é"])
+def test_proxy__unknown(viewer, value):
+    assert_error(viewer.get(f"{LIST}/{value}"), 404, "Not found.")
+
+
+def test_proxy__unknown_is_not_repeated_without_end(viewer):
+    detail = f"There is no workspace proxy '{'x' * 63}…'."
+    assert_error(viewer.get(f"{LIST}/{'x' * 60_000}"), 404, "Not found.", detail)
+
+
+def test_proxy__deleted_is_unknown(viewer, paris):
+    WorkspaceProxy.objects.update(deleted=True)
+    detail = "There is no workspace proxy 'paris'."
+    assert_error(viewer.get(f"{LIST}/paris"), 404, "Not found.", detail)
+
+
+def test_check__asks_for_a_probe(operator, paris, sent):
+    response = operator.post(f"{LIST}/paris/check")
+    assert response.status_code == 202
+    assert response.json()["message"] == "Check requested."
+    health.request_check([]).result(30)  # what was asked for before is sent by now
+    assert sent == [{str(paris.pk)}]
+
+
+def test_check__unknown(operator, sent):
+    assert_error(operator.post(f"{LIST}/nobody/check"), 404, "Not found.")
+    assert sent == []
+
+
+def test_check__needs_csrf(paris, sent):
+    client = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
+    assert_error(client.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
+    assert sent == []
+    client.get("/admin/login/")  # sets the cookie
+    token = client.cookies["csrftoken"].value
+    assert client.post(f"{LIST}/paris/check", headers={"X-CSRFToken": token}).status_code == 202
+
+
+def test_regions__shape_for_any_user_who_is_signed_in(paris):
+    assert signed_in().get(REGIONS).json() == {
+        "regions": [
+            {
+                "id": str(paris.pk),
+                "name": "paris",
+                "display_name": "Paris",
+                "icon_url": "/emojis/fr.png",
+                "healthy": False,
+                "path_app_url": paris.url,
+                "wildcard_hostname": "*.paris.example.com",
+            }
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("get", LIST), ("get", f"{LIST}/paris"), ("post", f"{LIST}/paris/check"), ("get", REGIONS)],
+)
+def test_every_view__anonymous_is_401_and_no_redirect(paris, method, path):
+    response = getattr(Client(), method)(path)
+    assert_error(response, 401, "Not signed in.", "Sign in and send the session's cookie.")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "permission"),
+    [
+        ("get", LIST, "view"),
+        ("get", f"{LIST}/paris", "view"),
+        ("post", f"{LIST}/paris/check", "change"),
+    ],
+)
+def test_every_view__without_the_permission_is_403(paris, method, path, permission):
+    other = {"view": "change_workspaceproxy", "change": "view_workspaceproxy"}[permission]
+    response = getattr(signed_in(other), method)(path)
+    detail = f"This needs the permission proxyhealth.{permission}_workspaceproxy."
+    assert_error(response, 403, "Not allowed.", detail)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        (LIST, "GET, HEAD"),
+        (f"{LIST}/paris", "GET, HEAD"),
+        (f"{LIST}/paris/check", "POST"),
+        (REGIONS, "GET, HEAD"),
+    ],
+)
+@pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete", "options"])
+def test_every_view__other_methods_are_405(operator, paris, path, allowed, method):
+    if method.upper() in allowed:
+        assert getattr(operator, method)(path).status_code < 300
+        return
+    response = getattr(operator, method)(path)
+    assert_error(response, 405, "Method not allowed.", f"Allowed: {allowed}.")
+    assert response["Allow"] == allowed
+
+
+def test_every_view__head(viewer, paris):
+    for path in (LIST, f"{LIST}/paris", REGIONS):
+        response = viewer.head(path)
+        assert response.status_code == 200
+        assert response.content == b""
+
+
+def test_every_view__has_no_trailing_slash(viewer, paris):
+    assert viewer.get(f"{LIST}/").status_code == 404
+
+
+def test_texts_of_a_proxy__stay_data(viewer, serve):
+    text = '</script><script>alert("x")</script>'
+    WorkspaceProxy.objects.create(name="evil", url=serve(report={"errors": [text]}).url)
+    health.force_update()
+    response = viewer.get(LIST)
+    assert response["X-Content-Type-Options"] == "nosniff"
+    assert json.loads(response.content)["regions"][0]["status"]["report"]["errors"] == [text]
+
+
+def test_database_down__is_503_as_json(viewer, caplog):
+    def refuse(*args):
+        raise OperationalError("gone")
+
+    with connection.execute_wrapper(refuse):
+        response = viewer.get(LIST)
+    assert_error(response, 503, "Not available.", "The database cannot be used now.")
+    assert "OperationalError: gone" in caplog.text
+
+
+def test_atomic_requests__are_not_for_these_views(viewer, monkeypatch, django_assert_num_queries, configure):
+    """With the database down a transaction could not even begin, and the answer would be a page."""
+    configure(PUBLIC_REGIONS=True)
+    viewer.get(REGIONS)
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    with django_assert_num_queries(1):  # the mark, and no savepoint
+        assert viewer.get(REGIONS).status_code == 200
+
+
+def test_database_down__nobody_can_say_that_there_is_no_such_proxy(operator, paris, monkeypatch, sent):
+    operator.get(LIST)
+
+    def refuse():
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(roster, "_take_mark", refuse)  # the session is kept elsewhere
+    assert operator.get(f"{LIST}/paris").status_code == 200
+    assert operator.post(f"{LIST}/paris/check").status_code == 202
+    assert_error(operator.get(f"{LIST}/oslo"), 503, "Not available.")
+    assert_error(operator.post(f"{LIST}/oslo/check"), 503, "Not available.")
+
+
+def test_login_required_middleware__does_not_redirect(paris, settings):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+    for path in (LIST, f"{LIST}/paris", REGIONS):
+        assert_error(Client().get(path), 401, "Not signed in.")
+    assert_error(Client().post(f"{LIST}/paris/check"), 401, "Not signed in.")
+
+
+def test_without_the_authentication_middleware__everybody_is_anonymous(settings):
+    settings.MIDDLEWARE = []
+    assert_error(Client().get(LIST), 401, "Not signed in.")
+
+
+def test_list__sorts_by_name_without_regard_to_case(viewer):
+    for name in ("b", "C", "a"):
+        WorkspaceProxy.objects.create(name=name)
+    assert [region["name"] for region in viewer.get(LIST).json()["regions"]] == ["a", "b", "C"]
+
+
+def test_times__are_rfc_3339_in_utc(viewer, paris, settings):
+    settings.TIME_ZONE = "Asia/Tokyo"
+    (proxy,) = viewer.get(LIST).json()["regions"]
+    for text in (proxy["created_at"], proxy["updated_at"], proxy["status"]["checked_at"]):
+        assert text.endswith("Z")
+        assert abs((datetime.fromisoformat(text) - paris.created_at).total_seconds()) < 60

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+
+import proxyhealth.probing.probe as probe_module
+import pytest
+
+from proxyhealth.probing import deadline
+from tests.probing.asking import (
+    DOWN,
+    FLOODS,
+    HEAD,
+    OK,
+    PROTOCOL,
+    ask,
+    verdict,
+)
+from tests.support import servers
+from tests.support.machine import at_most
+from tests.support.servers import (
+    Server,
+    chunked,
+    flood,
+    redirect,
+    report,
+    response,
+    send,
+)
+
+# What a probe may cost.
+
+
+@pytest.fixture
+def allocated() -> Iterator[Callable[[], int]]:
+    tracemalloc.start()
+
+    def peak() -> int:
+        """The most bytes there were since the last call, above those that there were then."""
+        nonlocal before
+        current, peak = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        most, before = peak - before, current
+        return most
+
+    before = 0
+    yield peak
+    tracemalloc.stop()
+
+
+COSTLY = {
+    **FLOODS,
+    "header": flood(b"y" * 65536, start=HEAD + b"X: "),
+    "headers": flood(b"X: y\r\n" * 1000, start=HEAD),
+    "status line": flood(b"y" * 65536, start=b"HTTP/1.1 200 "),
+    "early hints": flood(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100),
+    "chunk size": flood(b"0" * 65536, start=chunked(end=b"")),
+    "not HTTP": flood(b"y" * 65536),
+    "fat headers": send(response("{}", *(f"X-{i}: {'y' * 600}" for i in range(90)))),
+    "nested": send(response("[" * 65_000)),
+    "lists": send(response('{"a":[' + "[]," * 21_000 + "0]}")),
+    "objects": send(response('{"a":[' + "{}," * 21_000 + "0]}")),
+    "keys": send(response("[" + '{"":0},' * 9_000 + "0]")),
+    "short errors": send(response('{"errors":[' + '"😀",' * 9_000 + '"x"]}')),
+    "10,000 errors": send(response(json.dumps({"errors": ["x"] * 10_000}))),
+    "long error": send(response(json.dumps({"errors": ["x" * 60_000]}))),
+    "page": send(response("<h1>" + "😀" * 16_000)),
+    "long redirects": send(redirect("/" + "é" * 30_000)),
+    "redirects": send(redirect("/" + "x" * 1_900)),
+    "bomb": send(response(gzip.compress(b" " * 10_000_000), "Content-Encoding: gzip")),
+}
+
+
+@pytest.mark.parametrize("script", COSTLY.values(), ids=COSTLY)
+def test_probe__needs_little_memory_whatever_comes(
+    script: servers.Script, allocated: Callable[[], int]
+) -> None:
+    with Server(script) as server:
+        ask(server)  # what is built once is not what a probe costs
+        allocated()
+        ask(server)
+        assert allocated() < 1_000_000
+
+
+@pytest.mark.parametrize("script", [*COSTLY.values(), send(report()), send(b""), send(redirect("/x"))])
+def test_probe__leaves_no_socket_and_no_thread_behind(script: servers.Script) -> None:
+    with Server(script) as server:
+        threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            ask(server)
+        deadline = time.monotonic() + 5
+        while threading.active_count() > threads or len(os.listdir("/proc/self/fd")) > files:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_probe__long_redirect_costs_no_time() -> None:
+    """Taking a host name of this kind apart takes time by the square of its length."""
+    location = "http://e" + "\u0301\u0327" * 15_000 + ".example/"
+    head = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\n\r\n".encode()
+    with Server(send(head)) as server, at_most(1):
+        result = ask(server)
+    assert verdict(result) == PROTOCOL
+    assert result.report.errors == (
+        f"{DOWN}redirected to a URL that cannot be used: it is longer than 2,000 characters",
+    )
+
+
+def test_probe__what_peers_chose_is_not_kept() -> None:
+    probe_module._report_of.cache_clear()  # a server before this one may have had the same port
+    script = servers.sequence(*(send(redirect(f"/{number}")) for number in range(10)), send(report()))
+    with Server(script) as server:
+        assert verdict(ask(server)) == OK
+    assert probe_module._report_of.cache_info().currsize == 1
+
+
+def test_cutter__ends_a_call_that_does_not_look_at_the_time() -> None:
+    """OpenSSL reads on in one call while records come that hold no data."""
+    here, there = socket.socketpair()
+    with here, there, at_most(5):
+        here.settimeout(None)
+        deadline.cutter.cut(here, deadline.Deadline(0.2))
+        assert here.recv(1) == b""
+
+
+def test_cutter__leaves_alone_what_ended_in_time() -> None:
+    one, two = socket.socketpair()
+    with one, two:
+        deadline.cutter.cut(one, deadline.Deadline(0.1)).cancel()
+        late = deadline.cutter.cut(two, deadline.Deadline(30))
+        early, other = socket.socketpair()
+        with early, other:
+            early.settimeout(None)
+            deadline.cutter.cut(early, deadline.Deadline(0.2))
+            assert early.recv(1) == b""
+        one.sendall(b"x")
+        assert two.recv(1) == b"x"
+        late.cancel()
+
+
+def test_cutter__of_a_child_is_its_own() -> None:
+    deadline.cutter.cut(*_pair_and_deadline()).cancel()
+    pid = os.fork()
+    if pid == 0:
+        here, _there = socket.socketpair()
+        here.settimeout(10)
+        deadline.cutter.cut(here, deadline.Deadline(0.1))
+        os._exit(0 if here.recv(1) == b"" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _pair_and_deadline() -> tuple[socket.socket, deadline.Deadline]:
+    here, there = socket.socketpair()
+    there.close()
+    here.close()
+    return here, deadline.Deadline(0.1)

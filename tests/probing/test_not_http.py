@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.probing.asking import (
+    DOWN,
+    HEAD,
+    PROTOCOL,
+    WAITING,
+    ask,
+    verdict,
+)
+from tests.support import servers
+from tests.support.machine import at_most
+from tests.support.servers import (
+    Server,
+    flood,
+    response,
+    send,
+    send_and_hold,
+)
+
+# Not HTTP.
+
+HTTP2_SETTINGS = b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64"
+TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x0a"
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"<html>hello</html>", r"the answer is not HTTP: it begins with '<html>hello</html>'"),
+        (b"{}", "the answer is not HTTP: it begins with '{}'"),
+        (b"\r\n\r\n", r"the answer is not HTTP: it begins with '\r\n\r\n'"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", r"the answer is not HTTP: it begins with 'SSH-2.0-OpenSSH_9.6\r\n'"),
+        (b"220 mail ESMTP\r\n", r"the answer is not HTTP: it begins with '220 mail ESMTP\r\n'"),
+        (b"\x00" * 5000, "the answer is not HTTP: it begins with '" + r"\x00" * 64 + "'"),
+        (HTTP2_SETTINGS, "the answer is not HTTP: it begins with '" + r"\x00\x00\x06\x04"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "the answer is not HTTP: it begins with 'PRI * HTTP/2.0"),
+        (
+            TLS_ALERT,
+            (
+                r"the answer is not HTTP: it begins with '\x15\x03\x01\x00\x02\x02\n'; "
+                "TLS is spoken there, is the URL to begin with https://?"
+            ),
+        ),
+        (b"HTTPS/1.1 200 OK\r\n\r\n{}", "the answer is not HTTP: it begins with 'HTTPS/1.1 200 OK"),
+        (b"http/1.1 200 OK\r\n\r\n{}", "the answer is not HTTP: it begins with 'http/1.1 200 OK"),
+        (b"HTTP/2 200\r\n\r\n{}", "the answer is not HTTP/1.1: it begins with 'HTTP/2'"),
+        (b"HTTP/2.0 200 OK\r\n\r\n{}", "the answer is not HTTP/1.1: it begins with 'HTTP/2.0'"),
+        (b"HTTP/1.1\r\n\r\n{}", r"the answer is not HTTP: it begins with 'HTTP/1.1\r\n'"),
+        (b"HTTP/1.1 abc\r\n\r\n{}", r"the answer is not HTTP: it begins with 'HTTP/1.1 abc\r\n'"),
+        (b"HTTP/1.1 20 OK\r\n\r\n{}", r"the answer is not HTTP: it begins with 'HTTP/1.1 20 OK\r\n'"),
+        (b"HTTP/1.1 1000 OK\r\n\r\n{}", r"the answer is not HTTP: it begins with 'HTTP/1.1 1000 OK\r\n'"),
+        (b"HTTP/1.1 -200 OK\r\n\r\n{}", r"the answer is not HTTP: it begins with 'HTTP/1.1 -200 OK\r\n'"),
+        (b"HTTP/1.1 " + b"9" * 5000 + b"\r\n\r\n", "the answer is not HTTP: it begins with 'HTTP/1.1 999"),
+    ],
+)
+@pytest.mark.parametrize("then", [send, send_and_hold])
+def test_probe__bytes_that_are_not_http(
+    data: bytes, why: str, then: Callable[[bytes], servers.Script]
+) -> None:
+    with Server(then(data)) as server, at_most(5):
+        result = ask(server)
+    assert verdict(result) == PROTOCOL
+    assert result.report.errors[0].startswith(DOWN + why)
+    assert len(result.report.errors[0]) < 500
+    assert result.latency is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "why"),
+    [
+        (["Content-Length: 2", "Content-Length: 3"], f"more than one Content-Length came {WAITING}"),
+        (["Content-Length: 3", "Content-Length: 2"], f"more than one Content-Length came {WAITING}"),
+        (["Content-Length: -1"], f"a Content-Length that is no number of bytes came {WAITING}"),
+        (["Content-Length: +2"], f"a Content-Length that is no number of bytes came {WAITING}"),
+        (["Content-Length: 2, 3"], f"a Content-Length that is no number of bytes came {WAITING}"),
+        (["Content-Length: two"], f"a Content-Length that is no number of bytes came {WAITING}"),
+        (["Content-Length:"], f"a Content-Length that is no number of bytes came {WAITING}"),
+        (["Content-Length: 2_0"], f"a Content-Length that is no number of bytes came {WAITING}"),
+        (
+            ["Content-Length: " + "9" * 5000],
+            f"a Content-Length that is no number of bytes came {WAITING}",
+        ),
+        (["no colon"], f"a header line that is none came {WAITING}"),
+        (["Content-Length : 2"], f"a header line that is none came {WAITING}"),
+        (["Transfer-Encoding: gzip, chunked"], f"a Transfer-Encoding other than chunked came {WAITING}"),
+        (["Transfer-Encoding: identity"], f"a Transfer-Encoding other than chunked came {WAITING}"),
+        ([f"X-{i}: y" for i in range(200)], f"got more than 100 headers {WAITING}"),
+        (["X: " + "y" * 1_000_000], f"more than 64 KiB of headers {WAITING}"),
+        (["X: " + "y" * 9000] * 90, f"more than 64 KiB of headers {WAITING}"),
+    ],
+)
+def test_probe__headers_that_are_not_those_of_http(headers: list[str], why: str) -> None:
+    with Server(send_and_hold(response("{}", *headers, length=""))) as server, at_most(5):
+        result = ask(server)
+    assert (*verdict(result), result.report.errors) == (*PROTOCOL, (DOWN + why,))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        flood(b"y" * 65536, start=b"HTTP/1.1 200 " + b"x" * 100),
+        flood(b"y" * 65536, start=HEAD + b"X: "),
+        flood(b"X: y\r\n" * 1000, start=HEAD),
+        flood(b" folded\r\n" * 1000, start=HEAD),
+        flood(b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+        flood(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100),
+    ],
+)
+def test_probe__headers_without_end(script: servers.Script) -> None:
+    with Server(script) as server, at_most(5):
+        result = ask(server)
+    assert verdict(result) == PROTOCOL
+    assert result.report.errors[0] in (
+        f"{DOWN}more than 64 KiB of headers {WAITING}",
+        f"{DOWN}got more than 100 headers {WAITING}",
+    )

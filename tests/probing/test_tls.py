@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import ssl
+import struct
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+
+from proxyhealth.probing import transport
+from proxyhealth.probing.deadline import Deadline
+from proxyhealth.report import Status
+from tests.probing.asking import (
+    CONNECT,
+    DOWN,
+    HEAD,
+    LATE,
+    OK,
+    PROTOCOL,
+    SILENT,
+    STATUS_CODE,
+    TLS,
+    Configure,
+    ask,
+    ask_in_time,
+    verdict,
+)
+from tests.support import servers
+from tests.support.machine import at_most
+from tests.support.servers import (
+    Server,
+    drip,
+    redirect,
+    report,
+    send,
+    send_and_hold,
+    send_and_reset,
+)
+
+# TLS.
+
+
+def test_probe__trusts_the_authorities_in_ca_bundle(
+    ca: trustme.CA, ca_file: Path, configure: Configure
+) -> None:
+    configure(CA_BUNDLE=str(ca_file))
+    with Server(send(report(warnings=["w"])), tls=servers.server_context(ca, "127.0.0.1")) as server:
+        result = ask(server)
+    assert (*verdict(result), result.report.warnings) == (*OK, ("w",))
+    assert server.paths == ["/healthz-report"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_probe__checks_the_name_in_the_certificate(
+    host: str, ca: trustme.CA, ca_file: Path, configure: Configure
+) -> None:
+    configure(CA_BUNDLE=ca_file)
+    with Server(send(report()), tls=servers.server_context(ca, host)) as server:
+        assert verdict(ask(f"https://{host}:{server.port}")) == OK
+
+
+def certificate_problem(server: Server, host: str = "127.0.0.1") -> str:
+    result = ask(f"https://{host}:{server.port}")
+    assert verdict(result) == TLS
+    assert server.requests == []
+    assert result.latency is None
+    prefix = (
+        f"{DOWN}certificate not accepted while connecting to 127.0.0.1 port {server.port}, "
+        "in the TLS handshake: "
+    )
+    assert result.report.errors[0].startswith(prefix)
+    return result.report.errors[0].removeprefix(prefix)
+
+
+def test_probe__unknown_authority(ca: trustme.CA) -> None:
+    with Server(send(report()), tls=servers.server_context(ca, "127.0.0.1")) as server:
+        assert certificate_problem(server) == "unable to get local issuer certificate"
+
+
+def test_probe__expired_certificate(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
+    configure(CA_BUNDLE=ca_file)
+    past = datetime(2020, 1, 1, tzinfo=UTC)
+    with Server(send(report()), tls=servers.server_context(ca, "127.0.0.1", not_after=past)) as server:
+        assert certificate_problem(server) == "certificate has expired"
+
+
+def test_probe__self_signed_certificate(ca: trustme.CA) -> None:
+    with Server(send(report()), tls=servers.self_signed_context(ca)) as server:
+        assert certificate_problem(server).startswith("self-signed certificate")
+
+
+def test_probe__certificate_of_another_name(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
+    configure(CA_BUNDLE=ca_file)
+    with Server(send(report()), tls=servers.server_context(ca, "paris.example")) as server:
+        assert certificate_problem(server).startswith("IP address mismatch")
+        assert certificate_problem(server, "localhost").startswith("Hostname mismatch")
+
+
+def test_probe__new_ca_bundle_counts_without_a_restart(
+    ca: trustme.CA, configure: Configure, tmp_path: Path
+) -> None:
+    path = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    os.utime(path, (1, 1))
+    configure(CA_BUNDLE=path)
+    with Server(send(report()), tls=servers.server_context(ca, "127.0.0.1")) as server:
+        assert verdict(ask(server)) == TLS
+        ca.cert_pem.write_to_path(path)
+        assert verdict(ask(server)) == OK
+
+
+@pytest.mark.parametrize(
+    "data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b"\x00" * 99]
+)
+def test_probe__plain_bytes_on_a_tls_port(data: bytes) -> None:
+    with Server(send_and_hold(data), read=False) as server, at_most(5):
+        result = ask(f"https://127.0.0.1:{server.port}")
+    assert verdict(result) == TLS
+    where = f"connecting to 127.0.0.1 port {server.port}, in the TLS handshake"
+    assert result.report.errors == (
+        f"{DOWN}no TLS is spoken there (while {where}); is the URL to begin with http://?",
+    )
+
+
+def test_probe__tls_on_a_plain_port(ca: trustme.CA) -> None:
+    with Server(send(report()), tls=servers.server_context(ca, "127.0.0.1")) as server:
+        result = ask(f"http://127.0.0.1:{server.port}")
+    # A server that sends an alert first shows what it is, one that just closes does not.
+    assert verdict(result) in (CONNECT, PROTOCOL)
+    assert result.report.errors[0].startswith(DOWN)
+
+
+def slow_hello(sock: socket.socket) -> None:
+    sock.recv(65536)
+    drip(b"\x16\x03\x03\x40\x00".ljust(999, b"\x00"), 0.05)(sock)
+
+
+@pytest.mark.parametrize("script", [servers.hold, send_and_hold(b"\x16\x03\x03\x00"), slow_hello])
+def test_probe__tls_handshake_that_stalls(script: servers.Script, timeout: float) -> None:
+    with Server(script, read=False) as server, at_most(timeout + 0.5):
+        result = ask(f"https://127.0.0.1:{server.port}")
+    assert verdict(result) == SILENT
+    where = f"connecting to 127.0.0.1 port {server.port}, in the TLS handshake"
+    assert result.report.errors == (f"{DOWN}no answer within 0.4 s; the time ran out while {where}",)
+
+
+@pytest.mark.parametrize("script", [send(b""), send_and_reset(b"")])
+def test_probe__tls_handshake_that_is_broken_off(script: servers.Script) -> None:
+    # Whether a close looks like a reset depends on what was under way.
+    with Server(script, read=False) as server:
+        result = ask(f"https://127.0.0.1:{server.port}")
+    assert verdict(result) in (TLS, CONNECT)
+    assert result.report.errors[0].startswith(DOWN)
+
+
+def test_wrap__of_a_connection_that_is_reset_already_leaves_nothing_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = transport._PlainSocket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.deadline = Deadline(5)
+        sock.connect(listener.getsockname())
+        peer, _ = listener.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        select.select([sock], [], [], 5)
+        fd = sock.fileno()
+        with pytest.raises(OSError):  # noqa: PT011  which one depends on the interpreter
+            transport.tls_context("").wrap_socket(
+                sock, server_hostname="x.example.com", do_handshake_on_connect=False
+            ).do_handshake()
+        gc.collect()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_probe__time_bounds_tls_too(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
+    configure(CA_BUNDLE=ca_file, TIMEOUT=0.5)
+    tls = servers.server_context(ca, "127.0.0.1")
+    with Server(servers.hold, tls=tls) as server:
+        assert verdict(ask_in_time(server)) == SILENT
+    with Server(drip(b"{}" * 99, 0.05, start=HEAD + b"\r\n"), tls=tls) as server:
+        assert verdict(ask_in_time(server)) == LATE
+
+
+def test_probe__old_tls_is_refused(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
+    configure(CA_BUNDLE=ca_file)
+    tls = servers.server_context(ca, "127.0.0.1")
+    tls.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
+        tls.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        tls.maximum_version = ssl.TLSVersion.TLSv1_1
+    with Server(send(report()), tls=tls) as server:
+        result = ask(server)
+    assert verdict(result) == TLS
+    assert result.report.errors[0].startswith(f"{DOWN}TLS failed while connecting to 127.0.0.1 port")
+
+
+# Certificates that are going to end.
+
+
+def in_days(days: float) -> datetime:
+    return datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
+
+
+def ending(ca: trustme.CA, moment: datetime, name: str = "127.0.0.1") -> ssl.SSLContext:
+    return servers.server_context(ca, name, not_after=moment)
+
+
+def test_probe__tells_when_the_certificate_ends(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
+    configure(CA_BUNDLE=ca_file)
+    moment = in_days(90)
+    with Server(send(report()), tls=ending(ca, moment)) as server:
+        result = ask(server)
+    assert verdict(result) == OK
+    assert result.tls_expires_at == moment
+    assert result.report.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("days", "setting", "left"),
+    [(13.5, 14, "in 13 days"), (1.5, 14, "in 1 day"), (0.5, 14, "in 0 days"), (20.5, 30, "in 20 days")],
+)
+def test_probe__warns_of_a_certificate_that_ends_soon(
+    ca: trustme.CA, ca_file: Path, configure: Configure, days: float, setting: float, left: str
+) -> None:
+    configure(CA_BUNDLE=ca_file, TLS_EXPIRY_WARNING=setting)
+    moment = in_days(days)
+    with Server(send(report(warnings=["own"])), tls=ending(ca, moment)) as server:
+        result = ask(server)
+    assert verdict(result) == OK
+    ends = f"the TLS certificate ends on {moment:%Y-%m-%d %H:%M} UTC, {left}; renew it"
+    assert result.report.warnings == (ends, "own")
+
+
+@pytest.mark.parametrize(("days", "setting"), [(14.5, 14), (0.5, 0)])
+def test_probe__does_not_warn_of_a_certificate_in_good_time(
+    ca: trustme.CA, ca_file: Path, configure: Configure, days: float, setting: float
+) -> None:
+    configure(CA_BUNDLE=ca_file, TLS_EXPIRY_WARNING=setting)
+    with Server(send(report()), tls=ending(ca, in_days(days))) as server:
+        assert ask(server).report.warnings == ()
+
+
+def test_probe__warns_of_a_certificate_whatever_the_answer_is(
+    ca: trustme.CA, ca_file: Path, configure: Configure
+) -> None:
+    configure(CA_BUNDLE=ca_file)
+    with Server(send(b"HTTP/1.1 500 Oops\r\n\r\n"), tls=ending(ca, in_days(3.5))) as server:
+        result = ask(server)
+    assert verdict(result) == STATUS_CODE
+    assert "in 3 days; renew it" in result.report.warnings[0]
+
+
+def test_probe__takes_the_first_end_of_all_certificates_on_the_way(
+    ca: trustme.CA, ca_file: Path, configure: Configure
+) -> None:
+    configure(CA_BUNDLE=ca_file)
+    soon, late = in_days(5.5), in_days(300)
+    with (
+        Server(send(report()), tls=ending(ca, late)) as there,
+        Server(send(redirect(f"{there.url}/healthz-report")), tls=ending(ca, soon)) as here,
+    ):
+        result = ask(here)
+    assert result.tls_expires_at == soon
+    assert [text.split()[0] for text in result.report.warnings] == ["redirected", "the"]
+
+
+def test_probe__no_certificate_without_tls() -> None:
+    with Server(send(report())) as server:
+        assert ask(server).tls_expires_at is None
+
+
+@pytest.mark.parametrize("script", [servers.hold, send(b""), send(b"nonsense")])
+def test_probe__knows_the_certificate_although_no_response_came(
+    ca: trustme.CA, ca_file: Path, configure: Configure, script: servers.Script
+) -> None:
+    configure(CA_BUNDLE=ca_file, TIMEOUT=1)
+    moment = in_days(3.5)
+    with Server(script, tls=ending(ca, moment)) as server:
+        result = ask(server)
+    assert result.status is Status.UNREACHABLE
+    assert result.tls_expires_at == moment
+    assert "in 3 days; renew it" in result.report.warnings[0]

