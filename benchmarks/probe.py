@@ -152,7 +152,8 @@ def probe_with_proxyhealth(url: str, files: Files) -> Callable[[], None]:
 
     settings.configure(PROXYHEALTH={"CA_BUNDLE": files.authority})
     from proxyhealth.probing.probe import probe as probe_proxy
-    from proxyhealth.report import Proxy, Status
+    from proxyhealth.snapshot import Proxy
+    from proxyhealth.statuses import Status
 
     now = datetime.now(UTC)
     proxy = Proxy(UUID(int=1), "paris", "", "", url, "", "", False, now, now)

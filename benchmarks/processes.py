@@ -95,7 +95,7 @@ def wait_for(condition: Callable[[], T], seconds: float = 60, pause: float = 0.0
 def add_proxies(urls: Iterable[str]) -> list[UUID]:
     """Replace all proxies by one for each URL, in the order of their names, and empty the cache."""
     from proxyhealth.models import WorkspaceProxy
-    from proxyhealth.storage import reader as store
+    from proxyhealth.storage import reader
     from proxyhealth.storage.client import open_cache
 
     rows = [WorkspaceProxy(name=f"proxy-{index:06}", url=url) for index, url in enumerate(urls)]
@@ -103,5 +103,5 @@ def add_proxies(urls: Iterable[str]) -> list[UUID]:
     WorkspaceProxy.objects.bulk_create(rows, batch_size=1000)
     with open_cache() as cache:
         cache.client.flushall()
-    store.forget()
+    reader.forget()
     return [row.pk for row in rows]

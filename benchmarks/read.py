@@ -211,10 +211,12 @@ def commit_round(number: int, tls_expires_at: datetime | None = None) -> None:
     With ``tls_expires_at``, those that answer have certificates.
     """
     from proxyhealth.probing.pool import read_proxies
-    from proxyhealth.report import HealthReport, ProxyStatus, Reason, Status
-    from proxyhealth.storage import lease as coordination
-    from proxyhealth.storage import reader as store
+    from proxyhealth.report import HealthReport
+    from proxyhealth.snapshot import ProxyStatus
+    from proxyhealth.statuses import Reason, Status
+    from proxyhealth.storage.commit import commit
     from proxyhealth.storage.document import Round
+    from proxyhealth.storage.lease import take_token
 
     now = datetime.now(UTC)
     statuses = []
@@ -229,7 +231,7 @@ def commit_round(number: int, tls_expires_at: datetime | None = None) -> None:
         else:
             report = HealthReport(errors=("request to proxy failed: no answer within 5 s",))
             statuses.append(ProxyStatus(proxy, host, Status.UNREACHABLE, Reason.TIMEOUT, report, now))
-    store.commit(statuses, coordination.take_ticket(), full_round=Round(now, 1.0))
+    commit(statuses, take_token(), full_round=Round(now, 1.0))
 
 
 def commit_elsewhere(number: int, tls_expires_at: datetime | None = None) -> None:
@@ -258,16 +260,16 @@ def between_changes(call: Callable[[], object], seconds: float) -> float:
 def first_call(call: Callable[[], object], number: int) -> float:
     """Seconds of the first call that sees a new round."""
     from proxyhealth.conf import conf
-    from proxyhealth.storage import reader as store
+    from proxyhealth.storage import reader
 
     call()
-    before = store.read().number
+    before = reader.read().number
     commit_elsewhere(number)
     time.sleep(conf.READ_INTERVAL)
     begin = time.perf_counter()
     call()
     seconds = time.perf_counter() - begin
-    assert store.read().number > before, "it did not see the change"
+    assert reader.read().number > before, "it did not see the change"
     return seconds
 
 

@@ -13,7 +13,7 @@ from proxyhealth.api.query import EVERYTHING
 from proxyhealth.api.representation import region_json, row_json, snapshot_json, status_json
 from proxyhealth.api.views import VIEW_PERMISSION
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.storage import reader as store
+from proxyhealth.storage import reader
 
 View = Callable[[HttpRequest], HttpResponse]
 
@@ -46,7 +46,7 @@ _bytes: bytes | None = None
 @_signed_in
 def built(request: HttpRequest) -> HttpResponse:
     """The answer as it would be built from the database and the cache each time."""
-    store.forget()
+    reader.forget()
     snapshot = health.snapshot()
     statuses = health.statuses_of(WorkspaceProxy.objects.active(), snapshot)
     regions = [

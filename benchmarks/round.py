@@ -104,7 +104,7 @@ def one_process(folder: Path) -> Iterator[tuple[Runner, Cost]]:
 @contextmanager
 def worker_processes(folder: Path, shard_size: int) -> Iterator[tuple[Runner, Cost]]:
     from proxyhealth import tasks
-    from proxyhealth.storage import reader as store
+    from proxyhealth.storage import reader
 
     with worker(folder, 2, PROXYHEALTH_SHARD_SIZE=shard_size) as pids:
         before = Cost(0.0, 0.0, [memory_of(pid) for pid in pids])
@@ -122,12 +122,12 @@ def worker_processes(folder: Path, shard_size: int) -> Iterator[tuple[Runner, Co
                 tasks.check_all.delay()
 
             def is_done() -> bool:
-                checked_at = store.read_anew().checked_at
+                checked_at = reader.read_anew().checked_at
                 return checked_at is not None and (rounds == 1 or checked_at >= asked_at)
 
             wait_for(is_done, seconds=180)
-            wall = time.monotonic() - begin if rounds > 1 else store.read().duration or 0.0
-            assert sum(store.read().outcomes.values()) == rounds, "not one round at a time"
+            wall = time.monotonic() - begin if rounds > 1 else reader.read().duration or 0.0
+            assert sum(reader.read().outcomes.values()) == rounds, "not one round at a time"
             time.sleep(0.5)  # until it has let go of all that it holds
             return Cost(wall, cpu() - used, [memory_of(pid) for pid in pids])
 
@@ -163,10 +163,10 @@ def time_five_at_a_time(targets: Fleet, count: int, timeout: float) -> float:
 
 def wrong_statuses(ids: Sequence[UUID], last: datetime | None) -> tuple[int, datetime]:
     """A benchmark of wrong results is worthless: how many there are, and when the round began."""
-    from proxyhealth.report import Reason, Status
-    from proxyhealth.storage import reader as store
+    from proxyhealth.statuses import Reason, Status
+    from proxyhealth.storage import reader
 
-    snapshot = store.read_anew()
+    snapshot = reader.read_anew()
     assert snapshot.checked_at
     assert snapshot.checked_at != last, "no new round"
     assert list(snapshot.statuses) == list(ids), f"{len(snapshot.statuses)} statuses"

@@ -51,13 +51,13 @@ def watch(pipe: Connection, subject: UUID) -> None:
 
     django.setup()
     from proxyhealth import tasks
-    from proxyhealth.storage import reader as store
+    from proxyhealth.storage import reader
 
     wanted = None
     rounds = False
     asked = 0
     while True:
-        snapshot = store.read_anew()
+        snapshot = reader.read_anew()
         if wanted and subject in snapshot.statuses and snapshot.statuses[subject].status == wanted:
             pipe.send(time.monotonic())
             wanted = None
@@ -100,7 +100,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def measure(saves: int, count: int) -> list[str]:
     """Print the rows; returns the targets that are missed."""
-    from proxyhealth.storage import reader as store
+    from proxyhealth.storage import reader
 
     missed = []
     with (
@@ -115,7 +115,7 @@ def measure(saves: int, count: int) -> list[str]:
         watcher = multiprocessing.get_context("spawn").Process(target=watch, args=(theirs, subject))
         with worker(folder, 2):
             watcher.start()
-            wait_for(lambda: store.read_anew().checked_at)
+            wait_for(lambda: reader.read_anew().checked_at)
             try:
                 print("| rounds | seen | median s | 95 % | 99 % | max |\n|---|---|---|---|---|---|")
                 for rounds in (False, True):

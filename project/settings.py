@@ -6,7 +6,7 @@ from pathlib import Path
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
-from proxyhealth.conf import beat_schedule
+from proxyhealth.schedules import beat_schedule
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 

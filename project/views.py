@@ -5,7 +5,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from proxyhealth import __version__, health
-from proxyhealth.report import Status
+from proxyhealth.statuses import Status
 
 # Names and icons on the page are other people's. Its script asks the regions how far away they are, and
 # which regions there will be while the page is open, nobody knows when it is served.

@@ -20,6 +20,7 @@ from django.utils.decorators import decorator_from_middleware
 from django.views.decorators.csrf import csrf_exempt
 
 from proxyhealth.conf import conf
+from proxyhealth.exceptions import APIError
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +35,6 @@ class Authenticated(NamedTuple):
 
     user: Any
     csrf_exempt: bool = False
-
-
-class Refused(Exception):
-    """An answer that is an error: its status code, what it says, and the headers that it has to have."""
-
-    def __init__(self, status: int, message: str, detail: str = "", **headers: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.detail = detail
-        self.headers = headers
 
 
 def message(status: int, words: str, detail: str = "", **headers: str) -> HttpResponse:
@@ -69,7 +59,7 @@ def endpoint(
 ) -> Callable[[View], View]:
     """A view of one method, for who is signed in and has ``permission``, or for all if it is ``public``.
 
-    What it raises as :class:`Refused`, and an error of the database, is an answer too; and so is a query or a
+    An :class:`APIError` that it raises, or an error of the database, is an answer too; and so is a query or a
     body that Django does not take apart.
     """
     allowed = ("GET", "HEAD") if method == "GET" else (method,)
@@ -82,13 +72,13 @@ def endpoint(
             try:
                 if request.method not in allowed:
                     names = ", ".join(allowed)
-                    raise Refused(405, "Method not allowed.", f"Allowed: {names}.", Allow=names)
+                    raise APIError(405, "Method not allowed.", f"Allowed: {names}.", Allow=names)
                 exempt = method == "GET"
                 if not public():
                     who = _admitted(request, permission)
                     exempt = exempt or who.csrf_exempt
                 return (view if exempt else protected)(request, *args, **kwargs)
-            except Refused as refused:
+            except APIError as refused:
                 return message(refused.status, refused.message, refused.detail, **refused.headers)
             except (BadRequest, MultiPartParserError, SuspiciousOperation) as error:
                 return message(400, "Bad request.", str(error))
@@ -106,7 +96,7 @@ def endpoint(
 
 
 def _admitted(request: HttpRequest, permission: str) -> Authenticated:
-    """Whose request it is, if they may do what they ask for; raises ``Refused``.
+    """Whose request it is, if they may do what they ask for; raises ``APIError``.
 
     Users may be lazy, and their session or their permissions be kept where nobody answers: whatever goes
     wrong lets nobody in.
@@ -114,13 +104,13 @@ def _admitted(request: HttpRequest, permission: str) -> Authenticated:
     try:
         who = _identify(request)
         _require(who.user, permission)
-    except (Refused, DatabaseError):
+    except (APIError, DatabaseError):
         raise
     except PermissionDenied as error:
-        raise Refused(403, "Not allowed.", str(error)) from None
+        raise APIError(403, "Not allowed.", str(error)) from None
     except Exception:
         logger.exception("nobody can tell whose request it is, or what they may")
-        raise Refused(500, "Not authenticated.", "The server's log says why.") from None
+        raise APIError(500, "Not authenticated.", "The server's log says why.") from None
     return who
 
 
@@ -136,8 +126,8 @@ def _require(user: Any, permission: str) -> None:
     # A method of this name, as users of old have it, says nothing.
     if getattr(user, "is_authenticated", False) is not True or not getattr(user, "is_active", True):
         if conf.AUTHENTICATE:
-            raise Refused(401, "Not signed in.", "The request does not say validly whose it is.")
+            raise APIError(401, "Not signed in.", "The request does not say validly whose it is.")
         detail = "Sign in and send the session's cookie."
-        raise Refused(401, "Not signed in.", detail, WWW_Authenticate='Session realm="proxyhealth"')
+        raise APIError(401, "Not signed in.", detail, WWW_Authenticate='Session realm="proxyhealth"')
     if permission and not user.has_perm(permission):
-        raise Refused(403, "Not allowed.", f"This needs the permission {permission}.")
+        raise APIError(403, "Not allowed.", f"This needs the permission {permission}.")

@@ -25,7 +25,8 @@ from django.views.decorators.http import require_POST
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.report import ProxyStatus, Status
+from proxyhealth.snapshot import ProxyStatus
+from proxyhealth.statuses import Status
 
 if TYPE_CHECKING:  # generic for type checkers only
     ModelAdmin = admin.ModelAdmin[WorkspaceProxy]
@@ -38,7 +39,7 @@ BY_URGENCY = (Status.UNREACHABLE, Status.UNHEALTHY, Status.UNKNOWN, Status.UNREG
 ROWS_A_PAGE = 200
 
 # Seconds that an admin waits to hear whether the broker has taken a task.
-_PATIENCE = 0.5
+_TIMEOUT = 0.5
 
 
 class DeletedFilter(admin.SimpleListFilter):
@@ -223,7 +224,7 @@ def _urgency(status: ProxyStatus) -> tuple[int, str]:
 def _sent(request: Future[None]) -> bool:
     """Whether the broker has taken a request by now."""
     try:
-        request.result(timeout=_PATIENCE)
+        request.result(timeout=_TIMEOUT)
     except FutureTimeoutError:
         return False
     except Exception:  # the sender has logged it

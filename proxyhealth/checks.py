@@ -17,7 +17,7 @@ from django.utils.module_loading import import_string
 from django_prometheus.exports import ExportToDjangoView
 
 from proxyhealth.conf import NAMES, conf
-from proxyhealth.metrics import exposition as exporter
+from proxyhealth.metrics import exposition
 
 HINTS = {
     "INTERVAL": "Seconds between two rounds, for example 60. 0 or less means 60.",
@@ -106,7 +106,7 @@ def _check_stale_after() -> list[CheckMessage]:
 
 
 def _check_metrics() -> list[CheckMessage]:
-    ours, theirs = _is_reached(exporter.metrics), _is_reached(ExportToDjangoView)
+    ours, theirs = _is_reached(exposition.metrics), _is_reached(ExportToDjangoView)
     messages: list[CheckMessage] = []
     hint = "Include 'proxyhealth.metrics.urls' in place of 'django_prometheus.urls'."
     # Whether it is set does not matter: it is for the web server, and this may run anywhere.
@@ -139,7 +139,7 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
         token = conf.METRICS_TOKEN
     except ImproperlyConfigured:
         return []  # an error of its own
-    if token or not _is_reached(exporter.metrics):
+    if token or not _is_reached(exposition.metrics):
         return []
     return [
         Warning(

@@ -5,17 +5,14 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from inspect import iscoroutinefunction
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from celery.schedules import schedstate, schedule
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
@@ -46,7 +43,7 @@ class Settings:
     @property
     def INTERVAL(self) -> float:
         """Seconds between two rounds; 0 or less means 60."""
-        return interval_of(_options())
+        return interval_of(app_settings())
 
     @property
     def TIMEOUT(self) -> float:
@@ -134,71 +131,13 @@ conf = Settings()
 NAMES = tuple(name for name in vars(Settings) if name.isupper())
 
 
-class BeatEntry(TypedDict):
-    task: str
-    schedule: schedule
-    kwargs: dict[str, Any]
-
-
-class Every(schedule):
-    """A schedule of an interval that goes on when the clock is set back.
-
-    Celery's own waits until the clock has caught up with the last run. And its beat has a heap of what is due
-    when, which it makes anew when a schedule is not equal to what it was: after such a step this one is not.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self._offset = _clock_offset()
-
-    def is_due(self, last_run_at: datetime) -> schedstate:
-        if self.maybe_make_aware(last_run_at) > self.maybe_make_aware(self.now()):
-            return schedstate(True, self.seconds)
-        return super().is_due(last_run_at)
-
-    def __eq__(self, other: object) -> bool:
-        before, self._offset = self._offset, _clock_offset()
-        return super().__eq__(other) and self._offset > before - 1
-
-    __hash__ = None  # type: ignore[assignment]  # like its parent's
-
-    def __reduce__(self) -> tuple[type[Every], tuple[float]]:
-        return type(self), (self.seconds,)
-
-
-def _clock_offset() -> float:
-    """How far the clock, which can be set, is before the one that cannot."""
-    return time.time() - time.monotonic()
-
-
-def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEntry]:
-    """The entry for Celery beat that runs the rounds.
-
-    In the settings module give it the ``PROXYHEALTH`` dictionary, because there Django's
-    settings cannot be read yet: ``CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)``.
-    Of ticks that come close together, as from two schedulers or from a backlog, all but the first are
-    skipped by who gets them.
-    """
-    try:
-        interval = interval_of(_options() if options is None else options)
-    except ImproperlyConfigured:
-        interval = DEFAULT_INTERVAL  # the system check reports it; a settings module must load
-    return {
-        "proxyhealth-round": {
-            "task": "proxyhealth.tasks.check_all",
-            "schedule": Every(interval),
-            "kwargs": {"gap": interval / 2},
-        }
-    }
-
-
 def interval_of(options: Mapping[str, Any]) -> float:
     """``INTERVAL`` of these options, in seconds."""
     interval = _convert("INTERVAL", options.get("INTERVAL", DEFAULT_INTERVAL), _number)
     return interval if interval > 0 else DEFAULT_INTERVAL
 
 
-def _options() -> Mapping[str, Any]:
+def app_settings() -> Mapping[str, Any]:
     options = getattr(settings, "PROXYHEALTH", {})
     if not isinstance(options, Mapping):
         raise ImproperlyConfigured("PROXYHEALTH must be a dictionary.")
@@ -206,7 +145,7 @@ def _options() -> Mapping[str, Any]:
 
 
 def _get(name: str, default: Any, convert: Callable[[Any], T]) -> T:
-    return _convert(name, _options().get(name, default), convert)
+    return _convert(name, app_settings().get(name, default), convert)
 
 
 def _convert(name: str, value: Any, convert: Callable[[Any], T]) -> T:

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from uuid import UUID
 
+from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
-from proxyhealth.probing import pool as rounds
-from proxyhealth.probing.pool import RoundFailed
-from proxyhealth.report import Proxy, ProxyStatus, Snapshot, Status
-from proxyhealth.rounds import runner as running
+from proxyhealth.probing import pool
+from proxyhealth.rounds import runner
 from proxyhealth.rounds.dispatch import request_check
-from proxyhealth.storage import reader as store
+from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
+from proxyhealth.statuses import Status
+from proxyhealth.storage import reader
 
 __all__ = [
     "RoundFailed",
@@ -31,7 +32,7 @@ __all__ = [
 
 def health_status() -> Mapping[UUID, ProxyStatus]:
     """The last known status of every proxy, by id; empty when nothing is known."""
-    return store.read().statuses
+    return reader.read().statuses
 
 
 def proxy_hosts(*, healthy_only: bool = False) -> list[str]:
@@ -39,13 +40,13 @@ def proxy_hosts(*, healthy_only: bool = False) -> list[str]:
 
     All callers have the same list, which cannot be written to: whoever wants to makes a copy.
     """
-    snapshot = store.read()
+    snapshot = reader.read()
     return snapshot.healthy_hosts if healthy_only else snapshot.hosts
 
 
 def snapshot() -> Snapshot:
     """The statuses with when they were checked, and whether they are stale and why."""
-    return store.read()
+    return reader.read()
 
 
 def force_update() -> Snapshot:
@@ -55,10 +56,10 @@ def force_update() -> Snapshot:
     wait share one round. Raises ``RoundFailed``, and leaves the cache alone, if the proxies cannot be read,
     the cache cannot be used, or another round does not end.
     """
-    wait = rounds.time_limit(len(store.read().statuses)) + 30
-    if running.run_now(wait) == "running":
+    wait = pool.time_limit(len(reader.read().statuses)) + 30
+    if runner.run_now(wait) == "running":
         raise RoundFailed(f"another round is still running after {wait:.0f} s")
-    return store.read_anew()
+    return reader.read_anew()
 
 
 def statuses_of(rows: WorkspaceProxyQuerySet, known: Snapshot | None = None) -> list[ProxyStatus]:
@@ -69,13 +70,13 @@ def statuses_of(rows: WorkspaceProxyQuerySet, known: Snapshot | None = None) -> 
     ``unknown`` is a proxy that no probe has seen yet, or not under the URL that it has now. The
     values are those of the rows, the judgement is that of the snapshot.
     """
-    statuses = (known or store.read()).statuses
-    return [join(proxy, statuses.get(proxy.id)) for proxy in rounds.values_of(rows)]
+    statuses = (known or reader.read()).statuses
+    return [join(proxy, statuses.get(proxy.id)) for proxy in rows.as_proxies()]
 
 
 def status_of(row: WorkspaceProxy) -> ProxyStatus:
     """The same for one row that is already loaded: no query."""
-    return join(rounds.value_of(row), store.read().statuses.get(row.pk))
+    return join(row.as_proxy(), reader.read().statuses.get(row.pk))
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:

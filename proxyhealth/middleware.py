@@ -13,7 +13,7 @@ from django.http.response import HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
 
 from proxyhealth import health
-from proxyhealth.report import ProxyStatus
+from proxyhealth.snapshot import ProxyStatus
 
 logger = logging.getLogger(__name__)
 

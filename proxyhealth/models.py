@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import fields
 from typing import ClassVar, Self
 
 from django.db import models
 from django.db.models.functions import Lower
 
+from proxyhealth.snapshot import Proxy
 from proxyhealth.validators import (
     validate_icon,
     validate_proxy_name,
@@ -13,11 +15,17 @@ from proxyhealth.validators import (
     validate_wildcard_hostname,
 )
 
+_COLUMNS = tuple(field.name for field in fields(Proxy))
+
 
 class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
     def active(self) -> Self:
         """The proxies that are not deleted: those that a round probes."""
         return self.filter(deleted=False)
+
+    def as_proxies(self) -> list[Proxy]:
+        """Return the rows by name, as plain values that may enter a thread."""
+        return [Proxy(**row) for row in self.order_by(Lower("name")).values(*_COLUMNS)]
 
 
 class WorkspaceProxy(models.Model):
@@ -79,3 +87,7 @@ class WorkspaceProxy(models.Model):
 
     def __str__(self) -> str:
         return self.display_name or self.name
+
+    def as_proxy(self) -> Proxy:
+        """Return the values of the row."""
+        return Proxy(**{column: getattr(self, column) for column in _COLUMNS})

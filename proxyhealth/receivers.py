@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import receiver
 
-from proxyhealth.api import inventory as roster
+from proxyhealth.api import inventory
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.rounds.dispatch import request_check
 
@@ -26,7 +26,7 @@ class _Changed(set[UUID]):
 
     def check(self) -> None:
         self.sent = True
-        roster.expire()
+        inventory.expire()
         request_check(self)
 
 

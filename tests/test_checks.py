@@ -14,8 +14,9 @@ from django.views.decorators.cache import never_cache
 from django_prometheus.exports import ExportToDjangoView
 
 from proxyhealth.checks import HINTS, IDS, check_deployment, check_settings
-from proxyhealth.conf import NAMES, Every, beat_schedule, conf
-from proxyhealth.metrics import exposition as exporter
+from proxyhealth.conf import NAMES, conf
+from proxyhealth.metrics import exposition
+from proxyhealth.schedules import ClockSafeSchedule, beat_schedule
 
 
 def ids(messages):
@@ -259,7 +260,7 @@ def urls(settings):
 
 THEIRS = path("monitoring/", include("django_prometheus.urls"))
 OURS = path("", include("proxyhealth.metrics.urls"))
-OURS_AND_A_PARAMETER = path("<slug:host>/metrics", exporter.metrics)
+OURS_AND_A_PARAMETER = path("<slug:host>/metrics", exposition.metrics)
 THEIRS_AT_OUR_PATH = path("", include("django_prometheus.urls"))
 
 
@@ -300,7 +301,7 @@ ODD = [path("odd", Unhashable()), path("odder", WrapsItself())]
         ([THEIRS, OURS], []),
         ([OURS, THEIRS_AT_OUR_PATH], []),
         ([THEIRS, OURS_AND_A_PARAMETER], []),
-        ([path("numbers", never_cache(exporter.metrics))], []),
+        ([path("numbers", never_cache(exposition.metrics))], []),
         ([*ODD, OURS], []),
         ([], []),
     ],
@@ -382,7 +383,7 @@ def test_beat_schedule__a_wrong_value_is_left_to_the_system_check():
 
 
 def test_beat_schedule__goes_on_when_the_clock_is_set_back():
-    every = pickle.loads(pickle.dumps(Every(60)))  # as beat's file keeps it
+    every = pickle.loads(pickle.dumps(ClockSafeSchedule(60)))  # as beat's file keeps it
     now = datetime.now(UTC)
     assert every.is_due(now - timedelta(seconds=61)).is_due
     assert not every.is_due(now - timedelta(seconds=1)).is_due
@@ -391,9 +392,9 @@ def test_beat_schedule__goes_on_when_the_clock_is_set_back():
 
 
 def test_beat_schedule__a_clock_that_is_set_back_makes_it_another_one_once(monkeypatch):
-    every = Every(60)
+    every = ClockSafeSchedule(60)
     assert every == every
-    assert every != Every(61)
+    assert every != ClockSafeSchedule(61)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 3_600)
     assert every != every

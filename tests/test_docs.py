@@ -45,8 +45,8 @@ def test_json__its_example_of_tokens(paris, sent, host_api):
 def test_json__names_every_error_and_parameter():
     text = (DOCS / "json.md").read_text()
     app = DOCS.parent / "proxyhealth"
-    source = (app / "access.py").read_text() + (app / "views.py").read_text()
-    errors = set(re.findall(r'(?:Refused|message)\(\s*([45]\d\d), "([^"]+)"', source))
+    source = (app / "access.py").read_text() + (app / "api" / "views.py").read_text()
+    errors = set(re.findall(r'(?:APIError|message)\(\s*([45]\d\d), "([^"]+)"', source))
     assert len(errors) == 9
     for code, words in errors:
         assert f"| {code} | `{words}` |" in text

@@ -16,8 +16,8 @@ from proxyhealth.health import (
     statuses_of,
 )
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.report import Status
-from proxyhealth.storage import lease as coordination
+from proxyhealth.statuses import Status
+from proxyhealth.storage.lease import begin_round, end_round
 
 pytestmark = pytest.mark.django_db
 
@@ -127,8 +127,8 @@ def test_force_update__database_down(serve, redis_client):
 
 def test_force_update__waits_for_a_round_that_is_under_way(serve):
     WorkspaceProxy.objects.create(name="paris", url=serve().url)
-    begun = coordination.begin_round()
-    end = threading.Timer(0.3, coordination.end_round, [begun.ticket])
+    begun = begin_round()
+    end = threading.Timer(0.3, end_round, [begun.token])
     end.start()
     assert len(force_update().statuses) == 1
     assert end.finished.is_set()
@@ -136,15 +136,15 @@ def test_force_update__waits_for_a_round_that_is_under_way(serve):
 
 
 def test_force_update__does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr("proxyhealth.health.rounds.time_limit", lambda count: -29.8)
-    coordination.begin_round()
+    monkeypatch.setattr("proxyhealth.health.pool.time_limit", lambda count: -29.8)
+    begin_round()
     with pytest.raises(RoundFailed, match="another round is still running"):
         force_update()
 
 
 def test_force_update__is_content_with_a_round_that_began_after_it_was_asked_for(monkeypatch):
     """Ten that wait for a round to end need one more of them, not ten."""
-    monkeypatch.setattr(coordination, "take_ticket", lambda: 1)
+    monkeypatch.setattr("proxyhealth.rounds.runner.take_token", lambda: 1)
     force_update()
     assert force_update().number == 1
 

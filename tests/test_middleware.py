@@ -15,8 +15,9 @@ from django.urls import path
 from proxyhealth import health, middleware
 from proxyhealth.middleware import HEADERS, LARGE, ProxyHostsMiddleware, sources_of, with_sources
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.counters import count_round
+from proxyhealth.storage.lease import take_token
 from tests.support.values import a_round, make_proxy, make_status
 
 ENFORCED, REPORT_ONLY = HEADERS
@@ -30,12 +31,12 @@ def nothing_made(monkeypatch):
 
 @pytest.fixture
 def paris():
-    commit("paris")
+    commit_statuses("paris")
 
 
-def commit(*names):
+def commit_statuses(*names):
     statuses = [make_status(make_proxy(name)) for name in names]
-    store.commit(statuses, coordination.take_ticket(), full_round=a_round())
+    commit(statuses, take_token(), full_round=a_round())
 
 
 def a_status(host, url=None):
@@ -259,7 +260,7 @@ def test_sources_of__what_csp_cannot_express_is_left_out(host):
 
 def test_proxies__a_hostile_snapshot_injects_nothing():
     hostile = [a_status(host) for host in ("a.example; script-src *", "a.example, default-src *", "'self'")]
-    store.commit(hostile, coordination.take_ticket(), full_round=a_round())
+    commit(hostile, take_token(), full_round=a_round())
     assert health.proxy_hosts()
     assert amended("connect-src 'none'") == "connect-src 'none'"
 
@@ -269,7 +270,7 @@ def test_proxies__a_hostile_snapshot_injects_nothing():
 
 def test_snapshot__a_new_one_changes_the_header(paris):
     assert amended("connect-src 'self'") == f"connect-src 'self' {OURS}"
-    commit("oslo")
+    commit_statuses("oslo")
     assert (
         amended("connect-src 'self'") == "connect-src 'self' https://oslo.example.com wss://oslo.example.com"
     )
@@ -280,7 +281,7 @@ def test_snapshot__the_sources_are_made_once(paris, monkeypatch):
     monkeypatch.setattr(middleware, "sources_of", lambda statuses: made.append(1) or sources_of(statuses))
     for _ in range(10):
         amended("connect-src 'self'")
-    coordination.count_round("failure", "gone")  # another snapshot with the same statuses
+    count_round("failure", "gone")  # another snapshot with the same statuses
     assert health.snapshot().error == "gone"
     amended("connect-src 'self'")
     assert made == [1]
@@ -321,17 +322,17 @@ def test_snapshot__redis_down_and_none_known_leaves_the_header(stopped):
 def test_warning__once_when_the_sources_are_large(caplog):
     names = [f"proxy-{i:03}" for i in range(100)]
     with caplog.at_level(logging.WARNING, "proxyhealth.middleware"):
-        commit("paris")
+        commit_statuses("paris")
         amended("connect-src 'self'")
         assert caplog.records == []
         for _ in range(2):  # the next round finds the same ones
-            commit(*names)
+            commit_statuses(*names)
             for _ in range(5):
                 added = len(amended("connect-src 'self'")) - len("connect-src 'self' ")
         assert added > LARGE
         (record,) = caplog.records
         assert record.getMessage().startswith(f"the 100 proxies take {added:,} bytes")
-        commit(*names, "paris")
+        commit_statuses(*names, "paris")
         amended("connect-src 'self'")
         assert len(caplog.records) == 2
 

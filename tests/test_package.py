@@ -192,7 +192,7 @@ def test_readme__commands_are_those_of_the_makefile():
 def test_readme__names_every_setting_status_reason_and_check():
     from proxyhealth.checks import IDS
     from proxyhealth.conf import NAMES
-    from proxyhealth.report import Reason, Status
+    from proxyhealth.statuses import Reason, Status
 
     for word in [*NAMES, *Status, *(reason for reason in Reason if reason)]:
         assert f"| `{word}` |" in README, word

@@ -8,7 +8,9 @@ import string
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxyhealth.report import BadReport, HealthReport, Reason, clean
+from proxyhealth.exceptions import BadReport
+from proxyhealth.report import HealthReport, clean
+from proxyhealth.statuses import Reason
 from proxyhealth.validators import parse_proxy_url
 from tests.probing.fuzz import check_report
 
@@ -60,7 +62,7 @@ def test_parse__any_lists_of_strings_are_kept(errors, warnings, other, ascii_onl
     check_report(report)
     assert len(report.errors) == min(len(errors), 50)
     assert len(report.warnings) == min(len(warnings), 50)
-    assert report == HealthReport.of(errors, warnings)
+    assert report == HealthReport.sanitized(errors, warnings)
 
 
 @given(st.text())

@@ -14,19 +14,11 @@ from uuid import UUID
 
 import pytest
 
-from proxyhealth.report import (
-    BadReport,
-    FrozenList,
-    HealthReport,
-    Proxy,
-    ProxyStatus,
-    Reason,
-    RoundHistogram,
-    Snapshot,
-    Status,
-    clean,
-    rfc3339,
-)
+from proxyhealth.exceptions import BadReport
+from proxyhealth.report import HealthReport, clean
+from proxyhealth.snapshot import Proxy, ProxyStatus, RoundHistogram, Snapshot
+from proxyhealth.statuses import Reason, Status
+from proxyhealth.utils import FrozenList, rfc3339
 
 MOMENT = datetime(2024, 2, 29, 23, 59, 59, 123456, tzinfo=UTC)
 
@@ -182,23 +174,23 @@ def test_parse__raises_nothing_but_bad_report_on_random_bytes() -> None:
 
 
 def test_of__keeps_50_items_and_says_how_many_there_were() -> None:
-    report = HealthReport.of([str(i) for i in range(10_000)], ["w"] * 51)
+    report = HealthReport.sanitized([str(i) for i in range(10_000)], ["w"] * 51)
     assert report.errors == (*(str(i) for i in range(49)), "… and 9,951 more")
     assert report.warnings == (*["w"] * 49, "… and 2 more")
 
 
 def test_of__keeps_exactly_50_items_whole() -> None:
     items = tuple(str(i) for i in range(50))
-    assert HealthReport.of(items).errors == items
+    assert HealthReport.sanitized(items).errors == items
 
 
 def test_of__is_the_same_again() -> None:
-    once = HealthReport.of(["a\nb", "x" * 5000, ""] * 30)
-    assert HealthReport.of(once.errors) == once
+    once = HealthReport.sanitized(["a\nb", "x" * 5000, ""] * 30)
+    assert HealthReport.sanitized(once.errors) == once
 
 
 def test_of__of_nothing_is_empty() -> None:
-    assert HealthReport.of() == HealthReport() == HealthReport((), ())
+    assert HealthReport.sanitized() == HealthReport() == HealthReport((), ())
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from django.db import connection
 
 from project.celery import app
 from proxyhealth import tasks
+from proxyhealth.exceptions import RoundFailed
 from proxyhealth.metrics import collector as metrics
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.probing.pool import RoundFailed
-from proxyhealth.rounds import runner as running
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.rounds import runner
+from proxyhealth.storage import reader
+from proxyhealth.storage.lease import begin_round, end_round, take_token
+from proxyhealth.storage.pending import add_pending
 from tests.support.proxies import queued, wait_for
 from tests.support.values import refuse_queries
 
@@ -42,44 +43,44 @@ def test_worker_ready__survives_a_broker_that_is_down(monkeypatch, caplog):
 
 
 def test_first_round__is_not_needed_if_there_has_been_one():
-    started = coordination.take_ticket()
+    started = take_token()
     tasks.first_round(started)
-    assert store.read().number == 1
+    assert reader.read().number == 1
     tasks.first_round(started)
-    assert store.read().number == 1
-    tasks.first_round(coordination.take_ticket())
-    assert store.read().number == 1, "it is fresh; a worker that starts needs no other"
+    assert reader.read().number == 1
+    tasks.first_round(take_token())
+    assert reader.read().number == 1, "it is fresh; a worker that starts needs no other"
 
 
 def test_first_round__is_needed_if_the_last_one_is_old(redis_client):
-    tasks.first_round(coordination.take_ticket())
-    key = caches["default"].make_key("proxyhealth:rounds")
+    tasks.first_round(take_token())
+    key = caches["default"].make_key("proxyhealth:round-stats")
     redis_client.hset(key, "full", int((time.time() - 31) * 1_000_000))
-    tasks.first_round(coordination.take_ticket())
-    assert store.read().number == 2
+    tasks.first_round(take_token())
+    assert reader.read().number == 2
 
 
 def test_first_round__waits_for_the_lease_of_a_worker_that_was_killed(configure):
     configure(INTERVAL=2)
-    coordination.begin_round()
-    tasks.first_round(coordination.take_ticket())
-    assert store.read().number == 1
+    begin_round()
+    tasks.first_round(take_token())
+    assert reader.read().number == 1
 
 
 def test_tasks__run_what_they_say(serve):
     proxy = WorkspaceProxy.objects.create(name="paris", url=serve().url)
     tasks.check_proxies([str(proxy.pk)])
-    assert store.read().checked_at is None
+    assert reader.read().checked_at is None
     tasks.check_all()
-    assert store.read().checked_at is not None
+    assert reader.read().checked_at is not None
 
 
 def test_check_proxies__takes_along_what_is_waiting(serve):
     paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
     oslo = WorkspaceProxy.objects.create(name="oslo", url=serve().url)
-    coordination.add_pending([str(oslo.pk)])
+    add_pending([str(oslo.pk)])
     tasks.check_proxies([str(paris.pk)])
-    assert set(store.read().statuses) == {paris.pk, oslo.pk}
+    assert set(reader.read().statuses) == {paris.pk, oslo.pk}
 
 
 def test_check_proxies__with_the_cache_away_fails_as_a_check(settings):
@@ -96,28 +97,28 @@ def test_check_proxies__that_finds_nothing_to_do_does_nothing(redis_client, snap
 def test_check_all__a_tick_soon_after_another_is_skipped_and_counted():
     tasks.check_all(gap=30)
     tasks.check_all(gap=30)
-    assert store.read().number == 1
-    assert store.read().outcomes == {"success": 1, "skipped": 1}
+    assert reader.read().number == 1
+    assert reader.read().outcomes == {"success": 1, "skipped": 1}
 
 
 def test_check_all__a_request_is_fulfilled_by_a_round_that_began_after_it():
-    asked = coordination.take_ticket()
+    asked = take_token()
     tasks.check_all(asked=asked)
     tasks.check_all(asked=asked)
-    assert store.read().number == 1
-    assert store.read().outcomes == {"success": 1}
+    assert reader.read().number == 1
+    assert reader.read().outcomes == {"success": 1}
 
 
 def test_check_all__by_hand_during_a_round_is_followed_by_one_more():
-    begun = coordination.begin_round()
+    begun = begin_round()
     tasks.check_all()
     tasks.check_all(gap=30)
-    assert coordination.end_round(begun.ticket)
-    assert store.read().outcomes == {"skipped": 1}
+    assert end_round(begun.token)
+    assert reader.read().outcomes == {"skipped": 1}
 
 
 def runs():
-    return store.read_activity().tasks
+    return reader.read_activity().tasks
 
 
 def test_runs__are_counted_with_their_time(serve):
@@ -224,8 +225,8 @@ def test_worker__ends_a_round_of_shards(serve, configure, worker, redis_client):
     for i in range(7):
         WorkspaceProxy.objects.create(name=f"p{i}", url=server.url)
     begin = time.monotonic()
-    assert running.run_round(share=True) == "shared"
-    snapshot = wait_for(lambda: store.read_anew().checked_at and store.read_anew(), 20)
+    assert runner.run_round(share=True) == "shared"
+    snapshot = wait_for(lambda: reader.read_anew().checked_at and reader.read_anew(), 20)
     assert {status.status for status in snapshot.statuses.values()} == {"ok"}
     assert len(snapshot.statuses) == 7
     assert {status.checked_at for status in snapshot.statuses.values()} == {snapshot.checked_at}
@@ -241,4 +242,4 @@ def test_worker__ends_a_round_of_shards(serve, configure, worker, redis_client):
     assert sum(snapshot.rounds.counts) == 1
     assert snapshot.rounds.sum == pytest.approx(snapshot.duration)
     wait_for(lambda: not redis_client.keys("celery-task-meta-*"), what="results do not pile up")
-    wait_for(lambda: running.run_round() == "success", what="the lease was given back")
+    wait_for(lambda: runner.run_round() == "success", what="the lease was given back")

@@ -8,9 +8,10 @@ from django.utils.safestring import mark_safe
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.report import HealthReport, Reason, Status
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.report import HealthReport
+from proxyhealth.statuses import Reason, Status
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.lease import take_token
 from tests.support.values import a_round, make_proxy, make_status
 
 
@@ -29,8 +30,8 @@ def render(proxy):
     return template.render(Context({"proxy": proxy})).strip()
 
 
-def commit(*statuses):
-    store.commit(statuses, coordination.take_ticket(), full_round=a_round())
+def commit_statuses(*statuses):
+    commit(statuses, take_token(), full_round=a_round())
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def paris():
     """A row as it comes from the database, and its status."""
     row = WorkspaceProxy(name="Paris", url="https://paris.example.com")
     proxy = replace(make_proxy("Paris", row.pk), url=row.url)
-    commit(make_status(proxy, Status.UNREACHABLE, reason=Reason.DNS))
+    commit_statuses(make_status(proxy, Status.UNREACHABLE, reason=Reason.DNS))
     return row
 
 
@@ -65,7 +66,7 @@ def test_badge__every_form_of_a_proxy(paris, form):
 @pytest.mark.parametrize("status", Status)
 def test_badge__every_status(status):
     found = make_status(make_proxy(), status)
-    commit()
+    commit_statuses()
     assert render(found) == badge(status)
 
 
@@ -83,7 +84,7 @@ def test_badge__what_is_no_known_proxy_is_unknown(paris, proxy):
 
 def test_badge__a_name_that_looks_like_an_id():
     name = uuid4().hex
-    commit(make_status(make_proxy(name)))
+    commit_statuses(make_status(make_proxy(name)))
     assert render(name) == badge("ok")
 
 
@@ -132,7 +133,7 @@ def test_badge__has_nothing_of_what_a_proxy_says(redis_client):
     status = make_status(
         proxy, Status.UNHEALTHY, reason=Reason.REPORT_ERRORS, report=HealthReport(("<b>secret",), ("hidden",))
     )
-    commit(status)
+    commit_statuses(status)
     assert render(status) == render("paris") == badge("unhealthy")
     redis_client.flushall()
     assert render("paris") == stale_badge("unhealthy")
@@ -154,7 +155,7 @@ def test_badge__of_literals_in_a_template(paris):
 
 
 def test_by_name__every_status_by_its_name_in_lower_case():
-    commit(make_status(make_proxy("Paris")), make_status(make_proxy("oslo")))
+    commit_statuses(make_status(make_proxy("Paris")), make_status(make_proxy("oslo")))
     snapshot = health.snapshot()
     assert list(snapshot.by_name) == ["oslo", "paris"]
     assert snapshot.by_name["paris"] in snapshot.statuses.values()

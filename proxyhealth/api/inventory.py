@@ -17,8 +17,7 @@ from django.db.models import Count, Max, Q
 
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
-from proxyhealth.probing.pool import values_of
-from proxyhealth.report import Proxy
+from proxyhealth.snapshot import Proxy
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +25,11 @@ logger = logging.getLogger(__name__)
 _RETRY_INTERVAL = 2.0
 
 # Seconds that the others wait for the one who asks it, when what they have is old.
-_PATIENCE = 1.0
+_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Roster:
+class Inventory:
     """``proxies`` by their names without regard to case, ``changed_at`` of the last row that was saved.
 
     ``fault`` says why this is only the last copy that a process has, when it could not get a newer one.
@@ -40,7 +39,7 @@ class Roster:
     changed_at: datetime | None
     fault: str = ""
 
-    def says(self, other: Roster) -> bool:
+    def same_as(self, other: Inventory) -> bool:
         """Whether it says the same, with the same objects."""
         return (
             (self.changed_at, self.fault) == (other.changed_at, other.fault)
@@ -49,7 +48,7 @@ class Roster:
         )
 
 
-class _Mark(NamedTuple):
+class _Fingerprint(NamedTuple):
     """What one small query tells of all rows. Saves and deletions make another one of it; not all of them do:
     neither one that leaves ``updated_at`` as it is, nor one in a transaction that was committed late, or by a
     clock that is behind, when another row has a later ``updated_at`` already."""
@@ -58,7 +57,7 @@ class _Mark(NamedTuple):
     changed_at: datetime | None
 
 
-def read(epoch: object = None, *, now: bool = False) -> Roster:
+def read(epoch: object = None, *, now: bool = False) -> Inventory:
     """The active proxies, at most ``READ_INTERVAL`` seconds old, or as they are ``now``.
 
     In between there is no query, and after it a small one that tells whether anything was saved. All rows
@@ -84,18 +83,18 @@ def forget() -> None:
 class _Reader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._roster: Roster | None = None
-        self._mark: _Mark | None = None
+        self._roster: Inventory | None = None
+        self._mark: _Fingerprint | None = None
         self._epoch: object = None
         self._read_at = float("-inf")  # when all rows were read
         self._ask_at = float("-inf")
         self._saved = self._seen = object()  # another one with each save of this process
         self._asking_since: float | None = None  # by the clock, of who has the lock
-        self._late: Roster | None = None
+        self._late: Inventory | None = None
         self._error: DatabaseError | None = None  # of who asked last without a copy
         self._failed_at = float("-inf")
 
-    def read(self, epoch: object, now: bool) -> Roster:
+    def read(self, epoch: object, now: bool) -> Inventory:
         roster = self._roster
         if roster is None:
             begin = time.monotonic()
@@ -128,9 +127,9 @@ class _Reader:
     def _patience(self) -> float:
         """Seconds that are left for who asks; all of them together wait for one answer only so long."""
         now = time.monotonic()
-        return max(0.0, (self._asking_since or now) + _PATIENCE - now)
+        return max(0.0, (self._asking_since or now) + _TIMEOUT - now)
 
-    def _overdue(self, roster: Roster) -> Roster:
+    def _overdue(self, roster: Inventory) -> Inventory:
         """``roster``, with the fault that it has while the database says nothing."""
         if roster.fault:
             return roster
@@ -140,7 +139,7 @@ class _Reader:
             late = self._late = replace(roster, fault=_FAULT.format("it does not answer"))
         return late
 
-    def _refreshed(self, epoch: object, now: bool) -> Roster:
+    def _refreshed(self, epoch: object, now: bool) -> Inventory:
         roster = self._roster
         if roster and not now and not self._is_due(epoch):
             return roster
@@ -148,7 +147,7 @@ class _Reader:
         begin = self._asking_since = time.monotonic()
         saved = self._saved
         try:
-            mark = _take_mark()
+            mark = _take_fingerprint()
             known = mark == self._mark and epoch == self._epoch and saved is self._seen
             if roster is None or not known or begin >= self._read_at + conf.INTERVAL:
                 # Marked before they are read: what is saved in between is seen next time.
@@ -174,23 +173,23 @@ class _Reader:
         return roster
 
 
-def _renewed(before: Roster | None, mark: _Mark) -> Roster:
+def _renewed(before: Inventory | None, mark: _Fingerprint) -> Inventory:
     """The rows; those that are as they were as the same objects, and so the whole if all of them are."""
     known = {proxy.id: proxy for proxy in before.proxies} if before else {}
     rows = [
-        same if (same := known.get(proxy.id)) == proxy else proxy for proxy in values_of(_rows().active())
+        same if (same := known.get(proxy.id)) == proxy else proxy for proxy in _rows().active().as_proxies()
     ]
     # Not every database sorts as Python does, and the pages of a list are cut in this order.
     rows.sort(key=lambda proxy: proxy.name.lower())
-    roster = Roster(tuple(rows), mark.changed_at)
-    return before if before and before.says(roster) else roster
+    roster = Inventory(tuple(rows), mark.changed_at)
+    return before if before and before.same_as(roster) else roster
 
 
 _FAULT = "The database cannot be read ({}); these are the proxies that were read last."
 
 
-def _take_mark() -> _Mark:
-    return _Mark(
+def _take_fingerprint() -> _Fingerprint:
+    return _Fingerprint(
         **_rows().aggregate(active=Count("pk", filter=Q(deleted=False)), changed_at=Max("updated_at"))
     )
 

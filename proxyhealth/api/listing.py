@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 from uuid import UUID
 
 from proxyhealth import health
-from proxyhealth.api import inventory as roster
-from proxyhealth.api.inventory import Roster
+from proxyhealth.api import inventory
+from proxyhealth.api.inventory import Inventory
 from proxyhealth.api.query import EVERYTHING, PRIMARY_CURSOR, Selection, cursor_after
 from proxyhealth.api.representation import (
     Representation,
@@ -25,7 +25,7 @@ from proxyhealth.api.representation import (
     status_json,
 )
 from proxyhealth.conf import Primary, conf
-from proxyhealth.report import Proxy, ProxyStatus, Snapshot
+from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 
 # Bytes of answers to queries that a listing keeps: a filter that many use is made once, too.
 _KEPT = 8_000_000
@@ -47,10 +47,10 @@ def current(*, now: bool = False) -> Listing:
 def forget() -> None:
     """Drop this process's listing: after a fork, and between tests."""
     global _maker
-    _maker = _Maker()
+    _maker = _ListingCache()
 
 
-class _Maker:
+class _ListingCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listing: Listing | None = None
@@ -62,7 +62,7 @@ class _Maker:
         parts = Parts.read(now)
         if listing is None:
             self._lock.acquire()
-        elif listing.parts.are(parts):
+        elif listing.parts.same_as(parts):
             self._good_until = self._soon()
             return listing
         elif not self._lock.acquire(blocking=now or time.monotonic() >= self._good_until):
@@ -88,7 +88,7 @@ class _Maker:
 class Parts(NamedTuple):
     """What a listing is made of."""
 
-    rows: Roster
+    rows: Inventory
     snapshot: Snapshot
     stale_reason: str
     primary: Primary | None
@@ -96,10 +96,10 @@ class Parts(NamedTuple):
     @classmethod
     def read(cls, now: bool = False) -> Parts:
         snapshot = health.snapshot()
-        rows = roster.read(snapshot.committed_at, now=now)
+        rows = inventory.read(snapshot.committed_at, now=now)
         return cls(rows, snapshot, snapshot.stale_reason or rows.fault, conf.PRIMARY)
 
-    def are(self, others: Parts) -> bool:
+    def same_as(self, others: Parts) -> bool:
         return (
             self.rows is others.rows
             and self.snapshot is others.snapshot
@@ -126,7 +126,7 @@ class Listing:
         if before:
             # What was asked for is made before anybody has to wait for it.
             for kind in before._asked.copy():
-                self._whole[kind] = self._represent(kind, EVERYTHING).succeed(before._whole[kind])
+                self._whole[kind] = self._represent(kind, EVERYTHING).reuse_or_replace(before._whole[kind])
 
     @property
     def stale(self) -> bool:
@@ -223,7 +223,7 @@ class _Fragment:
 class _Entries:
     """The proxies of a listing, in the order of their names without regard to case."""
 
-    def __init__(self, rows: Roster, snapshot: Snapshot, before: _Entries | None) -> None:
+    def __init__(self, rows: Inventory, snapshot: Snapshot, before: _Entries | None) -> None:
         known = before._fragments if before else {}
         self.statuses: list[ProxyStatus] = []
         self.names: list[str] = []
@@ -276,7 +276,7 @@ def _search_text(proxy: Proxy | Primary) -> str:
     return f"{proxy.name}\n{proxy.display_name}\n{proxy.url}".casefold()
 
 
-_maker = _Maker()
+_maker = _ListingCache()
 
 # A thread of the parent may hold the lock, and in the child nobody would ever release it.
 os.register_at_fork(after_in_child=forget)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from django.http import QueryDict
 
-from proxyhealth.report import Status
+from proxyhealth.exceptions import InvalidQuery
+from proxyhealth.statuses import Status
 
 MAX_LIMIT = 1_000
 MAX_TEXT = 200
@@ -15,10 +16,6 @@ MAX_TEXT = 200
 # A page begins behind a name, in lower case; or behind the primary region, which comes before all names.
 PRIMARY_CURSOR = "0"
 _NAME_CURSOR = re.compile(r"1(.{1,200})", re.DOTALL)
-
-
-class BadQuery(Exception):
-    """A parameter that cannot be understood; the message says what it must be."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +56,14 @@ def cursor_after(name: str) -> str:
 def parse_selection(query: QueryDict, filter: str) -> Selection:
     """The selection of ``query``, in which ``filter`` is the one of ``status`` and ``healthy`` that there is.
 
-    Raises :class:`BadQuery`, for what there is not, too: a slip of the pen must not bring everything.
+    Raises :class:`InvalidQuery`, for what there is not, too: a slip of the pen must not bring everything.
     """
     if not query:
         return EVERYTHING
     known = (filter, "q", "limit", "cursor")
     for name in query:
         if name not in known:
-            raise BadQuery(f"There is no {short(name)}; there are {', '.join(known)}.")
+            raise InvalidQuery(f"There is no {short(name)}; there are {', '.join(known)}.")
     return Selection(
         statuses=frozenset(map(_status, query.getlist("status"))),
         healthy=_healthy(query),
@@ -80,27 +77,27 @@ def _status(value: str) -> Status:
     try:
         return Status(value)
     except ValueError:
-        raise BadQuery(f"'status' must be one of {', '.join(Status)}, not {short(value)}.") from None
+        raise InvalidQuery(f"'status' must be one of {', '.join(Status)}, not {short(value)}.") from None
 
 
 def _one(query: QueryDict, name: str) -> str | None:
     values = query.getlist(name)
     if len(values) > 1:
-        raise BadQuery(f"{name!r} is given {len(values)} times.")
+        raise InvalidQuery(f"{name!r} is given {len(values)} times.")
     return values[0] if values else None
 
 
 def _healthy(query: QueryDict) -> bool | None:
     value = _one(query, "healthy")
     if value not in (None, "true", "false"):
-        raise BadQuery(f"'healthy' must be true or false, not {short(value)}.")
+        raise InvalidQuery(f"'healthy' must be true or false, not {short(value)}.")
     return None if value is None else value == "true"
 
 
 def _text(query: QueryDict) -> str:
     value = _one(query, "q") or ""
     if len(value) > MAX_TEXT:
-        raise BadQuery(f"'q' must have {MAX_TEXT} characters at most, not {len(value):,}.")
+        raise InvalidQuery(f"'q' must have {MAX_TEXT} characters at most, not {len(value):,}.")
     return value.casefold()
 
 
@@ -109,7 +106,7 @@ def _limit(query: QueryDict) -> int | None:
     if value is None:
         return None
     if not re.fullmatch("[0-9]{1,4}", value) or not 1 <= int(value) <= MAX_LIMIT:
-        raise BadQuery(f"'limit' must be a number from 1 to {MAX_LIMIT:,}, not {short(value)}.")
+        raise InvalidQuery(f"'limit' must be a number from 1 to {MAX_LIMIT:,}, not {short(value)}.")
     return int(value)
 
 
@@ -121,7 +118,7 @@ def _after(query: QueryDict) -> str | None:
         return ""
     if match := _NAME_CURSOR.fullmatch(value):
         return match[1]
-    raise BadQuery(f"'cursor' must be the next_cursor of another page, not {short(value)}.")
+    raise InvalidQuery(f"'cursor' must be the next_cursor of another page, not {short(value)}.")
 
 
 def short(value: str) -> str:

@@ -15,7 +15,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.utils.http import http_date, parse_etags
 
 from proxyhealth.conf import Primary
-from proxyhealth.report import Proxy, ProxyStatus, Snapshot, rfc3339
+from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
+from proxyhealth.utils import rfc3339
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -99,7 +100,7 @@ class Representation:
                 self._gzipped = gzip.compress(self.body, _GZIP_LEVEL, mtime=0)
             return self._gzipped
 
-    def succeed(self, before: Representation) -> Representation:
+    def reuse_or_replace(self, before: Representation) -> Representation:
         """What is to be sent from now on: with the same bytes, ``before``; else this one, as compressed as
         that was, so that nobody has to wait for it."""
         if self._hash == before._hash:

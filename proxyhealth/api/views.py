@@ -11,12 +11,13 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
 from proxyhealth import health
-from proxyhealth.access import Refused, endpoint, message
+from proxyhealth.access import endpoint, message
 from proxyhealth.api import listing
 from proxyhealth.api.listing import Kind, Listing
-from proxyhealth.api.query import BadQuery, parse_selection, short
+from proxyhealth.api.query import parse_selection, short
 from proxyhealth.api.representation import Representation, encode
 from proxyhealth.conf import conf
+from proxyhealth.exceptions import APIError, InvalidQuery
 
 VIEW_PERMISSION = "proxyhealth.view_workspaceproxy"
 CHANGE_PERMISSION = "proxyhealth.change_workspaceproxy"
@@ -80,8 +81,8 @@ def _described(prefix: str) -> Representation:
 def _list(request: HttpRequest, kind: Kind, filter: str) -> HttpResponse:
     try:
         selection = parse_selection(request.GET, filter)
-    except BadQuery as error:
-        raise Refused(400, "Bad query.", str(error)) from None
+    except InvalidQuery as error:
+        raise APIError(400, "Bad query.", str(error)) from None
     known = listing.current()
     return _respond(request, known.select(kind, selection), known)
 
@@ -92,7 +93,7 @@ def _respond(request: HttpRequest, representation: Representation, known: Listin
     return response
 
 
-def _not_found(id_or_name: str, known: Listing) -> Refused:
+def _not_found(id_or_name: str, known: Listing) -> APIError:
     if known.parts.rows.fault:  # then nobody can say that there is none
-        return Refused(503, "Not available.", "The database cannot be used now.")
-    return Refused(404, "Not found.", f"There is no workspace proxy {short(id_or_name)}.")
+        return APIError(503, "Not available.", "The database cannot be used now.")
+    return APIError(404, "Not found.", f"There is no workspace proxy {short(id_or_name)}.")

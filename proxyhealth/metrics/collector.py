@@ -16,10 +16,11 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from proxyhealth.conf import conf
-from proxyhealth.report import ProxyStatus, RoundHistogram, Snapshot, Status
 from proxyhealth.rounds import broker
-from proxyhealth.storage import reader as store
-from proxyhealth.storage.look import TaskRuns
+from proxyhealth.snapshot import ProxyStatus, RoundHistogram, Snapshot
+from proxyhealth.statuses import Status
+from proxyhealth.storage import reader
+from proxyhealth.storage.reader import TaskRuns
 
 OUTCOMES = ("success", "incomplete", "offline", "failure")
 
@@ -40,7 +41,7 @@ class SnapshotCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        activity = store.read_activity()
+        activity = reader.read_activity()
         snapshot = activity.snapshot
         prefix = f"{conf.METRICS_NAMESPACE}_proxyhealth_" if conf.METRICS_NAMESPACE else "proxyhealth_"
         # What a check of a few has left in a cache that was emptied is no snapshot yet.
@@ -75,7 +76,7 @@ def _of_snapshot(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
     yield proxies
 
 
-def _of_rounds(prefix: str, activity: store.Activity) -> Iterator[Metric]:
+def _of_rounds(prefix: str, activity: reader.Activity) -> Iterator[Metric]:
     snapshot = activity.snapshot
     yield HistogramMetricFamily(
         f"{prefix}health_check_duration_seconds",
@@ -131,7 +132,7 @@ def _of_tasks(prefix: str, tasks: Mapping[str, TaskRuns]) -> Iterator[Metric]:
         runs.add_metric([task, "failure"], counts.failure)
         seconds.add_metric([task], counts.microseconds / 1_000_000)
     yield from (runs, seconds)
-    waiting = broker.waiting()
+    waiting = broker.queue_length()
     if waiting is not None:
         yield _gauge(
             f"{prefix}tasks_waiting", "Messages that wait in the broker's queue for a worker.", waiting

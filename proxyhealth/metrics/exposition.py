@@ -19,8 +19,9 @@ from prometheus_client.registry import Collector
 
 from proxyhealth import access
 from proxyhealth.conf import conf
+from proxyhealth.exceptions import APIError
 from proxyhealth.metrics.collector import ProxyGauge, collector
-from proxyhealth.report import ProxyStatus
+from proxyhealth.snapshot import ProxyStatus
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def _require_token(request: HttpRequest) -> None:
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), token.encode()):
-        raise access.Refused(
+        raise APIError(
             401,
             "Not allowed.",
             "Send the token as Authorization: Bearer <token>.",

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from proxyhealth.metrics import exposition as exporter
+from proxyhealth.metrics import exposition
 
 # Who links to the metrics does so by the name that django-prometheus gave them.
-urlpatterns = [path("metrics", exporter.metrics, name="prometheus-django-metrics")]
+urlpatterns = [path("metrics", exposition.metrics, name="prometheus-django-metrics")]

@@ -36,7 +36,7 @@ class Cut:
     def __lt__(self, other: Cut) -> bool:
         return self.end < other.end
 
-    def make(self) -> None:
+    def abort(self) -> None:
         if (sock := self._sock) is not None:
             with suppress(OSError):  # it is closed already
                 # The method of the parent: that of a TLS socket also lets go of what another
@@ -47,7 +47,7 @@ class Cut:
         self._sock = None
 
 
-class Cutter:
+class Watchdog:
     """One thread for all the connections that may have to be cut."""
 
     def __init__(self) -> None:
@@ -55,12 +55,12 @@ class Cutter:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def cut(self, sock: socket.socket, deadline: Deadline) -> Cut:
+    def watch(self, sock: socket.socket, deadline: Deadline) -> Cut:
         cut = Cut(sock, deadline.end)
         with self._changed:
             heapq.heappush(self._cuts, cut)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="probe cutter", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="probe watchdog", daemon=True)
                 self._thread.start()
             elif self._cuts[0] is cut:
                 self._changed.notify()
@@ -73,15 +73,15 @@ class Cutter:
                     left = max(0.0, self._cuts[0].end - time.monotonic()) if self._cuts else None
                     self._changed.wait(left)
                 cut = heapq.heappop(self._cuts)
-            cut.make()
+            cut.abort()
 
 
-cutter = Cutter()
+watchdog = Watchdog()
 
 
 def _after_fork() -> None:
-    global cutter
-    cutter = Cutter()  # the thread stayed in the parent
+    global watchdog
+    watchdog = Watchdog()  # the thread stayed in the parent
 
 
 os.register_at_fork(after_in_child=_after_fork)

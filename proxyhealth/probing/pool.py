@@ -9,60 +9,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
 from uuid import UUID
 
-from django.db import Error as DatabaseError
-from django.db import connections, router
-from django.db.models.functions import Lower
-
 from proxyhealth.conf import conf
-from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
-from proxyhealth.probing.probe import answers, probe
-from proxyhealth.report import HealthReport, Proxy, ProxyStatus, Reason, Status
+from proxyhealth.exceptions import ProberOffline, RoundFailed
+from proxyhealth.probing.probe import is_reachable, probe
+from proxyhealth.report import HealthReport
+from proxyhealth.snapshot import Proxy, ProxyStatus
+from proxyhealth.statuses import Reason, Status
 from proxyhealth.validators import parse_proxy_url
 
-_COLUMNS = tuple(field.name for field in fields(Proxy))
-
-
 # Who waits for probes looks up so often (seconds) whether the round is still wanted.
-_LOOK = 0.5
+_STOP_POLL = 0.5
 
 # With so many threads it pays to let them switch less often.
-_CROWD = 64
-
-
-class RoundFailed(Exception):
-    """A round, or the check of a few proxies, came to nothing; the snapshot is as it was."""
-
-
-def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
-    """The active proxies, or those of them with these ids, by name; raises ``RoundFailed``."""
-    # A replica may not know yet what has just been saved.
-    alias = router.db_for_write(WorkspaceProxy)
-    rows = WorkspaceProxy.objects.using(alias).active()
-    if ids is not None:
-        rows = rows.filter(pk__in=list(ids))
-    try:
-        return values_of(rows)
-    except DatabaseError as error:
-        # A long-lived process must not keep a connection that a restart of the server has cut.
-        connections[alias].close_if_unusable_or_obsolete()
-        raise RoundFailed(f"the proxies cannot be read from the database: {error}") from error
-
-
-def values_of(rows: WorkspaceProxyQuerySet) -> list[Proxy]:
-    """The rows as plain values: what leaves the ORM, and may enter a thread."""
-    return [Proxy(**row) for row in rows.order_by(Lower("name")).values(*_COLUMNS)]
-
-
-def value_of(row: WorkspaceProxy) -> Proxy:
-    return Proxy(**{column: getattr(row, column) for column in _COLUMNS})
-
-
-class ProberOffline(RoundFailed):
-    """Proxies seem dead, but no canary answers either: it is this machine that is cut off."""
+_SWITCH_THRESHOLD = 64
 
 
 def time_limit(count: int) -> float:
@@ -75,10 +37,10 @@ def time_limit(count: int) -> float:
 
 def slow_first(proxies: Iterable[Proxy], known: Mapping[UUID, ProxyStatus]) -> list[Proxy]:
     """``proxies``, those first that took long last time: what waits for them overlaps all the others."""
-    return sorted(proxies, key=lambda proxy: _expected(known.get(proxy.id), proxy), reverse=True)
+    return sorted(proxies, key=lambda proxy: expected_seconds(known.get(proxy.id), proxy), reverse=True)
 
 
-def _expected(status: ProxyStatus | None, proxy: Proxy) -> float:
+def expected_seconds(status: ProxyStatus | None, proxy: Proxy) -> float:
     """How many seconds a probe of ``proxy`` will probably take."""
     if not proxy.url:
         return 0.0
@@ -89,25 +51,6 @@ def _expected(status: ProxyStatus | None, proxy: Proxy) -> float:
     if status.latency is None:
         return conf.TIMEOUT / 10  # refused, or no such name: sometimes at once, sometimes not
     return min(status.latency, conf.TIMEOUT)
-
-
-def split(proxies: Sequence[Proxy], known: Mapping[UUID, ProxyStatus]) -> list[list[Proxy]]:
-    """``proxies`` as the shards of a round, the slow ones in the first of them.
-
-    A shard has at most ``SHARD_SIZE`` proxies, and waiting for no more than a process can bear in one
-    ``TIMEOUT``. So whoever takes a later one is soon ready for the next.
-    """
-    patience = conf.CONCURRENCY * conf.TIMEOUT
-    shards: list[list[Proxy]] = []
-    room, left = 0, 0.0
-    for proxy in slow_first(proxies, known):
-        seconds = _expected(known.get(proxy.id), proxy)
-        if not room or seconds > left:
-            shards.append([])
-            room, left = conf.SHARD_SIZE, patience
-        shards[-1].append(proxy)
-        room, left = room - 1, left - seconds
-    return shards
 
 
 def probe_all(
@@ -156,7 +99,7 @@ def probe_batches(
     batch: list[ProxyStatus] = []
     heard = 0.0
     threads = min(conf.CONCURRENCY, len(proxies))
-    crowded = threads > _CROWD
+    crowded = threads > _SWITCH_THRESHOLD
     if crowded:
         _switching.fewer()
     try:
@@ -167,7 +110,7 @@ def probe_batches(
             quiet_until = heard + lull if batch else math.inf
             try:
                 pause = min(end, quiet_until) - time.monotonic()
-                status = done.get(timeout=max(0.0, min(pause, _LOOK)))
+                status = done.get(timeout=max(0.0, min(pause, _STOP_POLL)))
             except queue.Empty:
                 if time.monotonic() >= end:
                     break
@@ -235,7 +178,9 @@ def require_online(statuses: Iterable[ProxyStatus]) -> None:
         return
     heard: queue.SimpleQueue[bool] = queue.SimpleQueue()
     for url in urls:
-        threading.Thread(target=lambda url=url: heard.put(answers(url)), name="canary", daemon=True).start()
+        threading.Thread(
+            target=lambda url=url: heard.put(is_reachable(url)), name="canary", daemon=True
+        ).start()
     end = time.monotonic() + conf.TIMEOUT + 1
     try:
         if any(heard.get(timeout=max(0.0, end - time.monotonic())) for _ in urls):
@@ -258,6 +203,6 @@ def _unanswered(proxy: Proxy, checked_at: datetime) -> ProxyStatus:
         host,
         status=Status.UNREACHABLE,
         reason=Reason.TIMEOUT,
-        report=HealthReport.of(["request to proxy failed: no judgement before the end of the round"]),
+        report=HealthReport.sanitized(["request to proxy failed: no judgement before the end of the round"]),
         checked_at=checked_at,
     )

@@ -21,16 +21,13 @@ from requests.structures import CaseInsensitiveDict
 
 from proxyhealth import __version__
 from proxyhealth.conf import conf
+from proxyhealth.exceptions import AddressBlocked, BadReport, ProbeFailed, TooManyBytes
 from proxyhealth.probing.addresses import AddressPolicy
 from proxyhealth.probing.deadline import Deadline
-from proxyhealth.probing.transport import (
-    MAX_HEADER_BYTES,
-    AddressBlocked,
-    Connection,
-    TooManyBytes,
-    tls_context,
-)
-from proxyhealth.report import BadReport, HealthReport, Proxy, ProxyStatus, Reason, Status, clean
+from proxyhealth.probing.transport import MAX_HEADER_BYTES, Connection, tls_context
+from proxyhealth.report import HealthReport, clean
+from proxyhealth.snapshot import Proxy, ProxyStatus
+from proxyhealth.statuses import Reason, Status
 from proxyhealth.validators import MAX_URL_LENGTH, ProxyURL, parse_proxy_url, split_url
 
 logger = logging.getLogger(__name__)
@@ -81,20 +78,20 @@ def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
     if not proxy.url:
         return ProxyStatus(proxy, "", Status.UNREGISTERED, checked_at=checked_at)
     begin = time.monotonic()
-    visit = _Visit()
+    visit = _Fetch()
     status, reason = Status.OK, Reason.NONE
     try:
         report = visit.fetch_report(proxy.url)
         if report.errors:
             status, reason = Status.UNHEALTHY, Reason.REPORT_ERRORS
-    except _Judged as judged:
+    except ProbeFailed as judged:
         status, reason = judged.status, judged.reason
-        report = HealthReport.of([str(judged)], visit.warnings)
+        report = HealthReport.sanitized([str(judged)], visit.warnings)
     except Exception:
         logger.exception("probe failed proxy=%s name=%s", proxy.id, proxy.name)
         status, reason = Status.UNHEALTHY, Reason.INTERNAL
         message = "proxyhealth failed to probe this proxy; the worker's log says why"
-        report = HealthReport.of([message], visit.warnings)
+        report = HealthReport.sanitized([message], visit.warnings)
     return ProxyStatus(
         proxy=proxy,
         proxy_host=visit.proxy_host,
@@ -107,34 +104,25 @@ def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
     )
 
 
-def answers(url: str) -> bool:
+def is_reachable(url: str) -> bool:
     """Whether a server answers at ``url`` within ``TIMEOUT`` seconds; anything that is HTTP will do.
 
     The URL is the operator's own, so the address policy does not apply. Raises nothing.
     """
-    visit = _Visit()
+    visit = _Fetch()
     visit.deadline = Deadline(conf.TIMEOUT)
     visit.policy = AddressPolicy()
     try:
         with visit.get(parse_proxy_url(url.partition("?")[0]), requests.utils.requote_uri(url)):
             return True
-    except _Judged as judged:
+    except ProbeFailed as judged:
         logger.warning("canary silent url=%s error=%s", url.partition("?")[0], judged)
     except Exception:
         logger.exception("canary failed url=%s", url.partition("?")[0])
     return False
 
 
-class _Judged(Exception):
-    """Ends a probe that got no report; the message is for the operator."""
-
-    def __init__(self, status: Status, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-
-
-class _Visit:
+class _Fetch:
     """One probe under way, over all its redirects."""
 
     def __init__(self) -> None:
@@ -155,7 +143,7 @@ class _Visit:
         try:
             url, target = _report_of(proxy_url)
         except ValueError as error:
-            raise _Judged(Status.UNHEALTHY, Reason.INVALID_URL, f"{_BAD_URL}{error}") from None
+            raise ProbeFailed(Status.UNHEALTHY, Reason.INVALID_URL, f"{_BAD_URL}{error}") from None
         self.proxy_host = url.netloc
         for _ in range(MAX_REDIRECTS + 1):
             with self.get(url, target) as response:
@@ -165,7 +153,7 @@ class _Visit:
                     return _read_report(response, self.deadline, self.warnings)
                 self.answered = False  # a redirect is no answer yet
                 url, target = self._follow(target, location)
-        raise _Judged(
+        raise ProbeFailed(
             Status.UNREACHABLE, Reason.PROTOCOL, f"{_NO_RESPONSE}more than {MAX_REDIRECTS} redirects"
         )
 
@@ -178,7 +166,7 @@ class _Visit:
             parts = split_url(location, base=target)
             url = parse_proxy_url(f"{parts.scheme}://{parts.netloc}")
         except ValueError as error:
-            raise _Judged(
+            raise ProbeFailed(
                 Status.UNREACHABLE,
                 Reason.PROTOCOL,
                 f"{_NO_RESPONSE}redirected to a URL that cannot be used: {error}",
@@ -219,7 +207,7 @@ class _Visit:
             return error
         for kind, status, reason, prefix in _REQUEST_ERRORS:
             if isinstance(error, kind):
-                return _Judged(status, reason, prefix + clean(_describe(error, self.deadline), 500))
+                return ProbeFailed(status, reason, prefix + clean(_describe(error, self.deadline), 500))
         return error
 
 
@@ -293,7 +281,7 @@ def _describe(error: Exception, deadline: Deadline) -> str:
 def _read_report(response: requests.Response, deadline: Deadline, warnings: list[str]) -> HealthReport:
     if response.status_code != 200:
         reason = f": {response.reason}" if response.reason else ""
-        raise _Judged(
+        raise ProbeFailed(
             Status.UNHEALTHY,
             Reason.STATUS_CODE,
             clean(f"unexpected status code {response.status_code}{reason}", 200),
@@ -313,7 +301,7 @@ def _read_report(response: requests.Response, deadline: Deadline, warnings: list
 
 
 def _read_body(response: requests.Response, deadline: Deadline) -> bytes:
-    """The body, decoded; raises ``_Judged`` if it is late, cut off, or over 64 KiB, or ``BadReport``."""
+    """The body, decoded; raises ``ProbeFailed`` if it is late, cut off, or over 64 KiB, or ``BadReport``."""
     body = bytearray()
     try:
         while len(body) <= MAX_REPORT_BYTES and (chunk := response.raw.read(_READ_SIZE)):
@@ -358,5 +346,5 @@ def _decompress(body: bytearray, encoding: str) -> bytearray:
     raise BadReport(Reason.NOT_JSON, f"the body is not in the encoding that it names, {encoding}")
 
 
-def _no_report(reason: Reason, why: str) -> _Judged:
-    return _Judged(Status.UNHEALTHY, reason, clean(f"{_NO_REPORT}{why}", 500))
+def _no_report(reason: Reason, why: str) -> ProbeFailed:
+    return ProbeFailed(Status.UNHEALTHY, reason, clean(f"{_NO_REPORT}{why}", 500))

@@ -21,8 +21,9 @@ from typing import Any, Self, cast
 
 import certifi
 
+from proxyhealth.exceptions import AddressBlocked, TooManyBytes
 from proxyhealth.probing.addresses import Address, AddressPolicy, IPAddress, address_ip, look_up, routable
-from proxyhealth.probing.deadline import Cut, Deadline, cutter
+from proxyhealth.probing.deadline import Cut, Deadline, watchdog
 
 # More than a health report ever needs, and little enough for thousands of probes at once.
 MAX_HEADER_BYTES = 64 * 1024
@@ -32,14 +33,6 @@ MAX_CHUNK_LINE = 4 * 1024
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*[;\r\n]")
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 _CLOSED = "the connection was closed"
-
-
-class AddressBlocked(Exception):
-    """All addresses of a host are refused by the address policy."""
-
-
-class TooManyBytes(http.client.HTTPException):
-    """The peer sent more than any headers, or any report, can need."""
 
 
 class _Bounded:
@@ -212,9 +205,9 @@ class Connection(http.client.HTTPConnection):
             sock.close()
             raise
         wrapped.made = True
-        # One call into OpenSSL goes on for as long as records come that hold no data, such as tickets;
+        # One call into OpenSSL goes on for as long as records come that hold no data, such as tokens;
         # it never gets to look at the time. So somebody else does.
-        self._cut = cutter.cut(wrapped, self.deadline)
+        self._cut = watchdog.watch(wrapped, self.deadline)
         try:
             wrapped.do_handshake()
         except BaseException as error:

@@ -14,7 +14,7 @@ from celery import current_app
 from kombu.exceptions import ChannelError
 
 # Seconds that a caller waits for the length of a queue.
-_PATIENCE = 0.25
+_TIMEOUT = 0.25
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def _is_redis() -> bool:
     return str(options.broker_write_url or options.broker_url).startswith(("redis:", "rediss:"))
 
 
-def waiting() -> int | None:
+def queue_length() -> int | None:
     """How many messages wait for a worker, in all queues that a task of ours may be sent to.
 
     None if the broker does not say so in a quarter of a second, and for other brokers than Redis. Raises
@@ -43,12 +43,12 @@ def waiting() -> int | None:
     if current_app.conf.task_always_eager or not _is_redis():
         return None
     try:
-        return _question.ask()
+        return _query.ask()
     except Exception:
         return None
 
 
-class _Question:
+class _QueueLengthQuery:
     """Asked in a thread, because Celery retries for many seconds; by one at a time, however many callers."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class _Question:
                     target=self._run, args=(answer,), name="proxyhealth broker", daemon=True
                 ).start()
                 # Only now: one for which there was no thread would never be answered.
-                self._answer, self._until = answer, time.monotonic() + _PATIENCE
+                self._answer, self._until = answer, time.monotonic() + _TIMEOUT
         return answer.result(timeout=max(0.0, self._until - time.monotonic()))
 
     def _run(self, answer: Future[int]) -> None:
@@ -101,4 +101,4 @@ def _queues() -> set[str]:
     return {current_app.amqp.router.route({}, name)["queue"].name for name in names}
 
 
-_question = _Question()
+_query = _QueueLengthQuery()

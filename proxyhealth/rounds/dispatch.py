@@ -14,9 +14,10 @@ from uuid import UUID
 
 from celery import current_app
 
+from proxyhealth.exceptions import StoreError
 from proxyhealth.rounds import broker
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage.client import StoreError
+from proxyhealth.storage.lease import take_token
+from proxyhealth.storage.pending import add_pending, release_claim
 
 logger = logging.getLogger(__name__)
 
@@ -130,13 +131,13 @@ def _run_eagerly(ids: list[str] | None) -> Future[None]:
 
 def _send(ids: set[str] | None) -> None:
     if ids is None:
-        _apply("check_all", kwargs={"asked": _ticket()})
+        _apply("check_all", kwargs={"asked": _token()})
     elif (left := _left_to_send(ids)) is not None:
         try:
             _apply("check_proxies", args=(left,))
         except Exception:
             with suppress(StoreError):
-                coordination.not_sent()
+                release_claim()
             raise
 
 
@@ -149,16 +150,16 @@ def _task(name: str) -> Any:
     return current_app.tasks[f"proxyhealth.tasks.{name}"]
 
 
-def _ticket() -> int | None:
+def _token() -> int | None:
     with suppress(StoreError):  # the workers may have a better way to the cache
-        return coordination.take_ticket()
+        return take_token()
     return None
 
 
 def _left_to_send(ids: set[str]) -> list[str] | None:
     """The ids that a task has to carry, because they could not be noted; None if no task is needed."""
     with suppress(StoreError):
-        return [] if coordination.add_pending(ids) else None
+        return [] if add_pending(ids) else None
     return sorted(ids)
 
 

@@ -1,4 +1,4 @@
-"""A round, a shard of one, the check of a few: each from its ticket to its commit."""
+"""A round, a shard of one, the check of a few: each from its token to its commit."""
 
 from __future__ import annotations
 
@@ -6,37 +6,40 @@ import json
 import logging
 import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from celery import chord, current_app
+from django.db import Error as DatabaseError
+from django.db import connections, router
 
 from proxyhealth.conf import conf
-from proxyhealth.probing import pool as rounds
-from proxyhealth.probing.pool import ProberOffline, RoundFailed
-from proxyhealth.report import Proxy, ProxyStatus, Status
+from proxyhealth.exceptions import ProberOffline, RoundFailed, StoreError, Superseded
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.probing import pool
 from proxyhealth.rounds.dispatch import request_check
-from proxyhealth.rounds.shards import Plan
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
-from proxyhealth.storage.client import StoreError
+from proxyhealth.rounds.shards import Plan, split
+from proxyhealth.snapshot import Proxy, ProxyStatus
+from proxyhealth.statuses import Status
+from proxyhealth.storage import reader
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.counters import count_round
 from proxyhealth.storage.document import Change, Round
+from proxyhealth.storage.lease import Lease, begin_round, end_round, renewing_lease, take_token
+from proxyhealth.storage.plan import drop_plan, load_plan, save_plan
 
 logger = logging.getLogger(__name__)
 
 _SLUG = re.compile(r"[\w-]+")
 
 # How long a round that is done tries to get its result into a cache that is away.
-_COMMIT_PATIENCE = 5.0
+_COMMIT_TIMEOUT = 5.0
 
 # How long a database may take to give the proxies, before another process may try.
-_READ_PATIENCE = 30.0
-
-# When no more answers come for so many seconds, a check commits those that it has.
-_LULL = 0.05
+_READ_TIMEOUT = 30.0
 
 
 # The round
@@ -53,29 +56,29 @@ def run_round(
 ) -> str:
     """One full round, from reading the proxies to the commit.
 
-    Returns ``success``, or why none was begun, as :func:`coordination.begin_round` says, which has the
+    Returns ``success``, or why none was begun, as :func:`begin_round` says, which has the
     arguments. With ``share``, a round of more than ``SHARD_SIZE`` proxies is given to all workers, and the
     answer is ``shared``. Raises ``RoundFailed``; then the snapshot is as it was.
     """
     try:
-        begun = coordination.begin_round(gap=gap, asked=asked, follow=follow, fresh=fresh, wait=wait)
+        begun = begin_round(gap=gap, asked=asked, follow=follow, fresh=fresh, wait=wait)
     except Exception as error:
         raise _failed(error) from error
-    if not begun.ticket:
+    if not begun.token:
         logger.info("round skipped: %s", begun.why)
         if gap is not None:
             _count("skipped")
         return begun.why
     try:
-        with coordination.kept(begun.ticket, _READ_PATIENCE) as lease:
+        with renewing_lease(begun.token, _READ_TIMEOUT) as lease:
             if begun.left_over:
-                _close_left_over(begun.ticket)
-            shared = _run_round(begun.ticket, share, lease)
+                _close_left_over(begun.token)
+            shared = _run_round(begun.token, share, lease)
     except Exception as error:
-        raise _end_failed(begun.ticket, error) from error
+        raise _end_failed(begun.token, error) from error
     if shared:
         return "shared"
-    _end(begun.ticket)
+    _end(begun.token)
     return "success"
 
 
@@ -85,56 +88,69 @@ def run_now(wait: float) -> str:
     Waits up to ``wait`` seconds for one that is under way. Otherwise as :func:`run_round`.
     """
     try:
-        asked = coordination.take_ticket()
+        asked = take_token()
     except Exception as error:
         raise _failed(error) from error
     return run_round(asked=asked, wait=wait)
 
 
+def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
+    """The active proxies, or those of them with these ids, by name; raises ``RoundFailed``."""
+    # A replica may not know yet what has just been saved.
+    alias = router.db_for_write(WorkspaceProxy)
+    rows = WorkspaceProxy.objects.using(alias).active()
+    if ids is not None:
+        rows = rows.filter(pk__in=list(ids))
+    try:
+        return rows.as_proxies()
+    except DatabaseError as error:
+        # A long-lived process must not keep a connection that a restart of the server has cut.
+        connections[alias].close_if_unusable_or_obsolete()
+        raise RoundFailed(f"the proxies cannot be read from the database: {error}") from error
+
+
 def _patience(count: int) -> float:
     """For how many seconds a part of a round may hold its lease: what hangs is not to keep others away."""
-    return rounds.time_limit(count) + _COMMIT_PATIENCE + _READ_PATIENCE
+    return pool.time_limit(count) + _COMMIT_TIMEOUT + _READ_TIMEOUT
 
 
-def _run_round(ticket: int, share: bool, lease: coordination.Lease) -> bool:
+def _run_round(token: int, share: bool, lease: Lease) -> bool:
     checked_at = datetime.now(UTC)
     begin = time.monotonic()
-    proxies = rounds.read_proxies()
-    lease.allow(_patience(len(proxies)))
-    known = store.read().statuses
-    logger.info("round start ticket=%d proxies=%d", ticket, len(proxies))
+    proxies = read_proxies()
+    lease.extend(_patience(len(proxies)))
+    known = reader.read().statuses
+    logger.info("round start token=%d proxies=%d", token, len(proxies))
     if share and len(proxies) > conf.SHARD_SIZE and _can_share(len(proxies)):
-        _share(Plan.of(ticket, checked_at, rounds.split(proxies, known)))
+        _share(Plan.of(token, checked_at, split(proxies, known)))
         return True
-    statuses = rounds.probe_all(proxies, checked_at, known, lease.lost)
-    _commit_round(statuses, ticket, Round(checked_at, time.monotonic() - begin))
+    statuses = pool.probe_all(proxies, checked_at, known, lease.lost)
+    _commit_round(statuses, token, Round(checked_at, time.monotonic() - begin))
     return False
 
 
-def _commit_round(
-    statuses: Sequence[ProxyStatus], ticket: int, done: Round, lease: int | None = None
-) -> None:
-    end = time.monotonic() + _COMMIT_PATIENCE
+def _commit_round(statuses: Sequence[ProxyStatus], token: int, done: Round, lease: int | None = None) -> None:
+    end = time.monotonic() + _COMMIT_TIMEOUT
     while True:
         try:
-            commit = store.commit(statuses, ticket, full_round=done, lease=lease)
+            result = commit(statuses, token, full_round=done, lease=lease)
             break
-        except store.Superseded:
+        except Superseded:
             raise
         except StoreError as error:
             # A restart of the cache is no reason to lose a round.
             if time.monotonic() > end:
                 raise
-            logger.warning("round waits for the cache ticket=%d error=%s", ticket, error)
+            logger.warning("round waits for the cache token=%d error=%s", token, error)
             time.sleep(0.25)
-    _log_changes(commit.changes)
-    logger.info("round end ticket=%d duration=%.3f %s", ticket, done.duration, _counts(statuses))
+    log_changes(result.changes)
+    logger.info("round end token=%d duration=%.3f %s", token, done.duration, count_statuses(statuses))
 
 
-def _end(ticket: int) -> None:
+def _end(token: int) -> None:
     """Give the lease back, and see to it that who asked for a round while this one ran gets another."""
     try:
-        asked = coordination.end_round(ticket)
+        asked = end_round(token)
     except StoreError as error:
         logger.warning("the lease of the round could not be given back: %s", error)  # it runs out
         return
@@ -142,23 +158,23 @@ def _end(ticket: int) -> None:
         request_check()
 
 
-def _failed(error: Exception, ticket: int = 0) -> RoundFailed:
-    failure = _failure(error, "round")
-    _count("offline" if isinstance(failure, ProberOffline) else "failure", str(failure), ticket)
+def _failed(error: Exception, token: int = 0) -> RoundFailed:
+    failure = failure_of(error, "round")
+    _count("offline" if isinstance(failure, ProberOffline) else "failure", str(failure), token)
     return failure
 
 
-def _end_failed(ticket: int, error: Exception) -> RoundFailed:
-    failure = _failed(error, ticket)
-    _end(ticket)
+def _end_failed(token: int, error: Exception) -> RoundFailed:
+    failure = _failed(error, token)
+    _end(token)
     return failure
 
 
-def _failure(error: Exception, what: str) -> RoundFailed:
+def failure_of(error: Exception, what: str) -> RoundFailed:
     """``error`` as the failure of a round, logged; what nobody expected with its traceback."""
     if isinstance(error, RoundFailed):
         failure = error
-    elif isinstance(error, store.Superseded):
+    elif isinstance(error, Superseded):
         failure = RoundFailed(str(error))
     elif isinstance(error, StoreError):
         failure = RoundFailed(f"the cache cannot be used: {error}")
@@ -169,9 +185,9 @@ def _failure(error: Exception, what: str) -> RoundFailed:
     return failure
 
 
-def _count(outcome: str, error: str = "", ticket: int = 0) -> None:
+def _count(outcome: str, error: str = "", token: int = 0) -> None:
     with suppress(StoreError):  # a round that was not counted was a round all the same
-        coordination.count_round(outcome, error, ticket)
+        count_round(outcome, error, token)
 
 
 # The round as a chord of shards
@@ -193,65 +209,65 @@ def _can_share(count: int) -> bool:
 
 def _share(plan: Plan) -> None:
     """Give the shards of a round to the workers; who ends the last one has the round committed."""
-    if not coordination.save_plan(plan.ticket, plan.dump()):
+    if not save_plan(plan.token, plan.dump()):
         raise RoundFailed("another round has begun while this one read its proxies")
     checked_at = plan.checked_at.isoformat()
     shards = [
         current_app.signature(
             "proxyhealth.tasks.check_shard",
-            (plan.ticket, index, checked_at, [proxy.to_json() for proxy in shard]),
+            (plan.token, index, checked_at, [proxy.to_json() for proxy in shard]),
             task_id=plan.tasks[index],
         )
         for index, shard in enumerate(plan.shards)
     ]
-    end = current_app.signature("proxyhealth.tasks.finish_round", (plan.ticket,))
+    end = current_app.signature("proxyhealth.tasks.finish_round", (plan.token,))
     end.link_error(
-        current_app.signature("proxyhealth.tasks.finish_broken_round", kwargs={"ticket": plan.ticket})
+        current_app.signature("proxyhealth.tasks.finish_broken_round", kwargs={"ticket": plan.token})
     )
     try:
         chord(shards)(end)
     except Exception:
-        coordination.drop_plan(plan.ticket)
+        drop_plan(plan.token)
         raise
-    logger.info("round shared ticket=%d shards=%d", plan.ticket, len(shards))
+    logger.info("round shared token=%d shards=%d", plan.token, len(shards))
 
 
-def run_shard(ticket: int, index: int, checked_at: datetime, proxies: Sequence[Proxy]) -> dict[str, Any]:
-    """Probe a shard of the round with this ticket; returns a part, as :meth:`Plan.outcome` has them.
+def run_shard(token: int, index: int, checked_at: datetime, proxies: Sequence[Proxy]) -> dict[str, Any]:
+    """Probe a shard of the round with this token; returns a part, as :meth:`Plan.outcome` has them.
 
     Raises nothing: the results of the other shards are not to be lost for this one.
     """
     try:
-        with coordination.kept(ticket, _patience(len(proxies))) as lease:
+        with renewing_lease(token, _patience(len(proxies))) as lease:
             if not lease:
                 return {"shard": index, "lost": "the round is over"}
-            statuses = rounds.probe_all(proxies, checked_at, stop=lease.lost)
+            statuses = pool.probe_all(proxies, checked_at, stop=lease.lost)
     except Exception as error:
-        why = str(_failure(error, "shard"))
+        why = str(failure_of(error, "shard"))
         return {"shard": index, "lost": why, "offline": isinstance(error, ProberOffline)}
-    logger.info("shard end ticket=%d shard=%d %s", ticket, index, _counts(statuses))
+    logger.info("shard end token=%d shard=%d %s", token, index, count_statuses(statuses))
     return {"shard": index, "found": [status.judgement() for status in statuses]}
 
 
-def run_finish(ticket: int, parts: Iterable[Any] | None = None) -> None:
-    """Commit the round with this ticket, that its shards have ended.
+def run_finish(token: int, parts: Iterable[Any] | None = None) -> None:
+    """Commit the round with this token, that its shards have ended.
 
     Without ``parts``, the results of the shards, it takes those that there are. Raises ``RoundFailed``.
     """
     try:
-        with coordination.kept(ticket, _patience(0)) as lease:
+        with renewing_lease(token, _patience(0)) as lease:
             plan = _load_plan() if lease else None
-            if plan and plan.ticket == ticket:
+            if plan and plan.token == token:
                 _commit_plan(plan, _results(plan) if parts is None else parts)
             else:
-                logger.info("round over before its last shard ticket=%d", ticket)
+                logger.info("round over before its last shard token=%d", token)
     except Exception as error:
-        raise _end_failed(ticket, error) from error
-    _end(ticket)
+        raise _end_failed(token, error) from error
+    _end(token)
 
 
 def _load_plan() -> Plan | None:
-    text = coordination.load_plan()
+    text = load_plan()
     return Plan.load(text) if text else None
 
 
@@ -259,14 +275,14 @@ def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> 
     """Commit what the shards found, all of it in one step."""
     outcome = plan.outcome(parts)
     if outcome.offline:
-        coordination.drop_plan(plan.ticket)
+        drop_plan(plan.token)
         _forget_results(plan)
         raise ProberOffline(outcome.error)
-    duration = max(0.0, (coordination.take_ticket() - plan.ticket) / 1e6)
+    duration = max(0.0, (take_token() - plan.token) / 1e6)
     done = Round(plan.checked_at, duration, outcome.missing, outcome.error)
-    _commit_round(outcome.statuses, plan.ticket, done, lease)
+    _commit_round(outcome.statuses, plan.token, done, lease)
     if outcome.missing:
-        logger.error("round incomplete ticket=%d error=%s", plan.ticket, outcome.error)
+        logger.error("round incomplete token=%d error=%s", plan.token, outcome.error)
     _forget_results(plan)
 
 
@@ -284,7 +300,7 @@ def _close_left_over(lease: int) -> None:
     except Exception as error:
         _failed(error, lease)
         with suppress(StoreError):
-            coordination.drop_plan(plan.ticket)
+            drop_plan(plan.token)
 
 
 def _forget_results(plan: Plan) -> None:
@@ -301,52 +317,7 @@ def _results(plan: Plan) -> list[Any]:
 # The check of a few
 
 
-def run_pending_check(ids: Iterable[UUID] = ()) -> None:
-    """Check these proxies, and all that are waiting for it; none is none."""
-    wanted = set(ids)
-    with suppress(StoreError):  # if it stays away, the check says so
-        wanted |= coordination.take_pending()
-    if wanted:  # if not, a task before this one took them along
-        run_check(wanted)
-
-
-def run_check(ids: Iterable[UUID]) -> None:
-    """Probe these proxies now and commit what comes out; those that are deleted leave the snapshot.
-
-    Who answers at once does not wait for who does not. Raises ``RoundFailed``; what was not committed by
-    then is as it was.
-    """
-    wanted = set(ids)
-    try:
-        ticket = coordination.take_ticket()
-        checked_at = datetime.now(UTC)
-        proxies = rounds.read_proxies(wanted)
-        removed = wanted - {proxy.id for proxy in proxies}
-        for batch in rounds.probe_batches(proxies, checked_at, _LULL):
-            commit = _commit_check(batch, ticket, removed)
-    except Exception as error:
-        raise _failure(error, "check") from error
-    if not commit.complete:
-        # The cache is new or was emptied; a snapshot of a few must not stay one for an interval.
-        request_check()
-
-
-def _commit_check(batch: Sequence[ProxyStatus], ticket: int, removed: Collection[UUID]) -> store.Commit:
-    offline: ProberOffline | None = None
-    try:
-        rounds.require_online(batch)
-    except ProberOffline as error:
-        offline = error
-        batch = [status for status in batch if status.status is not Status.UNREACHABLE]
-    commit = store.commit(batch, ticket, removed=removed)
-    _log_changes(commit.changes)
-    logger.info("check end ticket=%d removed=%d %s", ticket, len(removed), _counts(batch))
-    if offline:
-        raise offline
-    return commit
-
-
-def _log_changes(changes: Sequence[Change]) -> None:
+def log_changes(changes: Sequence[Change]) -> None:
     for change in changes:
         after = change.after
         logger.log(
@@ -362,7 +333,7 @@ def _log_changes(changes: Sequence[Change]) -> None:
         )
 
 
-def _counts(statuses: Sequence[ProxyStatus]) -> str:
+def count_statuses(statuses: Sequence[ProxyStatus]) -> str:
     found = [status.status for status in statuses]
     counts = " ".join(f"{s}={found.count(s)}" for s in Status if s is not Status.UNKNOWN)
     return f"proxies={len(found)} {counts}"

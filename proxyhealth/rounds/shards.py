@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 from uuid import UUID, uuid4
 
-from proxyhealth.report import Proxy, ProxyStatus
+from proxyhealth.conf import conf
+from proxyhealth.probing.pool import expected_seconds, slow_first
+from proxyhealth.snapshot import Proxy, ProxyStatus
 
 
 class Outcome(NamedTuple):
@@ -24,23 +26,42 @@ class Outcome(NamedTuple):
     offline: bool
 
 
+def split(proxies: Sequence[Proxy], known: Mapping[UUID, ProxyStatus]) -> list[list[Proxy]]:
+    """``proxies`` as the shards of a round, the slow ones in the first of them.
+
+    A shard has at most ``SHARD_SIZE`` proxies, and waiting for no more than a process can bear in one
+    ``TIMEOUT``. So whoever takes a later one is soon ready for the next.
+    """
+    patience = conf.CONCURRENCY * conf.TIMEOUT
+    shards: list[list[Proxy]] = []
+    room, left = 0, 0.0
+    for proxy in slow_first(proxies, known):
+        seconds = expected_seconds(known.get(proxy.id), proxy)
+        if not room or seconds > left:
+            shards.append([])
+            room, left = conf.SHARD_SIZE, patience
+        shards[-1].append(proxy)
+        room, left = room - 1, left - seconds
+    return shards
+
+
 @dataclass(frozen=True)
 class Plan:
     """A round as shards, each a task with the id in ``tasks``."""
 
-    ticket: int
+    token: int
     checked_at: datetime
     shards: Sequence[Sequence[Proxy]]
     tasks: Sequence[str]
 
     @classmethod
-    def of(cls, ticket: int, checked_at: datetime, shards: Sequence[Sequence[Proxy]]) -> Self:
-        return cls(ticket, checked_at, shards, [str(uuid4()) for _ in shards])
+    def of(cls, token: int, checked_at: datetime, shards: Sequence[Sequence[Proxy]]) -> Self:
+        return cls(token, checked_at, shards, [str(uuid4()) for _ in shards])
 
     def dump(self) -> str:
         return json.dumps(
             {
-                "ticket": self.ticket,
+                "ticket": self.token,
                 "checked_at": self.checked_at.isoformat(),
                 "tasks": self.tasks,
                 "shards": [[proxy.to_json() for proxy in shard] for shard in self.shards],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,10 +15,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from proxyhealth.conf import conf
-
-
-class StoreError(Exception):
-    """The cache cannot be used; the message says why."""
+from proxyhealth.exceptions import StoreError
 
 
 class Cache(NamedTuple):
@@ -75,3 +72,9 @@ def _bounded_client(backend: Any) -> Any:
     return redis.Redis(
         connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
     )
+
+
+def run_script(script: str, keys: Iterable[str], *args: Any) -> Any:
+    """Run a Lua ``script`` on the keys of these names, and return its answer; raises ``StoreError``."""
+    with open_cache() as cache:
+        return cache.client.register_script(script)([cache.key(key) for key in keys], args)

@@ -29,16 +29,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from proxyhealth.conf import conf
-from proxyhealth.report import (
-    JUDGEMENT,
-    FrozenMapping,
-    Proxy,
-    ProxyStatus,
-    RoundHistogram,
-    Snapshot,
-    moment,
-    rfc3339,
-)
+from proxyhealth.exceptions import OutdatedRound
+from proxyhealth.snapshot import JUDGEMENT, Proxy, ProxyStatus, RoundHistogram, Snapshot
+from proxyhealth.utils import FrozenMapping, parse_rfc3339, rfc3339
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +60,9 @@ _encoder = json.JSONEncoder(ensure_ascii=False)
 # What comes of reading a document that was damaged.
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
-# How long a removal is remembered, in tickets (microseconds): longer than any round can take. And until there
+# How long a removal is remembered, in tokens (microseconds): longer than any round can take. And until there
 # has been a full round since, because a clock that is set forward makes an hour of a moment.
 _REMOVED_FOR = 3_600 * 1_000_000
-
-
-class Outdated(Exception):
-    """A later round is in the document than the one that is to be merged into it."""
 
 
 class Change(NamedTuple):
@@ -137,24 +126,24 @@ class Document:
 def merged(
     value: bytes | None,
     statuses: Sequence[ProxyStatus],
-    ticket: int,
+    token: int,
     removed: Iterable[UUID],
     full_round: Round | None,
 ) -> tuple[Document, list[Change]]:
     """The document that comes out of ``value`` and what was found since, and what changed by it.
 
-    A value that cannot be read is replaced. Raises ``Outdated``.
+    A value that cannot be read is replaced. Raises ``OutdatedRound``.
     """
     removed = list(removed)
     if value is not None:
         try:
             document = _load(value)
-            return document, _merge(document, statuses, ticket, removed, full_round)
+            return document, _merge(document, statuses, token, removed, full_round)
         except _DAMAGE as error:
             # Left as it is, it would make every round fail.
             logger.error("the snapshot in the cache is replaced, because it cannot be read: %r", error)
     document = Document()
-    return document, _merge(document, statuses, ticket, removed, full_round)
+    return document, _merge(document, statuses, token, removed, full_round)
 
 
 def dump(document: Document) -> bytes:
@@ -218,14 +207,14 @@ def _split(lines: bytes) -> list[bytes]:
 def _merge(
     document: Document,
     statuses: Sequence[ProxyStatus],
-    ticket: int,
+    token: int,
     removed: Iterable[UUID],
     full_round: Round | None,
 ) -> list[Change]:
     """Bring ``document`` up to date, in place."""
     head = document.head
-    if full_round and head["ticket"] > ticket:
-        raise Outdated
+    if full_round and head["ticket"] > token:
+        raise OutdatedRound
     last_full: int = head["ticket"]
     old = document.judgements
     lines = document.lines
@@ -235,14 +224,14 @@ def _merge(
 
     def newest(id: str) -> bool:
         known = old[id]["ticket"] if id in old else 0
-        return ticket > max(known, gone.get(id, 0))
+        return token > max(known, gone.get(id, 0))
 
     found = {str(status.proxy.id): status for status in statuses}
     for id, status in found.items():
         if newest(id):
             new[id] = {
                 "name": status.proxy.name,
-                "ticket": ticket,
+                "ticket": token,
                 "checked_at": status.checked_at and rfc3339(status.checked_at),
                 **status.judgement(),
             }
@@ -256,35 +245,35 @@ def _merge(
         if data := new.pop(id, None):
             changes.append(Change(id, data["name"], data["status"], None))
         # A slower round that still saw the proxy must not bring it back.
-        gone[id] = ticket
+        gone[id] = token
 
     for id in map(str, removed):
         if newest(id):
             take_out(id)
     if full_round:
         there = found.keys() | {str(id) for id in full_round.missing}
-        for id in [id for id, data in new.items() if id not in there and data["ticket"] < ticket]:
+        for id in [id for id, data in new.items() if id not in there and data["ticket"] < token]:
             take_out(id)
     if full_round and not full_round.missing:
         rounds = RoundHistogram.from_json(head["rounds"]).observe(full_round.duration)
         stale_at = full_round.checked_at + timedelta(seconds=conf.STALE_AFTER)
         head.update(
             rounds=rounds.to_json(),
-            ticket=ticket,
+            ticket=token,
             checked_at=rfc3339(full_round.checked_at),
             duration=full_round.duration,
             stale_at=rfc3339(stale_at),
         )
     document.judgements = dict(sorted(new.items(), key=lambda item: item[1]["name"].lower()))
     document.lines = {id: lines[id] for id in document.judgements}
-    head["removed"] = {id: t for id, t in gone.items() if t > min(last_full, ticket - _REMOVED_FOR)}
+    head["removed"] = {id: t for id, t in gone.items() if t > min(last_full, token - _REMOVED_FOR)}
     head["commit"] = uuid.uuid4().hex
     head["number"] += 1
     head["committed_at"] = rfc3339(datetime.now(UTC))
     return changes
 
 
-class Known(NamedTuple):
+class PreviousLines(NamedTuple):
     """The proxies of a document, and the lines that they were made of."""
 
     lines: bytes = b""
@@ -292,14 +281,14 @@ class Known(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A snapshot, the ticket of its last full round, and the proxies for the next."""
+    """A snapshot, the token of its last full round, and the proxies for the next."""
 
     snapshot: Snapshot
-    ticket: int
-    known: Known
+    token: int
+    known: PreviousLines
 
 
-def decode(value: bytes, known: Known) -> Decoded:
+def decode(value: bytes, known: PreviousLines) -> Decoded:
     """What is in ``value``, with the proxies that are ``known`` where they are the same.
 
     Raises ``ValueError``.
@@ -312,36 +301,36 @@ def decode(value: bytes, known: Known) -> Decoded:
         raise ValueError(f"it is damaged: {error!r}") from error
 
 
-def _decode(value: bytes, known: Known) -> Decoded:
+def _decode(value: bytes, known: PreviousLines) -> Decoded:
     head, columns, lines = _parts(value)
     proxies = known.proxies if lines == known.lines else _proxies(lines, known)
     if columns.get("name", []) != [proxy.name for proxy in proxies]:
         raise ValueError("its judgements are on other proxies than its lines")
     texts = columns.get("checked_at", [])
-    moments = {text: moment(text) for text in set(texts)}  # a round has one for all of its proxies
+    moments = {text: parse_rfc3339(text) for text in set(texts)}  # a round has one for all of its proxies
     nothing = [None] * len(proxies)
     found = [columns.get(name, nothing) for name in JUDGEMENT]
     checked_at = map(moments.__getitem__, texts)
     statuses = dict(
         zip(
             [proxy.id for proxy in proxies],
-            map(ProxyStatus.judged, proxies, checked_at, *found),
+            map(ProxyStatus.from_columns, proxies, checked_at, *found),
             strict=True,
         )
     )
     snapshot = Snapshot(
         statuses=FrozenMapping(statuses),
-        checked_at=moment(head["checked_at"]),
+        checked_at=parse_rfc3339(head["checked_at"]),
         duration=None if head["duration"] is None else float(head["duration"]),
         number=head["number"],
-        stale_at=moment(head["stale_at"]),
+        stale_at=parse_rfc3339(head["stale_at"]),
         rounds=RoundHistogram.from_json(head["rounds"]),
-        committed_at=moment(head["committed_at"]),
+        committed_at=parse_rfc3339(head["committed_at"]),
     )
-    return Decoded(snapshot, head["ticket"], Known(lines, proxies))
+    return Decoded(snapshot, head["ticket"], PreviousLines(lines, proxies))
 
 
-def _proxies(lines: bytes, known: Known) -> list[Proxy]:
+def _proxies(lines: bytes, known: PreviousLines) -> list[Proxy]:
     by_line = dict(zip(_split(known.lines), known.proxies, strict=True))
     wanted = _split(lines)
     new = [line for line in wanted if line not in by_line]

@@ -6,35 +6,24 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
-from uuid import UUID
 
-from redis.exceptions import LockError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from proxyhealth.conf import conf
-from proxyhealth.report import FrozenMapping, ProxyStatus, Snapshot, rfc3339
-from proxyhealth.storage.client import Cache, StoreError, open_cache
-from proxyhealth.storage.document import (
-    HEAD,
-    HEAD_BYTES,
-    Change,
-    Known,
-    Outdated,
-    Round,
-    decode,
-    dump,
-    merged,
-)
-from proxyhealth.storage.lease import MAX_ERROR
-from proxyhealth.storage.look import Look, TaskRuns, look
+from proxyhealth.exceptions import StoreError
+from proxyhealth.snapshot import Snapshot
+from proxyhealth.storage.client import Cache, open_cache
+from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode
+from proxyhealth.storage.lease import MAX_LEASE
+from proxyhealth.utils import FrozenMapping, parse_rfc3339
 
 logger = logging.getLogger(__name__)
 
-_COMMIT_ATTEMPTS = 100
 
 _LOST = "The cache has lost the snapshot; this is the last that was read."
 
@@ -44,132 +33,105 @@ _SILENT = "The cache does not answer; this is the last that was read."
 _GRACE = 0.5
 
 # Seconds that the others wait for the one who asks the cache, when what they have is old.
-_PATIENCE = 1.0
+_TIMEOUT = 1.0
 
 # Seconds that a scrape waits for its turn to ask the cache: no thread is to be lost to one that says nothing.
-_TURN = 5.0
+_SCRAPE_TIMEOUT = 5.0
 
 # Seconds for which a cache that failed is left alone by the readers of a process.
 _RETRY_INTERVAL = 2.0
 
-# Writes a document if nobody has written another one since, and if the round still has its lease.
-# KEYS: snapshot, lease, rounds, plan, ticket
-# ARGV: beginning of the document that was read, new document, ticket of it; and of a round: ticket of its
-#       lease (or empty), outcome, ticket of a full one (or empty), error (or empty), time
-_WRITE = f"""
-if ARGV[4] ~= '' then
-  -- Who did not hear the answer asks again.
-  if redis.call('HGET', KEYS[3], 'committed') == ARGV[3] then return 'written' end
-  local held = redis.call('GET', KEYS[2])
-  if held and held ~= ARGV[4] then return 'superseded' end
-  if tonumber(redis.call('HGET', KEYS[3], 'closed') or '0') >= tonumber(ARGV[4]) then return 'superseded' end
-end
-local head = redis.pcall('GETRANGE', KEYS[1], 0, {HEAD_BYTES})
-if type(head) == 'table' then head = '' end
-if head ~= ARGV[1] then return 'changed' end
-redis.call('SET', KEYS[1], ARGV[2])
--- A replica that was promoted may have missed the tickets that it is told of here.
-local known = tonumber(redis.call('GET', KEYS[5]) or '0')
-if known < tonumber(ARGV[3]) then redis.call('SET', KEYS[5], ARGV[3]) end
-if ARGV[4] ~= '' then
-  redis.call('HSET', KEYS[3], 'committed', ARGV[3])
-  redis.call('HINCRBY', KEYS[3], 'count:' .. ARGV[5], 1)
-  if redis.call('HGET', KEYS[4], 'ticket') == ARGV[3] then redis.call('DEL', KEYS[4]) end
-  if ARGV[7] ~= '' then redis.call('HSET', KEYS[3], 'error', ARGV[7], 'error_at', ARGV[8]) end
-end
-if ARGV[6] ~= '' then
-  redis.call('HSET', KEYS[3], 'full', ARGV[6])
-  redis.call('HDEL', KEYS[3], 'offline')
-end
-return 'written'
-"""
+
+class TaskRuns(NamedTuple):
+    """The runs of a Celery task, by how they ended, and how long they took together."""
+
+    success: int = 0
+    failure: int = 0
+    microseconds: int = 0
 
 
-class Superseded(StoreError):
-    """Another round took the lease over, or a later one was committed: this one may not be any more."""
+class Look(NamedTuple):
+    """As the cache gave it; ``now`` is the time by its clock (Unix)."""
+
+    document: bytes = b""  # empty if there is none
+    rounds: Mapping[bytes, bytes] = FrozenMapping()
+    runs: Mapping[bytes, bytes] = FrozenMapping()
+    lease: int = 0  # milliseconds that it has left, if it is above 0
+    now: float = 0.0
+
+    @property
+    def head(self) -> bytes:
+        """How the document begins, which names its commit."""
+        return self.document[: HEAD_BYTES + 1]
+
+    @property
+    def round_in_progress(self) -> bool:
+        # One with more life left than is ever given is from before a clock stepped back.
+        return 0 < self.lease <= MAX_LEASE * 1000
+
+    @property
+    def tasks(self) -> Mapping[str, TaskRuns]:
+        """The runs of each task, by its name."""
+        found: dict[str, TaskRuns] = {}
+        for key, count in _counts(self.runs).items():
+            name, _, what = key.partition(":")
+            if what in TaskRuns._fields:
+                found[name] = found.get(name, TaskRuns())._replace(**{what: count})
+        return FrozenMapping(found)
+
+    @property
+    def snapshot_values(self) -> dict[str, Any]:
+        """What a snapshot has of the rounds besides the document."""
+        counts = _counts(self.rounds).items()
+        return {
+            "outcomes": FrozenMapping(
+                {key.removeprefix("count:"): count for key, count in counts if key.startswith("count:")}
+            ),
+            "error": self.rounds.get(b"error", b"").decode(errors="replace"),
+            "offline": self.rounds.get(b"offline", b"").decode(errors="replace"),
+            "error_at": _parse_time(self.rounds.get(b"error_at")),
+        }
 
 
-class Commit(NamedTuple):
-    """What a commit did. Not ``complete`` is a snapshot that no full round has been committed to."""
+def look(cache: Cache, whole: bool) -> Look:
+    """All that a reader wants to know; of the document the whole, or how it begins.
 
-    changes: list[Change]
-    complete: bool
-
-
-# Commits
-
-
-def commit(
-    statuses: Sequence[ProxyStatus],
-    ticket: int,
-    *,
-    removed: Iterable[UUID] = (),
-    full_round: Round | None = None,
-    lease: int | None = None,
-) -> Commit:
-    """Merge ``statuses`` into the snapshot in one step, and take ``removed`` out of it.
-
-    What was checked under a higher ticket stays as it is. A round also takes out every proxy that it did
-    not find, is counted in the same step, and needs the lease of the round: its own, or that of the
-    ``lease`` under which it is committed. Raises ``StoreError``; if it is ``Superseded``, nothing is changed,
-    else the answer of the cache may have been lost: to try again does it once.
+    So nobody has the statuses of one commit with the counts of another.
     """
-    removed = list(removed)
-    outcome = full_round.outcome if full_round else ""
-    of_round = [
-        (lease or ticket) if full_round else "",
-        outcome,
-        ticket if outcome == "success" else "",
-        full_round.error[:MAX_ERROR] if full_round else "",
-        rfc3339(datetime.now(UTC)),
-    ]
-    with open_cache() as cache, _turn(cache):
-        keys = [cache.key(name) for name in ("snapshot", "round", "rounds", "plan", "ticket")]
-        for _ in range(_COMMIT_ATTEMPTS):
-            value = _get(cache.client, keys[0])
-            try:
-                document, changes = merged(value, statuses, ticket, removed, full_round)
-            except Outdated:
-                raise Superseded("a later round was committed before this one") from None
-            head = (value or b"")[: HEAD_BYTES + 1]
-            complete = document.complete
-            body = dump(document)
-            del document, value  # they are large, and so is what is sent now
-            answer = cache.client.eval(_WRITE, len(keys), *keys, head, body, ticket, *of_round)
-            if answer == b"superseded":
-                raise Superseded("another round has begun while this one ran")
-            if answer == b"written":
-                return Commit(changes, complete)
-            # Somebody else committed in between: merge into theirs.
-    raise StoreError(f"the snapshot changed under each of {_COMMIT_ATTEMPTS} attempts to commit to it")
+    pipe = cache.client.pipeline(transaction=True)
+    if whole:
+        pipe.get(cache.key("snapshot"))
+    else:
+        pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
+    pipe.hgetall(cache.key("round-stats"))
+    pipe.pttl(cache.key("lease"))
+    pipe.time()
+    pipe.hgetall(cache.key("tasks"))
+    *answers, runs = pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, RedisError):
+            raise answer
+    document, rounds, lease, (seconds, microseconds) = answers
+    if isinstance(runs, RedisError):
+        runs = {}  # what a task has done is no reason to know nothing of the proxies
+    return Look(document or b"", rounds, runs, lease, seconds + microseconds / 1e6)
 
 
-@contextmanager
-def _turn(cache: Cache) -> Iterator[None]:
-    """One committer after the other: with a large snapshot, all but one would only lose their work.
-
-    It is the write that keeps the snapshot whole, so who gets no turn in time goes on without.
-    """
-    lock = cache.client.lock(cache.key("commit"), timeout=10, sleep=0.01, thread_local=False)
-    acquired = lock.acquire(blocking_timeout=10)
-    try:
-        yield
-    finally:
-        if acquired:
-            with suppress(LockError, RedisError):  # it took longer than its turn, or is away; all is written
-                lock.release()
+def _counts(data: Mapping[bytes, bytes]) -> dict[str, int]:
+    """Those of the fields that are numbers which Redis can count; a newer version may have others."""
+    counts = {}
+    for key, value in data.items():
+        with suppress(ValueError):
+            count = int(value)
+            if abs(count) < 1 << 63:
+                counts[key.decode()] = count
+    return counts
 
 
-def _get(client: Any, key: str) -> bytes | None:
-    try:
-        value: bytes | None = client.get(key)
-    except ResponseError as error:
-        logger.error("there is something else under the key of the snapshot: %s", error)
-        return None
-    return value
-
-
-# Reads
+def _parse_time(value: bytes | None) -> datetime | None:
+    with suppress(ValueError):
+        return parse_rfc3339(value.decode()) if value else None
+    return None
 
 
 def read() -> Snapshot:
@@ -218,11 +180,11 @@ class _Reader:
     def _clear(self) -> None:
         self._source = ""
         self._head = b""  # how the document begins that was read
-        self._ticket = 0  # of its last full round
+        self._token = 0  # of its last full round
         self._fresh_until: float | None = None
         self._found: Snapshot | None = None  # what is in the cache
         self._copy: Snapshot | None = None  # the same, and what the cache has lost
-        self._known = Known()  # its proxies
+        self._known = PreviousLines()  # its proxies
         self._lost = False  # the cache has no full round any more, the copy has
         self._look = Look()  # the last one that told something
         self._served = Snapshot()
@@ -236,7 +198,7 @@ class _Reader:
             return self._served
         # While one thread asks, the others have what is there; if nothing is, they wait, and if it is old,
         # because nobody was here for a while or the cache says nothing, they wait for a moment.
-        patience = _PATIENCE if self._is_old() else 0.0
+        patience = _TIMEOUT if self._is_old() else 0.0
         if self._lock.acquire(timeout=-1.0 if now or self._copy is None else patience):
             try:
                 if now or time.monotonic() >= self._ask_at:
@@ -248,7 +210,7 @@ class _Reader:
         return self._served
 
     def read_activity(self) -> Activity:
-        if not self._lock.acquire(timeout=_TURN):
+        if not self._lock.acquire(timeout=_SCRAPE_TIMEOUT):
             return Activity(self._overdue(self._served), self._look.round_in_progress, self._look.tasks)
         try:
             # Not a copy, however new: of two processes that are asked in turn, the one with the older copy
@@ -302,8 +264,8 @@ class _Reader:
             raise ValueError("it is of another format")
         aged = False
         if new and head:
-            snapshot, ticket, self._known = decode(found.document, self._known)
-            snapshot = self._found = self._dated(snapshot, ticket, found.now)
+            snapshot, token, self._known = decode(found.document, self._known)
+            snapshot = self._found = self._dated(snapshot, token, found.now)
             self._head = head
             if self._copy and self._copy.checked_at and not snapshot.checked_at:
                 # A check of a few came before the first round of a cache that was emptied.
@@ -321,7 +283,7 @@ class _Reader:
             self._found, self._head, self._lost = None, b"", True
         elif self._copy is not None:
             # This machine may have slept, and its clocks with it.
-            self._copy = self._dated(self._copy, self._ticket, found.now)
+            self._copy = self._dated(self._copy, self._token, found.now)
             aged = self._copy.fresh_until != self._served.fresh_until
         changed = new or aged or found.rounds != self._look.rounds
         self._look = found._replace(document=b"")
@@ -333,21 +295,21 @@ class _Reader:
             self._faulty = False
             self._served = self._with_rounds("")
 
-    def _dated(self, snapshot: Snapshot, ticket: int, now: float) -> Snapshot:
+    def _dated(self, snapshot: Snapshot, token: int, now: float) -> Snapshot:
         """``snapshot`` with the moment at which it turns stale, whatever the clocks do from now on.
 
-        Its age is told by the clock of the cache alone, which its ticket is from; from the first look at it
+        Its age is told by the clock of the cache alone, which its token is from; from the first look at it
         on it only grows.
         """
         if snapshot.stale_at and snapshot.checked_at:
-            age = max(0.0, now - ticket / 1e6)
+            age = max(0.0, now - token / 1e6)
             left = (snapshot.stale_at - snapshot.checked_at).total_seconds() - age
             fresh_until = time.monotonic() + left
-            before = self._fresh_until if ticket == self._ticket else None
+            before = self._fresh_until if token == self._token else None
             # It grows no younger; and what differs by less than this is the way to the cache.
             if before is not None and fresh_until > before - 0.1:
                 fresh_until = before
-            self._ticket, self._fresh_until = ticket, fresh_until
+            self._token, self._fresh_until = token, fresh_until
             if fresh_until != snapshot.fresh_until:
                 return replace(snapshot, fresh_until=fresh_until)
         return snapshot

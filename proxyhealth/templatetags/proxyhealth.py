@@ -9,7 +9,8 @@ from django import template
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.report import ProxyStatus, Snapshot, Status
+from proxyhealth.snapshot import ProxyStatus, Snapshot
+from proxyhealth.statuses import Status
 
 register = template.Library()
 

@@ -3,7 +3,7 @@ import threading
 import pytest
 from django.db import OperationalError, connection, transaction
 
-from proxyhealth.api import inventory as roster
+from proxyhealth.api import inventory
 from proxyhealth.models import WorkspaceProxy
 from tests.support.machine import at_most
 from tests.support.proxies import wait_for
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.django_db
 
 
 def names():
-    return [proxy.name for proxy in roster.read().proxies]
+    return [proxy.name for proxy in inventory.read().proxies]
 
 
 @pytest.fixture
@@ -98,9 +98,9 @@ def test_read__what_this_process_saved_without_a_trace_is_there_at_once(configur
 
 def test_read__what_is_saved_while_one_asks_is_asked_for_again(configure, read_while_asking):
     configure(READ_INTERVAL=60)
-    roster.read()
-    roster.expire()
-    read_while_asking(roster.expire)
+    inventory.read()
+    inventory.expire()
+    read_while_asking(inventory.expire)
     WorkspaceProxy.objects.create(name="one")
     assert names() == ["one"]
 
@@ -109,46 +109,46 @@ def test_read__an_interval_brings_what_leaves_no_trace(configure):
     """Without workers there is no new snapshot that would."""
     configure(INTERVAL=0.05)
     WorkspaceProxy.objects.create(name="one")
-    roster.read()
+    inventory.read()
     WorkspaceProxy.objects.update(name="renamed")
     wait_for(lambda: names() == ["renamed"])
 
 
 def test_read__a_new_snapshot_brings_what_leaves_no_trace():
     one = WorkspaceProxy.objects.create(name="one")
-    before = roster.read(1)
+    before = inventory.read(1)
     WorkspaceProxy.objects.update(name="renamed")
-    assert roster.read(1) is before
-    assert [proxy.name for proxy in roster.read(2).proxies] == ["renamed"]
+    assert inventory.read(1) is before
+    assert [proxy.name for proxy in inventory.read(2).proxies] == ["renamed"]
     # As does a save by a machine whose clock is behind: its own check makes a snapshot.
     WorkspaceProxy.objects.create(name="other")
-    roster.read(2)
+    inventory.read(2)
     WorkspaceProxy.objects.filter(pk=one.pk).update(name="again", updated_at=one.updated_at)
-    assert [proxy.name for proxy in roster.read(3).proxies] == ["again", "other"]
+    assert [proxy.name for proxy in inventory.read(3).proxies] == ["again", "other"]
 
 
 def test_read__a_new_snapshot_does_not_wait_for_the_interval(configure, django_assert_num_queries):
     configure(READ_INTERVAL=60)
-    roster.read(1)
+    inventory.read(1)
     with django_assert_num_queries(2):
-        roster.read(2)
+        inventory.read(2)
     with django_assert_num_queries(0):
-        roster.read(2)
+        inventory.read(2)
 
 
 def test_read__a_new_snapshot_of_the_same_rows_leaves_them_the_same():
     WorkspaceProxy.objects.create(name="one")
-    assert roster.read(2) is roster.read(1)
+    assert inventory.read(2) is inventory.read(1)
 
 
 def test_read__keeps_what_did_not_change():
     one = WorkspaceProxy.objects.create(name="one")
     WorkspaceProxy.objects.create(name="other")
-    before = roster.read()
-    assert roster.read() is before
+    before = inventory.read()
+    assert inventory.read() is before
     one.version = "v2"
     one.save()
-    after = roster.read()
+    after = inventory.read()
     assert after.proxies[0].version == "v2"
     assert after.proxies[1] is before.proxies[1]
     assert after.changed_at == one.updated_at
@@ -158,64 +158,64 @@ def test_read__one_query_a_read_interval(configure, django_assert_num_queries):
     configure(READ_INTERVAL=60)
     WorkspaceProxy.objects.create(name="one")
     with django_assert_num_queries(2):
-        roster.read()
+        inventory.read()
     with django_assert_num_queries(0):
         for _ in range(5):
-            roster.read()
+            inventory.read()
     WorkspaceProxy.objects.create(name="other")
     with django_assert_num_queries(2):
-        assert len(roster.read(now=True).proxies) == 2
+        assert len(inventory.read(now=True).proxies) == 2
     with django_assert_num_queries(1):
-        roster.read(now=True)
+        inventory.read(now=True)
 
 
 def test_read__without_the_database_a_new_snapshot_is_read_to_when_it_is_back(no_database, monkeypatch):
-    monkeypatch.setattr(roster, "_RETRY_INTERVAL", 60)
+    monkeypatch.setattr(inventory, "_RETRY_INTERVAL", 60)
     WorkspaceProxy.objects.create(name="one")
-    roster.read(1)
+    inventory.read(1)
     WorkspaceProxy.objects.update(name="renamed")
     with no_database():
-        assert roster.read(2).fault
-        with_fault = roster.read(2)
-        assert roster.read(2) is with_fault, "it is left alone, although the snapshot is a new one"
-    assert [proxy.name for proxy in roster.read(2, now=True).proxies] == ["renamed"]
-    assert roster.read(2).fault == ""
+        assert inventory.read(2).fault
+        with_fault = inventory.read(2)
+        assert inventory.read(2) is with_fault, "it is left alone, although the snapshot is a new one"
+    assert [proxy.name for proxy in inventory.read(2, now=True).proxies] == ["renamed"]
+    assert inventory.read(2).fault == ""
 
 
 def test_read__without_the_database_is_the_last_copy_and_says_so_once(no_database, caplog, monkeypatch):
     WorkspaceProxy.objects.create(name="one")
-    before = roster.read()
+    before = inventory.read()
     with no_database():
         for _ in range(3):
-            assert roster.read(now=True).proxies is before.proxies
-        assert roster.read().fault == (
+            assert inventory.read(now=True).proxies is before.proxies
+        assert inventory.read().fault == (
             "The database cannot be read (gone); these are the proxies that were read last."
         )
     assert [r.message for r in caplog.records].count("the proxies cannot be read from the database") == 1
-    assert roster.read(now=True).fault == ""
+    assert inventory.read(now=True).fault == ""
     assert "the proxies can be read from the database again" in caplog.text
 
 
 def test_read__without_the_database_it_is_left_alone_for_a_while(
     no_database, django_assert_num_queries, monkeypatch
 ):
-    monkeypatch.setattr(roster, "_RETRY_INTERVAL", 60)
-    roster.read()
+    monkeypatch.setattr(inventory, "_RETRY_INTERVAL", 60)
+    inventory.read()
     with no_database():
-        roster.read(now=True)
+        inventory.read(now=True)
     with django_assert_num_queries(0):
-        assert roster.read().fault
+        assert inventory.read().fault
 
 
 def test_read__without_the_database_and_without_a_copy_raises(no_database):
     with no_database(), pytest.raises(OperationalError, match="gone"):
-        roster.read()
+        inventory.read()
     assert names() == []
 
 
 @pytest.fixture
 def read_while_asking():
-    """What ``roster.read()`` is for who gets no answer until ``meanwhile()`` has run in another thread, or
+    """What ``inventory.read()`` is for who gets no answer until ``meanwhile()`` has run in another thread, or
     for some ``seconds``; and what that returned."""
 
     def run(meanwhile, seconds=0.0):
@@ -238,7 +238,7 @@ def read_while_asking():
         thread = threading.Thread(target=other)
         thread.start()
         with connection.execute_wrapper(hang):
-            asker = roster.read()
+            asker = inventory.read()
         thread.join(30)
         return asker, *found
 
@@ -247,21 +247,21 @@ def read_while_asking():
 
 def test_read__while_one_asks_the_others_have_what_is_there(configure, read_while_asking):
     WorkspaceProxy.objects.create(name="one")
-    before = roster.read()
+    before = inventory.read()
     configure(READ_INTERVAL=60)  # of before, nobody can say that it is old
-    assert read_while_asking(roster.read) == (before, before)
+    assert read_while_asking(inventory.read) == (before, before)
 
 
 def test_read__while_one_asks_the_others_wait_if_what_is_there_is_old(
     configure, read_while_asking, monkeypatch
 ):
     """As in a process that was idle for an hour, and then has two requests at once."""
-    monkeypatch.setattr(roster, "_PATIENCE", 30)
+    monkeypatch.setattr(inventory, "_TIMEOUT", 30)
     configure(READ_INTERVAL=60)
-    roster.read()
+    inventory.read()
     WorkspaceProxy.objects.create(name="one")
-    roster.expire()
-    asker, other = read_while_asking(roster.read, seconds=0.2)
+    inventory.expire()
+    asker, other = read_while_asking(inventory.read, seconds=0.2)
     assert other is asker
     assert [proxy.name for proxy in other.proxies] == ["one"]
 
@@ -270,12 +270,12 @@ def test_read__while_the_database_says_nothing_the_others_have_the_last_copy_and
     read_while_asking, caplog
 ):
     WorkspaceProxy.objects.create(name="one")
-    before = roster.read()
+    before = inventory.read()
 
     def meanwhile():
         with at_most(2, "they wait once, together"):
-            late = [roster.read() for _ in range(10)]
-            late.append(roster.read(now=True))
+            late = [inventory.read() for _ in range(10)]
+            late.append(inventory.read(now=True))
         assert all(roster is late[0] for roster in late)
         return late[0]
 
@@ -283,7 +283,7 @@ def test_read__while_the_database_says_nothing_the_others_have_the_last_copy_and
     assert late.proxies is before.proxies
     assert late.fault.startswith("The database cannot be read (it does not answer); ")
     assert asker is before
-    assert roster.read().fault == ""
+    assert inventory.read().fault == ""
     assert [record.message for record in caplog.records if record.name == "proxyhealth.api.inventory"] == [
         "the database does not answer the question for the proxies",
         "the proxies can be read from the database again",
@@ -301,7 +301,7 @@ def test_read__in_a_transaction_that_is_rolled_back_is_put_right():
 def test_read__who_waits_for_a_first_copy_shares_the_error_of_who_asks(monkeypatch):
     """Or with a database that says nothing, each would wait for its turn, and then as long as all before."""
     asked, waiting = [], []
-    lock = roster._reader._lock
+    lock = inventory._reader._lock
 
     class Lock:
         """Counts who comes."""
@@ -318,13 +318,13 @@ def test_read__who_waits_for_a_first_copy_shares_the_error_of_who_asks(monkeypat
         wait_for(lambda: len(waiting) >= 5, 30, "the others wait")
         raise OperationalError("it does not answer")
 
-    monkeypatch.setattr(roster._reader, "_lock", Lock())
-    monkeypatch.setattr(roster, "_take_mark", fail)
+    monkeypatch.setattr(inventory._reader, "_lock", Lock())
+    monkeypatch.setattr(inventory, "_take_fingerprint", fail)
     errors = []
 
     def read():
         try:
-            roster.read()
+            inventory.read()
         except OperationalError as error:
             errors.append(str(error))
 
@@ -336,5 +336,5 @@ def test_read__who_waits_for_a_first_copy_shares_the_error_of_who_asks(monkeypat
     assert errors == ["it does not answer"] * 5
     assert len(asked) == 1
     with pytest.raises(OperationalError):
-        roster.read()
+        inventory.read()
     assert len(asked) == 2, "who comes later asks again"

@@ -7,13 +7,15 @@ from django.db import OperationalError, connection
 from django.test import Client
 
 from proxyhealth import health
-from proxyhealth.api import inventory as roster
-from proxyhealth.api import listing
+from proxyhealth.api import inventory, listing
 from proxyhealth.api.query import EVERYTHING, Selection
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.report import HealthReport, ProxyStatus, Snapshot, Status
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.report import HealthReport
+from proxyhealth.snapshot import ProxyStatus, Snapshot
+from proxyhealth.statuses import Status
+from proxyhealth.storage import reader
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.lease import take_token
 from tests.support.api import LIST, REGIONS
 from tests.support.machine import at_most
 from tests.support.proxies import wait_for
@@ -30,9 +32,9 @@ def regions(client, path=LIST):
 
 def commit_ok(full=True, status=Status.OK):
     """A round that finds every proxy of the database the same."""
-    statuses = [ProxyStatus(p, "host", status, checked_at=NOW) for p in roster.read(now=True).proxies]
-    ticket = coordination.take_ticket()
-    store.commit(statuses, ticket, full_round=a_round() if full else None)
+    statuses = [ProxyStatus(p, "host", status, checked_at=NOW) for p in inventory.read(now=True).proxies]
+    token = take_token()
+    commit(statuses, token, full_round=a_round() if full else None)
 
 
 def test_listing__a_snapshot_that_changes_between_two_polls(viewer, serve):
@@ -178,7 +180,7 @@ def test_database_down__regions_for_everybody_are_still_there(paris, configure):
     with connection.execute_wrapper(refuse):
         during = Client().get(REGIONS)
         listing.forget()
-        roster.forget()
+        inventory.forget()
         without_copy = Client().get(REGIONS)
     assert during.json() == before.json()
     assert during["Proxyhealth-Stale"] == "true"
@@ -218,7 +220,7 @@ def test_bytes__are_those_of_the_shapes_of_any_text(viewer, serve):
 
 def test_bytes__a_lone_surrogate_spoils_nothing(viewer):
     WorkspaceProxy.objects.create(name="paris")
-    rows = roster.read().proxies
+    rows = inventory.read().proxies
     broken = ProxyStatus(rows[0], "", Status.UNREGISTERED, checked_at=NOW, reason="\ud800")
     parts = listing.Parts.read()._replace(
         snapshot=Snapshot(statuses={rows[0].id: broken}), stale_reason="\udfff"
@@ -279,8 +281,8 @@ def current_while_making(monkeypatch):
 
         monkeypatch.setattr(listing, "_Entries", slow)
         # Threads have connections of their own, which see nothing of this test's transaction.
-        rows = roster.read()
-        monkeypatch.setattr(roster, "read", lambda epoch=0, now=False: rows)
+        rows = inventory.read()
+        monkeypatch.setattr(inventory, "read", lambda epoch=0, now=False: rows)
         thread = threading.Thread(target=other)
         thread.start()
         maker = listing.current()
@@ -302,7 +304,7 @@ def test_current__while_one_makes_it_the_others_have_the_one_before(paris, confi
     configure(READ_INTERVAL=60)
     before = listing.current()
     commit_ok(status=Status.UNREACHABLE)
-    store.read_anew()
+    reader.read_anew()
     maker, other = current_while_making()
     assert other is before
     assert maker is not before
@@ -348,7 +350,7 @@ def test_current__a_question_that_is_not_answered_holds_nobody_up(paris):
     def other():
         asked.wait(5)
         status = make_status(health.snapshot().statuses[paris.pk].proxy, Status.UNREACHABLE)
-        store.commit([status], coordination.take_ticket(), full_round=a_round())
+        commit([status], take_token(), full_round=a_round())
         found.append(listing.current())
         go_on.set()
 
@@ -364,8 +366,8 @@ def test_current__a_question_that_is_not_answered_holds_nobody_up(paris):
 
 def test_current__readers_in_many_threads_see_whole_snapshots_one_after_the_other(monkeypatch):
     WorkspaceProxy.objects.create(name="paris")
-    rows = roster.read()
-    monkeypatch.setattr(roster, "read", lambda epoch=0, now=False: rows)
+    rows = inventory.read()
+    monkeypatch.setattr(inventory, "read", lambda epoch=0, now=False: rows)
     listing.current()
     over = threading.Event()
     faults = []
@@ -381,16 +383,16 @@ def test_current__readers_in_many_threads_see_whole_snapshots_one_after_the_othe
             last = number
 
     readers = [threading.Thread(target=poll) for _ in range(8)]
-    for reader in readers:
-        reader.start()
+    for thread in readers:
+        thread.start()
     for number in range(1, 101):
         report = HealthReport((str(number),))
         status = make_status(rows.proxies[0], Status.UNHEALTHY, report=report)
-        store.commit([status], coordination.take_ticket())
+        commit([status], take_token())
     wait_for(lambda: listing.current().parts.snapshot.number == 100)
     over.set()
-    for reader in readers:
-        reader.join(5)
+    for thread in readers:
+        thread.join(5)
     assert faults == []
 
 

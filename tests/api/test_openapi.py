@@ -13,7 +13,7 @@ from openapi_spec_validator import validate
 
 from proxyhealth.api.query import MAX_LIMIT, MAX_TEXT
 from proxyhealth.api.views import DESCRIPTION
-from proxyhealth.report import Reason, Status
+from proxyhealth.statuses import Reason, Status
 from proxyhealth.urls import urlpatterns
 from tests.support.api import LIST
 

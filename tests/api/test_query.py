@@ -2,9 +2,10 @@ import pytest
 from django.http import QueryDict
 
 from proxyhealth import health
-from proxyhealth.api.query import EVERYTHING, BadQuery, Selection, parse_selection
+from proxyhealth.api.query import EVERYTHING, Selection, parse_selection
+from proxyhealth.exceptions import InvalidQuery
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.report import Status
+from proxyhealth.statuses import Status
 from tests.support.api import LIST, REGIONS, assert_error
 
 
@@ -65,16 +66,16 @@ def test_parse__good(query, selection):
     ],
 )
 def test_parse__bad(query, message):
-    with pytest.raises(BadQuery) as caught:
+    with pytest.raises(InvalidQuery) as caught:
         parse_selection(QueryDict(query), "status")
     assert message in str(caught.value)
 
 
 def test_parse__the_filter_of_the_other_list():
     assert parse_selection(QueryDict("healthy=false"), "healthy") == Selection(healthy=False)
-    with pytest.raises(BadQuery, match="There is no 'status'; there are healthy, q, limit, cursor"):
+    with pytest.raises(InvalidQuery, match="There is no 'status'; there are healthy, q, limit, cursor"):
         parse_selection(QueryDict("status=ok"), "healthy")
-    with pytest.raises(BadQuery, match=r"'healthy' must be true or false, not 'yes'\."):
+    with pytest.raises(InvalidQuery, match=r"'healthy' must be true or false, not 'yes'\."):
         parse_selection(QueryDict("healthy=yes"), "healthy")
 
 

@@ -9,13 +9,13 @@ from django.db import connection
 from django.test import RequestFactory
 
 from proxyhealth import health
-from proxyhealth.api import inventory as roster
-from proxyhealth.api import listing
+from proxyhealth.api import inventory, listing
 from proxyhealth.api.representation import Representation, accepts_gzip
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.report import Status
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.statuses import Status
+from proxyhealth.storage import reader
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.lease import take_token
 from tests.support.api import LIST, REGIONS
 from tests.support.values import a_round, make_proxy, make_status
 
@@ -195,7 +195,7 @@ def test_last_modified__of_a_round_of_a_row_and_of_a_removal(viewer, paris):
 def test_etag__is_the_same_in_every_process(viewer, paris):
     before = viewer.get(LIST)["ETag"]
 
-    for module in (store, roster, listing):
+    for module in (reader, inventory, listing):
         module.forget()
     assert viewer.get(LIST)["ETag"] == before
 
@@ -228,5 +228,5 @@ def _refuse_writes(execute, sql, params, many, context):
 def test_snapshot__knows_when_it_was_committed():
     before = datetime.now(UTC)
 
-    store.commit([make_status(make_proxy(), Status.OK)], coordination.take_ticket(), full_round=a_round())
-    assert before <= store.read().committed_at <= datetime.now(UTC)
+    commit([make_status(make_proxy(), Status.OK)], take_token(), full_round=a_round())
+    assert before <= reader.read().committed_at <= datetime.now(UTC)

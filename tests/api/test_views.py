@@ -8,7 +8,7 @@ from django.db import OperationalError, connection
 from django.test import Client
 
 from proxyhealth import health
-from proxyhealth.api import inventory as roster
+from proxyhealth.api import inventory
 from proxyhealth.models import WorkspaceProxy
 from tests.support.api import LIST, REGIONS, assert_error, signed_in
 
@@ -262,7 +262,7 @@ def test_database_down__nobody_can_say_that_there_is_no_such_proxy(operator, par
     def refuse():
         raise OperationalError("gone")
 
-    monkeypatch.setattr(roster, "_take_mark", refuse)  # the session is kept elsewhere
+    monkeypatch.setattr(inventory, "_take_fingerprint", refuse)  # the session is kept elsewhere
     assert operator.get(f"{LIST}/paris").status_code == 200
     assert operator.post(f"{LIST}/paris/check").status_code == 202
     assert_error(operator.get(f"{LIST}/oslo"), 503, "Not available.")

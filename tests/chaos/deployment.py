@@ -449,7 +449,7 @@ class Deployment:
             line
             for part in (self.workers if parts is None else parts)
             for line in part.log_text().splitlines()
-            if "round start ticket=" in line or "round end ticket=" in line
+            if "round start token=" in line or "round end token=" in line
         ]
 
     def tails(self, lines: int = 40) -> list[tuple[str, str]]:

@@ -97,7 +97,7 @@ def test_thousand_saves__rounds_go_on_and_the_last_save_is_seen(deploy, verdict)
     rounds = len(times) - 1
     probes = sum(begin <= a.begin <= end for proxy in (good, bad) for a in proxy.asked)
     checks = probes - rounds * count
-    tasks = sum("check end ticket=" in line for line in deployment.worker.log_text().splitlines())
+    tasks = sum("check end token=" in line for line in deployment.worker.log_text().splitlines())
     # One task takes all that wait; while it does, the next may be sent.
     assert tasks <= saves / 20, f"{tasks} tasks for {saves} saves"
     assert checks < saves, f"{checks} probes, besides those of {rounds} rounds, for {saves} saves"

@@ -15,7 +15,7 @@ INTERVAL = 2
 DELAY = 0.6
 INTERVALS = 10
 
-_LINE = re.compile(r"round (start|end) ticket=(\d+) (?:duration=([\d.]+))?")
+_LINE = re.compile(r"round (start|end) token=(\d+) (?:duration=([\d.]+))?")
 
 
 @pytest.mark.fault("two beats and two workers")
@@ -40,18 +40,16 @@ def test_two_of_everything__full_rounds_never_overlap(deploy, verdict):
         # Who runs the rounds is chance: the ticks of one beat may all be the first, and go to one worker.
         ticks = re.findall("round (?:start|skipped)", worker.log_text())
         assert len(ticks) > 2, f"{worker.name} had no ticks: this shows nothing"
-    # ... and both workers' logs say the same. A ticket is Redis' time in microseconds.
+    # ... and both workers' logs say the same. A token is Redis' time in microseconds.
     rounds = {}
     for line in deployment.round_lines():
-        what, ticket, duration = _LINE.search(line).groups()
-        rounds.setdefault(int(ticket), {})[what] = float(duration or 0)
-    spans = sorted(
-        (ticket, ticket + found["end"] * 1e6) for ticket, found in rounds.items() if "end" in found
-    )
+        what, token, duration = _LINE.search(line).groups()
+        rounds.setdefault(int(token), {})[what] = float(duration or 0)
+    spans = sorted((token, token + found["end"] * 1e6) for token, found in rounds.items() if "end" in found)
     overlaps = [(a, b) for a, b in pairwise(spans) if b[0] < a[1]]
     assert not overlaps
     assert len(spans) >= len(asked) - 1
     verdict(
         f"{len(poller.polls)} polls, {len(spans)} rounds in {INTERVALS} intervals, "
-        f"at most {slow.most_at_once} at once by the proxy's own count, none overlap by their tickets"
+        f"at most {slow.most_at_once} at once by the proxy's own count, none overlap by their tokens"
     )

@@ -126,11 +126,11 @@ def test_runbook__quotes_lines_that_are_in_the_code():
     source = "\n".join(path.read_text() for path in (ROOT / "proxyhealth").rglob("*.py"))
     source = re.sub(r'"\s+f?"', "", source)  # what is one text in two lines
     quoted = (
-        "round start ticket=",
-        "round end ticket=",
+        "round start token=",
+        "round end token=",
         "status change proxy=",
         "round skipped: ",
-        "round incomplete ticket=",
+        "round incomplete token=",
         "round waits for the cache",
         "canary silent url=",
         "probe failed proxy=",

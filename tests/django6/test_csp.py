@@ -11,8 +11,8 @@ from django.urls import path
 from django.utils.csp import CSP
 from django.views.decorators.csp import csp_override
 
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.lease import take_token
 from tests.support.values import a_round, make_proxy, make_status
 
 OURS = "https://paris.example.com wss://paris.example.com"
@@ -54,7 +54,7 @@ def host(settings):
     ]
     settings.SECURE_CSP = {"default-src": [CSP.SELF], "script-src": [CSP.SELF, CSP.NONCE]}
     settings.SECURE_CSP_REPORT_ONLY = {"default-src": [CSP.NONE], "connect-src": [CSP.SELF]}
-    store.commit([make_status(make_proxy("paris"))], coordination.take_ticket(), full_round=a_round())
+    commit([make_status(make_proxy("paris"))], take_token(), full_round=a_round())
 
 
 async def async_get(path):

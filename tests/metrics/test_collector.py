@@ -2,6 +2,7 @@ import re
 import socket
 import threading
 from datetime import UTC, datetime
+from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import User
@@ -14,9 +15,12 @@ from project.celery import app
 from proxyhealth import health
 from proxyhealth.metrics.collector import SnapshotCollector
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.rounds import runner as running
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.rounds import runner
+from proxyhealth.rounds.recheck import run_check
+from proxyhealth.storage import reader
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.counters import count_round, count_task
+from proxyhealth.storage.lease import begin_round, end_round, take_token
 from tests.support.machine import at_most
 from tests.support.proxies import wait_for
 from tests.support.values import make_proxy, make_status
@@ -112,7 +116,7 @@ def test_histogram__ends_in_the_bound_that_prometheus_wants(fleet):
 
 def test_tasks__runs_by_outcome_and_seconds_of_all_together():
     for outcome, seconds in (("success", 1.5), ("success", 0.25), ("failure", 2)):
-        coordination.count_task("check_all", outcome, seconds)
+        count_task("check_all", outcome, seconds)
     found = samples(scrape())
     runs = {
         (key[2][1], key[1][1]): value
@@ -129,7 +133,7 @@ def test_tasks__runs_by_outcome_and_seconds_of_all_together():
 
 def test_probe_duration__of_no_time_at_all_is_one():
     quick, dead = make_status(make_proxy(), latency=0.0), make_status(make_proxy("oslo"), latency=None)
-    store.commit([quick, dead], coordination.take_ticket())
+    commit([quick, dead], take_token())
     found = {
         key: value
         for key, value in samples(scrape()).items()
@@ -153,8 +157,8 @@ def test_stale__once_there_was_no_round_for_long(fleet, configure):
 
 def test_offline__is_said_and_the_snapshot_is_stale(fleet):
     assert samples(scrape())["proxyhealth_prober_offline",] == 0
-    begun = coordination.begin_round()
-    coordination.count_round("offline", "no canary answered", begun.ticket)
+    begun = begin_round()
+    count_round("offline", "no canary answered", begun.token)
     found = samples(scrape())
     assert found["proxyhealth_prober_offline",] == found["proxyhealth_snapshot_stale",] == 1
     assert found["proxyhealth_rounds_total", ("outcome", "offline")] == 1
@@ -163,7 +167,7 @@ def test_offline__is_said_and_the_snapshot_is_stale(fleet):
 def test_tls__when_the_certificate_ends():
     ends = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
     shown, other = make_status(make_proxy(), tls_expires_at=ends), make_status(make_proxy("oslo"))
-    store.commit([shown, other], coordination.take_ticket())
+    commit([shown, other], take_token())
     found = {
         key: value
         for key, value in samples(scrape()).items()
@@ -176,11 +180,11 @@ def test_tls__when_the_certificate_ends():
 
 def test_round_in_progress__while_it_has_its_lease(fleet, redis_client):
     assert samples(scrape())["proxyhealth_round_in_progress",] == 0
-    begun = coordination.begin_round()
+    begun = begin_round()
     assert samples(scrape())["proxyhealth_round_in_progress",] == 1
-    coordination.end_round(begun.ticket)
+    end_round(begun.token)
     assert samples(scrape())["proxyhealth_round_in_progress",] == 0
-    lease = caches["default"].make_key("proxyhealth:round")
+    lease = caches["default"].make_key("proxyhealth:lease")
     redis_client.set(lease, "1", px=3_600_000)
     assert samples(scrape())["proxyhealth_round_in_progress",] == 0, (
         "it is from before the clock stepped back"
@@ -192,23 +196,23 @@ def test_scrape__is_one_look_into_the_cache_and_leaves_the_copy_as_it_is(fleet, 
     configure(READ_INTERVAL=60)
     copy = health.snapshot()
     begin = redis_client.info("commandstats")
-    begun = coordination.begin_round()
+    begun = begin_round()
     assert samples(scrape())["proxyhealth_round_in_progress",] == 1, "however new the copy is"
     end = redis_client.info("commandstats")
     looks = {name: end[name]["calls"] - begin[name]["calls"] for name in ("cmdstat_getrange", "cmdstat_get")}
     assert looks["cmdstat_getrange"] == 1
     assert health.snapshot() is copy, "what is made of it is not made anew for a round that begins"
-    coordination.end_round(begun.ticket)
+    end_round(begun.token)
 
 
 def test_read_activity__is_of_one_moment_and_keeps_no_document(fleet, redis_client):
     before = redis_client.info("commandstats")
-    store.read_activity()
+    reader.read_activity()
     after = redis_client.info("commandstats")
     assert after["cmdstat_exec"]["calls"] - before["cmdstat_exec"]["calls"] == 1, "one transaction"
-    store.forget()
-    assert store.read_activity().snapshot.statuses
-    assert not store._reader._look.document, "it is large, and what is made of it is kept"
+    reader.forget()
+    assert reader.read_activity().snapshot.statuses
+    assert not reader._reader._look.document, "it is large, and what is made of it is kept"
 
 
 def test_last_round_and_interval(fleet, configure):
@@ -223,8 +227,8 @@ def test_last_round_and_interval(fleet, configure):
 
 
 def test_rounds__are_counted_by_outcome_and_a_skipped_tick_is_none(fleet):
-    coordination.begin_round()
-    running.run_round(gap=30)
+    begin_round()
+    runner.run_round(gap=30)
     found = samples(scrape())
     outcomes = {key[1][1]: value for key, value in found.items() if key[0] == "proxyhealth_rounds_total"}
     assert outcomes == {"success": 1, "incomplete": 0, "offline": 0, "failure": 0}
@@ -234,7 +238,7 @@ def test_rounds__are_counted_by_outcome_and_a_skipped_tick_is_none(fleet):
 def test_deleted_proxies__leave_no_series(fleet):
     gone = fleet["good"]
     WorkspaceProxy.objects.filter(pk=gone).update(deleted=True)
-    running.run_check([store.UUID(gone)])
+    run_check([UUID(gone)])
     assert gone not in scrape()
 
 
@@ -249,10 +253,10 @@ def test_namespace__is_put_in_front(fleet, configure):
 def test_cache_emptied__a_process_that_remembers_says_the_same_as_a_new_one(fleet, redis_client):
     scrape()
     redis_client.flushall()
-    begun = coordination.begin_round()
+    begun = begin_round()
     old = scrape()
     assert health.snapshot().statuses, "it is served to others, marked stale"
-    store.forget()
+    reader.forget()
     assert ours(scrape()) == ours(old)
     found = samples(old)
     assert found["proxyhealth_snapshot_up",] == 0
@@ -260,16 +264,16 @@ def test_cache_emptied__a_process_that_remembers_says_the_same_as_a_new_one(flee
     assert found["proxyhealth_round_in_progress",] == 1
     assert found["proxyhealth_proxies", ("status", "ok")] == 0
     assert found["proxyhealth_rounds_total", ("outcome", "success")] == 0
-    coordination.end_round(begun.ticket)
+    end_round(begun.token)
 
 
 def test_cache_emptied__what_a_check_finds_before_a_round_is_no_snapshot_yet(fleet, redis_client, sent):
     scrape()
     redis_client.flushall()
-    running.run_check([store.UUID(fleet["good"])])
+    run_check([UUID(fleet["good"])])
     old = scrape()
     assert len(health.snapshot().statuses) == len(fleet)
-    store.forget()
+    reader.forget()
     assert ours(scrape()) == ours(old)
     found = samples(old)
     assert found["proxyhealth_snapshot_up",] == 0
@@ -289,12 +293,12 @@ def test_cache_emptied__what_a_check_finds_before_a_round_is_no_snapshot_yet(fle
         ("tasks", "check_all:success", "9" * 400),
         ("tasks", "check_all:microseconds", "9" * 400),
         ("tasks", b"\xff:success", "1"),
-        ("rounds", "count:success", "many"),
-        ("rounds", "count:success", "9" * 400),
-        ("rounds", "error", b"\xff"),
-        ("rounds", "offline", b"\xff"),
-        ("rounds", "error_at", "yesterday"),
-        ("rounds", "later", "1"),
+        ("round-stats", "count:success", "many"),
+        ("round-stats", "count:success", "9" * 400),
+        ("round-stats", "error", b"\xff"),
+        ("round-stats", "offline", b"\xff"),
+        ("round-stats", "error_at", "yesterday"),
+        ("round-stats", "later", "1"),
     ],
 )
 def test_counts__what_a_newer_version_or_a_stranger_has_left_is_no_fault(
@@ -314,7 +318,7 @@ def test_counts__something_else_in_the_place_of_the_tasks_is_no_fault(fleet, red
 
 
 def test_counts__something_else_in_the_place_of_the_rounds_is_one(fleet, redis_client):
-    key = caches["default"].make_key("proxyhealth:rounds")
+    key = caches["default"].make_key("proxyhealth:round-stats")
     redis_client.delete(key)
     redis_client.set(key, "no hash")
     assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
@@ -337,7 +341,7 @@ def test_tasks_waiting__no_series_where_nobody_can_tell(fleet, monkeypatch):
 
 
 def test_cache_silent__is_left_alone_for_a_while(fleet, settings, monkeypatch):
-    monkeypatch.setattr(store, "_RETRY_INTERVAL", 60)
+    monkeypatch.setattr(reader, "_RETRY_INTERVAL", 60)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         location = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
         settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": location, "OPTIONS": {}}}
@@ -351,7 +355,7 @@ def test_cache_silent__one_scrape_waits_for_it_and_those_behind_it_only_for_a_wh
     fleet, settings, monkeypatch
 ):
     """A host may let its Redis take any time; all threads of a web server must not end up in scrapes."""
-    monkeypatch.setattr(store, "_TURN", 0.3)
+    monkeypatch.setattr(reader, "_SCRAPE_TIMEOUT", 0.3)
     scrape()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         location = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
@@ -359,7 +363,7 @@ def test_cache_silent__one_scrape_waits_for_it_and_those_behind_it_only_for_a_wh
         settings.CACHES = {"default": cache}
         first = threading.Thread(target=scrape)
         first.start()
-        wait_for(store._reader._lock.locked, 5)
+        wait_for(reader._reader._lock.locked, 5)
         with at_most(2):
             assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
         assert first.is_alive()
@@ -388,7 +392,7 @@ def test_labels__of_odd_names_are_escaped(serve):
 def test_register__does_not_ask_the_cache(monkeypatch):
     registry = CollectorRegistry()
     with monkeypatch.context() as patch:
-        patch.setattr(store, "open_cache", None)
+        patch.setattr(reader, "open_cache", None)
         registry.register(SnapshotCollector())
     assert b"proxyhealth_snapshot_up" in generate_latest(registry)
 

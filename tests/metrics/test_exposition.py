@@ -16,13 +16,13 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxyhealth import health
-from proxyhealth.metrics import exposition as exporter
+from proxyhealth.metrics import exposition
 from proxyhealth.metrics.collector import ProxyGauge
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.report import Reason
-from proxyhealth.rounds import runner as running
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.rounds.recheck import run_check
+from proxyhealth.statuses import Reason
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.lease import take_token
 from tests.metrics.test_collector import samples
 from tests.settings import REDIS_PORT
 from tests.support.demo import environment
@@ -49,20 +49,20 @@ def families(text):
     }
 
 
-def commit(*statuses):
-    store.commit(statuses, coordination.take_ticket())
+def commit_statuses(*statuses):
+    commit(statuses, take_token())
 
 
 @pytest.mark.parametrize(
     "name", ["paris", 'a"b', "a\\b", "a\\nb", "a\nb", "a\\", '\\"\n', "Zürich 東京", "{a=b} 1", "# HELP"]
 )
 def test_exposition__is_that_of_prometheus_client(name):
-    commit(
+    commit_statuses(
         make_status(make_proxy(name), latency=0.1234567),
         make_status(make_proxy("other"), reason=Reason.TIMEOUT, latency=None),
         make_status(make_proxy("third"), latency=1e-07),
     )
-    text = exporter.exposition(REGISTRY.collect()).decode()
+    text = exposition.exposition(REGISTRY.collect()).decode()
     found = families(text)
     assert found == families(generate_latest(REGISTRY).decode())
     _, _, infos = found["proxyhealth_proxy_info"]
@@ -70,11 +70,11 @@ def test_exposition__is_that_of_prometheus_client(name):
 
 
 def test_exposition__is_made_anew_when_the_snapshot_changes(paris):
-    first = families(exporter.exposition(REGISTRY.collect()).decode())
-    assert families(exporter.exposition(REGISTRY.collect()).decode()) == first
+    first = families(exposition.exposition(REGISTRY.collect()).decode())
+    assert families(exposition.exposition(REGISTRY.collect()).decode()) == first
     WorkspaceProxy.objects.filter(pk=paris.pk).update(name="lyon")
-    running.run_check([paris.pk])
-    _, _, infos = families(exporter.exposition(REGISTRY.collect()).decode())["proxyhealth_proxy_info"]
+    run_check([paris.pk])
+    _, _, infos = families(exposition.exposition(REGISTRY.collect()).decode())["proxyhealth_proxy_info"]
     assert [dict(labels)["name"] for _, labels, _ in infos] == ["lyon"], "no series of the old name"
 
 
@@ -84,14 +84,14 @@ def test_exposition__the_text_of_a_gauge_is_made_only_for_other_values(monkeypat
 
     def scrape():
         made.clear()
-        exporter.exposition(REGISTRY.collect())
+        exposition.exposition(REGISTRY.collect())
         return made
 
     proxy = make_proxy()
-    commit(make_status(proxy, latency=0.1))
+    commit_statuses(make_status(proxy, latency=0.1))
     assert len(scrape()) == 5
     assert scrape() == []
-    commit(make_status(proxy, latency=0.2))
+    commit_statuses(make_status(proxy, latency=0.2))
     assert scrape() == ["proxyhealth_probe_duration_seconds"]
     assert scrape() == []
 
@@ -135,7 +135,7 @@ def test_document__has_each_series_with_its_type_and_labels(serve):
     WorkspaceProxy.objects.create(name="good", url=serve().url)
     WorkspaceProxy.objects.create(name="dead", url="http://127.0.0.1:1")
     health.force_update()
-    commit(make_status(make_proxy("tls"), tls_expires_at=datetime(2030, 1, 1, tzinfo=UTC)))
+    commit_statuses(make_status(make_proxy("tls"), tls_expires_at=datetime(2030, 1, 1, tzinfo=UTC)))
     found = {}
     for family in REGISTRY.collect():
         if family.name.startswith("proxyhealth_"):

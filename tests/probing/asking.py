@@ -11,7 +11,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from proxyhealth.conf import conf
 from proxyhealth.probing.probe import probe
-from proxyhealth.report import Proxy, ProxyStatus, Reason, Status
+from proxyhealth.snapshot import Proxy, ProxyStatus
+from proxyhealth.statuses import Reason, Status
 from tests.support.machine import at_most, stood_still
 from tests.support.servers import Server, chunked, flood
 

@@ -109,7 +109,8 @@ def check_report(report) -> None:
 
 
 def fuzz_parser(seed: int, count: int) -> Iterator[str]:
-    from proxyhealth.report import BadReport, HealthReport
+    from proxyhealth.exceptions import BadReport
+    from proxyhealth.report import HealthReport
 
     rng = random.Random(seed)
     readable = 0
@@ -230,7 +231,8 @@ PREFIXES = ("request to proxy failed: ", "failed to decode health report: ", "un
 
 def fuzz_probe(seed: int, count: int) -> Iterator[str]:
     from proxyhealth.probing.probe import probe
-    from proxyhealth.report import Proxy, ProxyStatus, Reason, Status
+    from proxyhealth.snapshot import Proxy, ProxyStatus
+    from proxyhealth.statuses import Reason, Status
 
     now = datetime.now(UTC)
     reasons: Counter[str] = Counter()

@@ -8,10 +8,12 @@ from uuid import uuid4
 import pytest
 from django.db import OperationalError, connection
 
+from proxyhealth.exceptions import ProberOffline, RoundFailed
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.probing import pool as rounds
-from proxyhealth.probing.pool import RoundFailed
-from proxyhealth.report import Reason, Status
+from proxyhealth.probing import pool
+from proxyhealth.rounds.runner import read_proxies
+from proxyhealth.rounds.shards import split
+from proxyhealth.statuses import Reason, Status
 from tests.support.machine import at_most
 from tests.support.values import make_proxy, make_status
 
@@ -23,12 +25,12 @@ def with_url(url, name="paris"):
 
 
 def test_probe_all__none():
-    assert rounds.probe_all([], NOW) == []
+    assert pool.probe_all([], NOW) == []
 
 
 def test_probe_all__keeps_the_order_and_the_moment(serve):
     proxies = [with_url(serve(delay=delay).url, f"p{delay}") for delay in (0.3, 0, 0.1)]
-    statuses = rounds.probe_all(proxies, NOW)
+    statuses = pool.probe_all(proxies, NOW)
     assert [status.proxy for status in statuses] == proxies
     assert {status.checked_at for status in statuses} == {NOW}
     assert {status.status for status in statuses} == {Status.OK}
@@ -37,7 +39,7 @@ def test_probe_all__keeps_the_order_and_the_moment(serve):
 def test_probe_all__runs_together(serve):
     server = serve(delay=0.4)
     with at_most(20 * 0.4 / 4):
-        statuses = rounds.probe_all([with_url(server.url) for _ in range(20)], NOW)
+        statuses = pool.probe_all([with_url(server.url) for _ in range(20)], NOW)
     assert {status.status for status in statuses} == {Status.OK}
 
 
@@ -45,7 +47,7 @@ def test_probe_all__never_more_at_once_than_concurrency(serve, configure, monkey
     configure(CONCURRENCY=3, TIMEOUT=5)
     lock, now, most = threading.Lock(), 0, 0
     server = serve(delay=0.05)
-    original = rounds.probe
+    original = pool.probe
 
     def counting(proxy, checked_at):
         nonlocal now, most
@@ -58,15 +60,15 @@ def test_probe_all__never_more_at_once_than_concurrency(serve, configure, monkey
             with lock:
                 now -= 1
 
-    monkeypatch.setattr(rounds, "probe", counting)
-    statuses = rounds.probe_all([with_url(server.url) for _ in range(12)], NOW)
+    monkeypatch.setattr(pool, "probe", counting)
+    statuses = pool.probe_all([with_url(server.url) for _ in range(12)], NOW)
     assert len(statuses) == 12
     assert most == 3
 
 
 def test_probe_all__a_bad_url_spoils_only_its_own_proxy(serve):
     proxies = [with_url(serve().url), with_url("http://[::1"), with_url(serve().url), with_url("")]
-    statuses = rounds.probe_all(proxies, NOW)
+    statuses = pool.probe_all(proxies, NOW)
     assert [status.status for status in statuses] == [
         Status.OK,
         Status.UNHEALTHY,
@@ -77,18 +79,18 @@ def test_probe_all__a_bad_url_spoils_only_its_own_proxy(serve):
 
 
 def test_probe_all__a_probe_that_is_stuck_holds_nobody_up(serve, monkeypatch):
-    monkeypatch.setattr(rounds, "time_limit", lambda count: 2)
+    monkeypatch.setattr(pool, "time_limit", lambda count: 2)
     release = threading.Event()
-    original = rounds.probe
+    original = pool.probe
 
     def stuck(proxy, checked_at):
         if proxy.name == "stuck":
             release.wait(60)
         return original(proxy, checked_at)
 
-    monkeypatch.setattr(rounds, "probe", stuck)
+    monkeypatch.setattr(pool, "probe", stuck)
     with at_most(2.5):
-        good, bad = rounds.probe_all([with_url(serve().url), with_url("http://127.0.0.1:1", "stuck")], NOW)
+        good, bad = pool.probe_all([with_url(serve().url), with_url("http://127.0.0.1:1", "stuck")], NOW)
     release.set()
     assert good.status is Status.OK
     assert (bad.status, bad.reason) == (Status.UNREACHABLE, Reason.TIMEOUT)
@@ -102,7 +104,7 @@ def test_probe_all__no_threads_to_be_had(monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RoundFailed, match="no thread can be started: can't start new thread"):
-        rounds.probe_all([with_url("http://127.0.0.1:1")], NOW)
+        pool.probe_all([with_url("http://127.0.0.1:1")], NOW)
 
 
 def test_probe_all__few_threads_to_be_had(monkeypatch, serve):
@@ -118,14 +120,14 @@ def test_probe_all__few_threads_to_be_had(monkeypatch, serve):
 
     proxies = [with_url(serve().url) for _ in range(5)]
     monkeypatch.setattr(threading.Thread, "start", grudging)
-    assert {status.status for status in rounds.probe_all(proxies, NOW)} == {Status.OK}
+    assert {status.status for status in pool.probe_all(proxies, NOW)} == {Status.OK}
 
 
 def test_probe_batches__who_answers_comes_before_who_does_not(serve):
     quick, slow = serve(), serve()
     slow.gate.clear()
     proxies = [with_url(slow.url, "slow"), with_url(quick.url, "a"), with_url(quick.url, "b")]
-    batches = rounds.probe_batches(proxies, NOW, lull=0.1)
+    batches = pool.probe_batches(proxies, NOW, lull=0.1)
     first = next(batches)
     if len(first) == 1:  # a machine that is busy may have had a lull between the two
         first += next(batches)
@@ -136,14 +138,14 @@ def test_probe_batches__who_answers_comes_before_who_does_not(serve):
 
 
 def test_probe_batches__none_is_one_empty_batch():
-    assert list(rounds.probe_batches([], NOW, lull=0.1)) == [[]]
+    assert list(pool.probe_batches([], NOW, lull=0.1)) == [[]]
 
 
 def test_probe_all__nobody_is_asked_after_the_end_of_the_round(serve, configure, monkeypatch):
     configure(CONCURRENCY=1)
-    monkeypatch.setattr(rounds, "time_limit", lambda count: 0.3)
+    monkeypatch.setattr(pool, "time_limit", lambda count: 0.3)
     server = serve(delay=0.2)
-    rounds.probe_all([with_url(server.url, f"p{i}") for i in range(20)], NOW)
+    pool.probe_all([with_url(server.url, f"p{i}") for i in range(20)], NOW)
     asked = server.requests
     time.sleep(0.6)  # what is under way may end
     assert server.requests <= asked + 1 < 5
@@ -152,7 +154,7 @@ def test_probe_all__nobody_is_asked_after_the_end_of_the_round(serve, configure,
 def test_probe_batches__become_rarer(serve):
     proxies = [with_url(serve(delay=0.1 * i).url, f"p{i}") for i in range(1, 12)]
     begin = time.monotonic()
-    batches = list(rounds.probe_batches(proxies, NOW, lull=0.02))
+    batches = list(pool.probe_batches(proxies, NOW, lull=0.02))
     assert sum(map(len, batches)) == 11
     # All but the last ended with a lull, each of them twice as long as the one before.
     lulls = sum(0.02 * 2**n for n in range(len(batches) - 1))
@@ -177,7 +179,7 @@ def test_slow_first__by_how_long_they_took_last_time():
     statuses = [make_status(make_proxy(name), **values) for name, values in SLOW_FIRST.items()]
     new, unregistered = make_proxy("new"), replace(make_proxy("unregistered"), url="")
     proxies = [unregistered, new, *[status.proxy for status in reversed(statuses)]]
-    ordered = rounds.slow_first(proxies, known_of(*statuses))
+    ordered = pool.slow_first(proxies, known_of(*statuses))
     assert {proxy.name for proxy in ordered[:2]} == {"silent", "half"}
     assert [proxy.name for proxy in ordered[2:]] == ["refused", "slow", "quick", "new", "unregistered"]
 
@@ -186,7 +188,7 @@ def test_slow_first__what_was_slow_at_another_url_is_not_known_to_be():
     status = make_status(make_proxy("moved"), **SLOW_FIRST["silent"])
     moved = replace(status.proxy, url="http://elsewhere.example.com")
     quick = make_status(make_proxy("quick"), latency=0.1)
-    assert rounds.slow_first([moved, quick.proxy], known_of(status, quick)) == [quick.proxy, moved]
+    assert pool.slow_first([moved, quick.proxy], known_of(status, quick)) == [quick.proxy, moved]
 
 
 def test_probe_all__the_silent_start_first(serve, configure, monkeypatch):
@@ -195,12 +197,12 @@ def test_probe_all__the_silent_start_first(serve, configure, monkeypatch):
     silent, server = serve(), serve(delay=0.1)
     silent.gate.clear()
     proxies = [with_url(server.url, f"p{i}") for i in range(8)] + [with_url(silent.url, "silent")]
-    first = rounds.probe_all(proxies, NOW)
-    begun, original = [], rounds.probe
+    first = pool.probe_all(proxies, NOW)
+    begun, original = [], pool.probe
     monkeypatch.setattr(
-        rounds, "probe", lambda proxy, moment: begun.append(proxy.name) or original(proxy, moment)
+        pool, "probe", lambda proxy, moment: begun.append(proxy.name) or original(proxy, moment)
     )
-    second = rounds.probe_all(proxies, NOW, known_of(*first))
+    second = pool.probe_all(proxies, NOW, known_of(*first))
     assert "silent" in begun[:2]
     assert [s.status for s in second] == [s.status for s in first] == 8 * ["ok"] + ["unreachable"]
 
@@ -208,7 +210,7 @@ def test_probe_all__the_silent_start_first(serve, configure, monkeypatch):
 def test_split__into_shards_of_at_most_shard_size(configure):
     configure(SHARD_SIZE=3)
     proxies = [make_proxy(f"p{i}") for i in range(8)]
-    shards = rounds.split(proxies, {})
+    shards = split(proxies, {})
     assert [len(shard) for shard in shards] == [3, 3, 2]
     assert {proxy.id for shard in shards for proxy in shard} == {proxy.id for proxy in proxies}
 
@@ -218,39 +220,39 @@ def test_split__the_silent_go_into_the_first_ones_as_many_as_a_process_bears_at_
     silent = [make_status(make_proxy(f"s{i}"), **SLOW_FIRST["silent"]) for i in range(6)]
     quick = [make_status(make_proxy(f"q{i}"), latency=0.1) for i in range(20)]
     statuses = [*quick, *silent]
-    shards = rounds.split([status.proxy for status in statuses], known_of(*statuses))
+    shards = split([status.proxy for status in statuses], known_of(*statuses))
     silent_in = [sum(proxy.name.startswith("s") for proxy in shard) for shard in shards]
     assert silent_in == [4, 2]
     assert [len(shard) for shard in shards] == [4, 22]
 
 
 def test_require_online__without_canaries_nobody_is_asked():
-    rounds.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
+    pool.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
 
 
 def test_require_online__a_canary_that_hangs_is_no_answer(configure, monkeypatch):
     configure(CANARY_URLS=["http://a.example.com/"], TIMEOUT=0.1)
     end = threading.Event()
-    monkeypatch.setattr(rounds, "answers", lambda url: end.wait(60))
-    with pytest.raises(rounds.ProberOffline):
-        rounds.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
+    monkeypatch.setattr(pool, "is_reachable", lambda url: end.wait(60))
+    with pytest.raises(ProberOffline):
+        pool.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
     end.set()
 
 
 def test_require_online__any_http_is_an_answer(serve, configure):
     configure(CANARY_URLS=[serve(report=[1]).url], ADDRESS_DENY=["127.0.0.0/8"])
-    rounds.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
+    pool.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
 
 
 def test_probe_batches__threads_switch_as_before_when_the_last_one_is_done(serve, monkeypatch):
-    monkeypatch.setattr(rounds, "_CROWD", 0)
+    monkeypatch.setattr(pool, "_SWITCH_THRESHOLD", 0)
     before = sys.getswitchinterval()
     server = serve()
     server.gate.clear()
-    slow = rounds.probe_batches([with_url(serve().url), with_url(server.url)], NOW, lull=0.01)
+    slow = pool.probe_batches([with_url(serve().url), with_url(server.url)], NOW, lull=0.01)
     next(slow)
     assert sys.getswitchinterval() > before
-    rounds.probe_all([with_url(serve().url)], NOW)
+    pool.probe_all([with_url(serve().url)], NOW)
     assert sys.getswitchinterval() > before
     server.gate.set()
     assert len(list(slow)) == 1
@@ -258,11 +260,11 @@ def test_probe_batches__threads_switch_as_before_when_the_last_one_is_done(serve
 
 
 def test_probe_batches__threads_switch_as_before_after_who_gave_up(serve, monkeypatch):
-    monkeypatch.setattr(rounds, "_CROWD", 0)
+    monkeypatch.setattr(pool, "_SWITCH_THRESHOLD", 0)
     before = sys.getswitchinterval()
     server = serve()
     server.gate.clear()
-    slow = rounds.probe_batches([with_url(serve().url), with_url(server.url)], NOW, lull=0.01)
+    slow = pool.probe_batches([with_url(serve().url), with_url(server.url)], NOW, lull=0.01)
     next(slow)
     slow.close()
     assert sys.getswitchinterval() == before
@@ -270,8 +272,8 @@ def test_probe_batches__threads_switch_as_before_after_who_gave_up(serve, monkey
 
 def test_time_limit__is_a_turn_of_timeouts_for_each_concurrency(configure):
     configure(TIMEOUT=5, CONCURRENCY=100)
-    assert rounds.time_limit(100) == 11
-    assert rounds.time_limit(101) == 16
+    assert pool.time_limit(100) == 11
+    assert pool.time_limit(101) == 16
 
 
 @pytest.mark.django_db
@@ -280,15 +282,15 @@ def test_read_proxies__the_active_ones_in_one_query(django_assert_num_queries):
         WorkspaceProxy.objects.create(name=name)
     WorkspaceProxy.objects.create(name="gone", deleted=True)
     with django_assert_num_queries(1):
-        assert [proxy.name for proxy in rounds.read_proxies()] == ["a", "b"]
+        assert [proxy.name for proxy in read_proxies()] == ["a", "b"]
 
 
 @pytest.mark.django_db
 def test_read_proxies__some():
     one = WorkspaceProxy.objects.create(name="one", url="https://one.example.com", version="v1")
     WorkspaceProxy.objects.create(name="other")
-    (found,) = rounds.read_proxies([one.pk, uuid4()])
-    assert found == rounds.value_of(one)
+    (found,) = read_proxies([one.pk, uuid4()])
+    assert found == one.as_proxy()
 
 
 @pytest.mark.django_db
@@ -300,4 +302,4 @@ def test_read_proxies__database_down():
         connection.execute_wrapper(refuse),
         pytest.raises(RoundFailed, match="cannot be read from the database: server closed"),
     ):
-        rounds.read_proxies()
+        read_proxies()

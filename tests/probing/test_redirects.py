@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from proxyhealth.report import Status
+from proxyhealth.statuses import Status
 from tests.probing.asking import (
     CONNECT,
     DOWN,

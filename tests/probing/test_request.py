@@ -9,7 +9,9 @@ import trustme
 
 import proxyhealth
 from proxyhealth.probing.probe import probe
-from proxyhealth.report import HealthReport, ProxyStatus, Status
+from proxyhealth.report import HealthReport
+from proxyhealth.snapshot import ProxyStatus
+from proxyhealth.statuses import Status
 from tests.probing.asking import (
     HEAD,
     MOMENT,

@@ -14,7 +14,7 @@ import trustme
 
 from proxyhealth.probing import transport
 from proxyhealth.probing.deadline import Deadline
-from proxyhealth.report import Status
+from proxyhealth.statuses import Status
 from tests.probing.asking import (
     CONNECT,
     DOWN,

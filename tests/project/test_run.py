@@ -136,9 +136,9 @@ def test_run__saving_and_deleting_show_long_before_the_next_round(demo):
 
 def test_run__the_log_follows_rounds_and_changes(demo):
     known = "name=cape-town from=none to=unreachable reason=timeout"
-    wait_for(lambda: known in demo.log.read_text() and "round end ticket=" in demo.log.read_text(), 20)
+    wait_for(lambda: known in demo.log.read_text() and "round end token=" in demo.log.read_text(), 20)
     log = demo.log.read_text()
-    assert "round start ticket=" in log
+    assert "round start token=" in log
     assert "Traceback" not in log
 
 

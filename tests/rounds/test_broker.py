@@ -12,13 +12,13 @@ from tests.settings import REDIS_PORT
 from tests.support.machine import at_most
 from tests.support.proxies import wait_for
 
-PATIENCE = broker._PATIENCE
+PATIENCE = broker._TIMEOUT
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """As short a patience as the app has."""
-    monkeypatch.setattr(broker, "_PATIENCE", PATIENCE)
+    monkeypatch.setattr(broker, "_TIMEOUT", PATIENCE)
 
 
 def threads():
@@ -60,35 +60,35 @@ def test_waiting__asks_anew_in_a_child_that_was_forked_while_a_thread_was_asking
     before = app.conf.broker_url
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
-        assert broker.waiting() is None
+        assert broker.queue_length() is None
         url(before)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of what is tested
             pid = os.fork()
         if pid == 0:
             try:
-                wait_for(lambda: broker.waiting() == 0, 10)
+                wait_for(lambda: broker.queue_length() == 0, 10)
             finally:
-                os._exit(0 if broker._question._answer.done() else 1)
+                os._exit(0 if broker._query._answer.done() else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_waiting__counts_messages(redis_client):
-    assert broker.waiting() == 0
+    assert broker.queue_length() == 0
     for _ in range(3):
         current_app.send_task("proxyhealth.tasks.check_all")
-    assert broker.waiting() == 3
+    assert broker.queue_length() == 3
     redis_client.lpop("celery")
-    assert broker.waiting() == 2
+    assert broker.queue_length() == 2
     redis_client.delete("celery")
-    assert broker.waiting() == 0
+    assert broker.queue_length() == 0
 
 
 def test_waiting__counts_every_priority(redis_client):
     for priority in (0, 5, 9):
         current_app.send_task("proxyhealth.tasks.check_all", priority=priority)
     assert redis_client.llen("celery") < 3
-    assert broker.waiting() == 3
+    assert broker.queue_length() == 3
 
 
 def test_waiting__counts_the_queues_that_our_tasks_are_routed_to(monkeypatch):
@@ -97,13 +97,13 @@ def test_waiting__counts_the_queues_that_our_tasks_are_routed_to(monkeypatch):
     current_app.send_task("proxyhealth.tasks.check_shard")
     current_app.send_task("proxyhealth.tasks.check_all")
     current_app.send_task("of.the.host", queue="elsewhere")
-    assert broker.waiting() == 2
+    assert broker.queue_length() == 2
 
 
 def test_waiting__is_not_known_while_the_broker_is_down(url, quick):
     url("redis://127.0.0.1:1/0")
     with at_most(1):
-        assert broker.waiting() is None
+        assert broker.queue_length() is None
 
 
 def test_waiting__one_that_says_nothing_is_not_waited_for_and_asked_once(url, quick, monkeypatch):
@@ -112,21 +112,21 @@ def test_waiting__one_that_says_nothing_is_not_waited_for_and_asked_once(url, qu
         url(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         for _ in range(3):
             with at_most(1):
-                assert broker.waiting() is None
+                assert broker.queue_length() is None
             (thread,) = threads()
             assert thread.daemon, "no process waits for it at its end"
     url(before)
-    monkeypatch.setattr(broker, "_PATIENCE", 10)
-    wait_for(lambda: broker.waiting() == 0, 30, "it is asked again")
+    monkeypatch.setattr(broker, "_TIMEOUT", 10)
+    wait_for(lambda: broker.queue_length() == 0, 30, "it is asked again")
 
 
 def test_waiting__a_question_that_had_its_time_costs_the_next_one_nothing(url, quick):
     before = app.conf.broker_url
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
-        assert broker.waiting() is None
+        assert broker.queue_length() is None
         with at_most(0.2):
-            assert [broker.waiting() for _ in range(10)] == [None] * 10
+            assert [broker.queue_length() for _ in range(10)] == [None] * 10
     url(before)
 
 
@@ -136,8 +136,8 @@ def test_waiting__a_thread_that_could_not_start_is_no_question(monkeypatch, redi
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
-        assert broker.waiting() is None
-    assert broker.waiting() == 0
+        assert broker.queue_length() is None
+    assert broker.queue_length() == 0
 
 
 @pytest.mark.parametrize("denied", ["exists", "llen"])
@@ -147,20 +147,20 @@ def test_waiting__is_not_known_to_who_may_not_look(url, redis_client, denied):
     redis_client.acl_setuser("half", True, commands=[f"-{denied}"])
     try:
         url(f"redis://half:word@127.0.0.1:{REDIS_PORT}/0")
-        assert broker.waiting() is None
+        assert broker.queue_length() is None
     finally:
         redis_client.acl_deluser("half")
 
 
 def test_waiting__is_not_known_if_something_else_is_in_the_queues_place(redis_client):
     redis_client.set("celery", "no list")
-    assert broker.waiting() is None
+    assert broker.queue_length() is None
 
 
 def test_waiting__is_not_known_of_other_brokers_and_without_one(url, monkeypatch):
     monkeypatch.setitem(app.conf, "task_always_eager", True)
-    assert broker.waiting() is None
+    assert broker.queue_length() is None
     monkeypatch.setitem(app.conf, "task_always_eager", False)
-    assert broker.waiting() == 0
+    assert broker.queue_length() == 0
     url("amqp://127.0.0.1:1//")
-    assert broker.waiting() is None
+    assert broker.queue_length() is None

@@ -10,12 +10,13 @@ import pytest
 from django.db import connection
 
 from project.celery import app
+from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.probing.pool import RoundFailed
-from proxyhealth.report import Status
-from proxyhealth.rounds import dispatch as sending
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.rounds import dispatch
+from proxyhealth.statuses import Status
+from proxyhealth.storage import reader
+from proxyhealth.storage.lease import take_token
+from proxyhealth.storage.pending import take_pending
 from tests.support.proxies import queued
 from tests.support.values import refuse_queries
 
@@ -23,28 +24,28 @@ pytestmark = pytest.mark.django_db
 
 
 def test_request_check__a_round_carries_when_it_was_asked_for(redis_client):
-    before = coordination.take_ticket()
-    sending.request_check().result(30)
+    before = take_token()
+    dispatch.request_check().result(30)
     (task,) = queued(redis_client)
     assert task["task"] == "proxyhealth.tasks.check_all"
     asked = int(task["kwargsrepr"].removeprefix("{'asked': ").removesuffix("}"))
-    assert before < asked < coordination.take_ticket()
+    assert before < asked < take_token()
     assert task["expires"] is None, "the clocks of hosts may differ"
 
 
 def test_request_check__a_few_are_noted_and_one_task_is_sent(redis_client):
     ids = [uuid4() for _ in range(2500)]
-    sending.request_check(ids[:1]).result(30)
-    sending.request_check(ids[1:]).result(30)
+    dispatch.request_check(ids[:1]).result(30)
+    dispatch.request_check(ids[1:]).result(30)
     (task,) = queued(redis_client)
     assert task["task"] == "proxyhealth.tasks.check_proxies"
-    assert coordination.take_pending() == set(ids)
+    assert take_pending() == set(ids)
 
 
 def test_request_check__after_the_task_was_run_another_one_is_sent(redis_client):
     for _ in range(2):
-        sending.request_check([uuid4()]).result(30)
-        coordination.take_pending()
+        dispatch.request_check([uuid4()]).result(30)
+        take_pending()
     assert len(queued(redis_client)) == 2
 
 
@@ -54,18 +55,18 @@ def test_request_check__that_could_not_be_sent_is_sent_with_the_next(redis_clien
 
     lost, later = uuid4(), uuid4()
     with monkeypatch.context() as down:
-        down.setattr(sending, "_apply", refuse)
-        assert sending.request_check([lost]).exception(30)
-    sending.request_check([later]).result(30)
+        down.setattr(dispatch, "_apply", refuse)
+        assert dispatch.request_check([lost]).exception(30)
+    dispatch.request_check([later]).result(30)
     assert len(queued(redis_client)) == 1
-    assert coordination.take_pending() == {lost, later}
+    assert take_pending() == {lost, later}
 
 
 def test_request_check__with_the_cache_away_the_task_carries_the_ids(redis_client, settings):
     settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
     id = uuid4()
-    sending.request_check([id]).result(30)
-    sending.request_check().result(30)
+    dispatch.request_check([id]).result(30)
+    dispatch.request_check().result(30)
     few, everything = queued(redis_client)[::-1]
     assert str(id) in few["argsrepr"]
     assert everything["kwargsrepr"] == "{'asked': None}"
@@ -75,16 +76,16 @@ def test_request_check__of_nothing_tells_how_the_last_one_fared(monkeypatch):
     def refuse(ids):
         raise ConnectionError("broker down")
 
-    monkeypatch.setattr(sending, "_send", refuse)
-    sending.request_check([uuid4()])
-    assert "broker down" in str(sending.request_check([]).exception(30))
-    monkeypatch.setattr(sending, "_send", lambda ids: None)
-    sending.request_check([uuid4()])
-    sending.request_check([]).result(30)
+    monkeypatch.setattr(dispatch, "_send", refuse)
+    dispatch.request_check([uuid4()])
+    assert "broker down" in str(dispatch.request_check([]).exception(30))
+    monkeypatch.setattr(dispatch, "_send", lambda ids: None)
+    dispatch.request_check([uuid4()])
+    dispatch.request_check([]).result(30)
 
 
 def test_request_check__nothing_sends_nothing(redis_client):
-    sending.request_check([]).result(30)
+    dispatch.request_check([]).result(30)
     assert queued(redis_client) == []
 
 
@@ -96,11 +97,11 @@ def test_request_check__what_comes_while_one_is_being_sent_becomes_one_task(monk
         assert go_on.wait(5)
         tasks_sent.append(ids)
 
-    monkeypatch.setattr(sending, "_send", send)
+    monkeypatch.setattr(dispatch, "_send", send)
     ids = [uuid4() for _ in range(1000)]
-    futures = [sending.request_check([ids[0]])]
+    futures = [dispatch.request_check([ids[0]])]
     assert under_way.wait(5)
-    futures += [sending.request_check([id]) for id in ids[1:]]
+    futures += [dispatch.request_check([id]) for id in ids[1:]]
     go_on.set()
     for future in futures:
         future.result(30)
@@ -110,7 +111,9 @@ def test_request_check__what_comes_while_one_is_being_sent_becomes_one_task(monk
 def run_python(code, **env):
     """Run ``code`` as a process of the project's own; returns what it wrote."""
     environ = {**os.environ, "DJANGO_SETTINGS_MODULE": "project.settings", **env}
-    prelude = "import os, time, django; django.setup()\nfrom proxyhealth.rounds.dispatch import request_check\n"
+    prelude = (
+        "import os, time, django; django.setup()\nfrom proxyhealth.rounds.dispatch import request_check\n"
+    )
     # Forking a process that has threads is what is tested, and what newer Pythons warn of.
     command = [sys.executable, "-W", "ignore", "-c", prelude + code]
     done = subprocess.run(command, timeout=90, env=environ, capture_output=True, text=True, check=False)
@@ -132,17 +135,17 @@ def test_request_check__broker_down_returns_at_once_and_says_so():
 def test_request_check__eager_runs_it_here(monkeypatch, serve):
     monkeypatch.setitem(app.conf, "task_always_eager", True)
     proxy = WorkspaceProxy.objects.create(name="paris", url=serve().url)
-    sending.request_check([proxy.pk]).result(0)
-    assert store.read().statuses[proxy.pk].status is Status.OK
-    sending.request_check().result(0)
-    assert store.read().checked_at is not None
+    dispatch.request_check([proxy.pk]).result(0)
+    assert reader.read().statuses[proxy.pk].status is Status.OK
+    dispatch.request_check().result(0)
+    assert reader.read().checked_at is not None
 
 
 def test_request_check__eager_failure_is_in_the_future(monkeypatch, caplog):
     monkeypatch.setitem(app.conf, "task_always_eager", True)
     monkeypatch.setitem(app.conf, "task_eager_propagates", True)
     with connection.execute_wrapper(refuse_queries):
-        future = sending.request_check([uuid4()])
+        future = dispatch.request_check([uuid4()])
     assert isinstance(future.exception(0), RoundFailed)
 
 

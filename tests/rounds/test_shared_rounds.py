@@ -10,13 +10,14 @@ from django.db import connection
 
 from project.celery import app
 from proxyhealth import tasks
+from proxyhealth.exceptions import ProberOffline, RoundFailed
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.probing.pool import ProberOffline, RoundFailed
-from proxyhealth.report import Status
-from proxyhealth.rounds import runner as running
+from proxyhealth.rounds import runner
 from proxyhealth.rounds.shards import Plan
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
+from proxyhealth.statuses import Status
+from proxyhealth.storage import reader
+from proxyhealth.storage.lease import Begun, begin_round, end_round, take_token
+from proxyhealth.storage.plan import load_plan, save_plan
 from tests.support.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
@@ -29,49 +30,48 @@ def shared(configure, monkeypatch, serve):
     urls = [serve().url, serve(report={"errors": ["x"]}).url]
     for i, url in enumerate(2 * urls):
         WorkspaceProxy.objects.create(name=f"p{i}", url=url)
-    monkeypatch.setattr(running, "chord", lambda shards: lambda end: None)
-    assert running.run_round(share=True) == "shared"
-    return Plan.load(coordination.load_plan())
+    monkeypatch.setattr(runner, "chord", lambda shards: lambda end: None)
+    assert runner.run_round(share=True) == "shared"
+    return Plan.load(load_plan())
 
 
 def run_shards(plan):
     return [
-        running.run_shard(plan.ticket, index, plan.checked_at, shard)
-        for index, shard in enumerate(plan.shards)
+        runner.run_shard(plan.token, index, plan.checked_at, shard) for index, shard in enumerate(plan.shards)
     ]
 
 
 def test_shards__become_one_commit(shared):
     parts = run_shards(shared)
-    assert store.read().number == 0
-    running.run_finish(shared.ticket, json.loads(json.dumps(parts)))
-    snapshot = store.read()
+    assert reader.read().number == 0
+    runner.run_finish(shared.token, json.loads(json.dumps(parts)))
+    snapshot = reader.read()
     assert [s.status for s in snapshot.statuses.values()] == ["ok", "unhealthy", "ok", "unhealthy"]
     assert {status.checked_at for status in snapshot.statuses.values()} == {shared.checked_at}
     assert (snapshot.number, snapshot.checked_at) == (1, shared.checked_at)
     assert snapshot.outcomes == {"success": 1}
     assert 0 < snapshot.duration < 10
-    assert running.run_round() == "success"
+    assert runner.run_round() == "success"
 
 
 def test_shards__their_round_keeps_others_away(shared):
-    assert running.run_round(gap=30) == "running"
+    assert runner.run_round(gap=30) == "running"
 
 
 def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
     first, second = run_shards(shared)
-    running.run_finish(shared.ticket, [first, second])
-    before = store.read()
-    running.run_round(share=True)
-    plan = Plan.load(coordination.load_plan())
+    runner.run_finish(shared.token, [first, second])
+    before = reader.read()
+    runner.run_round(share=True)
+    plan = Plan.load(load_plan())
     WorkspaceProxy.objects.update(url="http://127.0.0.1:1")
     closed = [replace(proxy, url="http://127.0.0.1:1") for proxy in plan.shards[0]]
     parts = [
-        running.run_shard(plan.ticket, 0, plan.checked_at, closed),
+        runner.run_shard(plan.token, 0, plan.checked_at, closed),
         {"shard": 1, "lost": "out of memory"},
     ]
-    running.run_finish(plan.ticket, parts)
-    after = store.read()
+    runner.run_finish(plan.token, parts)
+    after = reader.read()
     for proxy in plan.shards[0]:
         assert after.statuses[proxy.id].status is Status.UNREACHABLE
     for proxy in plan.shards[1]:
@@ -85,96 +85,96 @@ def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
 
 
 def test_shards__of_a_round_that_is_over_are_not_probed(shared, serve):
-    coordination.end_round(shared.ticket)
+    end_round(shared.token)
     assert [part["lost"] for part in run_shards(shared)] == 2 * ["the round is over"]
 
 
 def test_shards__that_fail_say_why(shared, monkeypatch):
-    monkeypatch.setattr(running.rounds, "probe_all", lambda *args, **options: 1 / 0)
-    part = running.run_shard(shared.ticket, 0, shared.checked_at, shared.shards[0])
+    monkeypatch.setattr(runner.pool, "probe_all", lambda *args, **options: 1 / 0)
+    part = runner.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
     assert "division by zero" in part["lost"]
 
 
 def test_shards__an_end_that_comes_twice_commits_once(shared):
     parts = run_shards(shared)
-    running.run_finish(shared.ticket, parts)
-    running.run_finish(shared.ticket, parts)
-    assert store.read().number == 1
+    runner.run_finish(shared.token, parts)
+    runner.run_finish(shared.token, parts)
+    assert reader.read().number == 1
 
 
 def test_shards__an_end_of_what_is_committed_gives_the_lease_back(shared, redis_client):
     parts = run_shards(shared)
-    running.run_finish(shared.ticket, parts)
+    runner.run_finish(shared.token, parts)
     # As if its process had been killed before it could say that the round is closed.
-    redis_client.hdel(caches["default"].make_key("proxyhealth:rounds"), "closed")
-    running.run_finish(shared.ticket, parts)
-    assert store.read().number == 1
-    assert coordination.begin_round().why == "begun"
+    redis_client.hdel(caches["default"].make_key("proxyhealth:round-stats"), "closed")
+    runner.run_finish(shared.token, parts)
+    assert reader.read().number == 1
+    assert begin_round().why == "begun"
 
 
 def test_shards__an_end_that_comes_after_another_round_has_begun_commits_nothing(shared, redis_client):
     parts = run_shards(shared)
-    redis_client.delete(caches["default"].make_key("proxyhealth:round"))
-    coordination.begin_round()
-    running.run_finish(shared.ticket, parts)
-    assert store.read().number == 0
+    redis_client.delete(caches["default"].make_key("proxyhealth:lease"))
+    begin_round()
+    runner.run_finish(shared.token, parts)
+    assert reader.read().number == 0
 
 
 def test_shards__of_which_one_was_lost_with_its_process_are_committed_without_it(shared):
-    result = running.run_shard(shared.ticket, 0, shared.checked_at, shared.shards[0])
+    result = runner.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
     app.backend.store_result(shared.tasks[0], result, "SUCCESS")
     app.backend.store_result(shared.tasks[1], LookupError("killed"), "FAILURE")
-    tasks.finish_broken_round("the id of the chord", ticket=shared.ticket)
-    assert set(store.read().statuses) == {proxy.id for proxy in shared.shards[0]}
-    assert store.read().outcomes == {"incomplete": 1}
-    assert "there is no result of it" in store.read().error
-    assert coordination.begin_round().why == "begun"
+    tasks.finish_broken_round("the id of the chord", ticket=shared.token)
+    assert set(reader.read().statuses) == {proxy.id for proxy in shared.shards[0]}
+    assert reader.read().outcomes == {"incomplete": 1}
+    assert "there is no result of it" in reader.read().error
+    assert begin_round().why == "begun"
 
 
 def test_shards__whose_worker_died_are_closed_by_the_next_round(shared, redis_client):
     """What the other shards found is not lost, although the next round could not find anything."""
-    result = running.run_shard(shared.ticket, 0, shared.checked_at, shared.shards[0])
+    result = runner.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
     app.backend.store_result(shared.tasks[0], result, "SUCCESS")
-    redis_client.delete(caches["default"].make_key("proxyhealth:round"))  # it ran out
+    redis_client.delete(caches["default"].make_key("proxyhealth:lease"))  # it ran out
     with connection.execute_wrapper(refuse_queries), pytest.raises(RoundFailed):
-        running.run_round()
-    snapshot = store.read()
+        runner.run_round()
+    snapshot = reader.read()
     assert set(snapshot.statuses) == {proxy.id for proxy in shared.shards[0]}
     assert snapshot.outcomes == {"incomplete": 1, "failure": 1}
-    assert running.run_round() == "success"
-    assert len(store.read().statuses) == 4
-    assert store.read().outcomes == {"incomplete": 1, "failure": 1, "success": 1}
+    assert runner.run_round() == "success"
+    assert len(reader.read().statuses) == 4
+    assert reader.read().outcomes == {"incomplete": 1, "failure": 1, "success": 1}
 
 
 def test_shards__a_round_that_slept_does_not_touch_those_of_another(shared, redis_client, monkeypatch):
     """It reads its rows for so long that another one has begun, and shared its own."""
-    text = coordination.load_plan()
-    monkeypatch.setattr(coordination, "begin_round", lambda **options: coordination.Begun("begun", 7, False))
+    text = load_plan()
+    monkeypatch.setattr(runner, "begin_round", lambda **options: Begun("begun", 7, False))
     with pytest.raises(RoundFailed, match="another round has begun"):
-        running.run_round(share=True)
-    assert coordination.load_plan() == text
-    running.run_finish(shared.ticket, run_shards(shared))
-    assert store.read().outcomes == {"failure": 1, "success": 1}
+        runner.run_round(share=True)
+    assert load_plan() == text
+    runner.run_finish(shared.token, run_shards(shared))
+    assert reader.read().outcomes == {"failure": 1, "success": 1}
 
 
 def test_shards__the_end_of_one_round_does_not_commit_the_plan_of_another(shared, redis_client):
     parts = run_shards(shared)
-    coordination.end_round(shared.ticket)
-    other = coordination.begin_round()
-    coordination.save_plan(other.ticket, shared.dump())  # as if it were its own
-    running.run_finish(other.ticket, parts)
-    assert store.read().number == 0
+    end_round(shared.token)
+    other = begin_round()
+    save_plan(other.token, shared.dump())  # as if it were its own
+    runner.run_finish(other.token, parts)
+    assert reader.read().number == 0
 
 
 def test_shards__from_one_more_than_shard_size(configure, monkeypatch):
     sent = []
-    monkeypatch.setattr(running, "chord", lambda shards: sent.append)
+    monkeypatch.setattr(runner, "chord", lambda shards: sent.append)
     configure(SHARD_SIZE=2)
     for name in ("a", "b"):
         WorkspaceProxy.objects.create(name=name)
-    assert running.run_round(share=True) == "success"
+    assert runner.run_round(share=True) == "success"
     WorkspaceProxy.objects.create(name="c")
-    assert running.run_round(share=True) == "shared"
+    assert runner.run_round(share=True) == "shared"
     (end,) = sent
     (broken,) = end.options["link_error"]
     assert broken["task"] in app.tasks
@@ -185,13 +185,13 @@ def test_shards__that_are_offline_leave_nothing_behind(configure, monkeypatch, r
     WorkspaceProxy.objects.create(name="dead", url="http://127.0.0.1:1")
     WorkspaceProxy.objects.create(name="dead too", url="http://127.0.0.1:1")
     configure(SHARD_SIZE=1, CANARY_URLS=["http://127.0.0.1:1/"])
-    monkeypatch.setattr(running, "chord", lambda shards: lambda end: None)
-    running.run_round(share=True)
-    plan = Plan.load(coordination.load_plan())
+    monkeypatch.setattr(runner, "chord", lambda shards: lambda end: None)
+    runner.run_round(share=True)
+    plan = Plan.load(load_plan())
     app.backend.store_result(plan.tasks[0], {}, "SUCCESS")
     with pytest.raises(ProberOffline):
-        running.run_finish(plan.ticket, run_shards(plan))
-    assert coordination.load_plan() == ""
+        runner.run_finish(plan.token, run_shards(plan))
+    assert load_plan() == ""
     assert redis_client.keys("celery-task-meta-*") == []
 
 
@@ -199,19 +199,19 @@ def test_shards__that_were_left_over_offline_do_not_keep_the_next_round_from_the
     offline = {"lost": "Prober offline: x", "offline": True}
     for index, id in enumerate(shared.tasks):
         app.backend.store_result(id, {"shard": index, **offline}, "SUCCESS")
-    redis_client.delete(caches["default"].make_key("proxyhealth:round"))
-    assert running.run_round() == "success"
-    assert store.read().outcomes == {"offline": 1, "success": 1}
-    assert not store.read().stale
-    assert coordination.load_plan() == ""
+    redis_client.delete(caches["default"].make_key("proxyhealth:lease"))
+    assert runner.run_round() == "success"
+    assert reader.read().outcomes == {"offline": 1, "success": 1}
+    assert not reader.read().stale
+    assert load_plan() == ""
 
 
 def test_shards__a_plan_that_cannot_be_read_holds_nobody_up(shared, redis_client, caplog):
-    coordination.save_plan(shared.ticket, '{"ticket": 1}')
-    redis_client.delete(caches["default"].make_key("proxyhealth:round"))
-    assert running.run_round() == "success"
+    save_plan(shared.token, '{"token": 1}')
+    redis_client.delete(caches["default"].make_key("proxyhealth:lease"))
+    assert runner.run_round() == "success"
     assert "it is no plan of a round" in caplog.text
-    assert store.read().outcomes == {"failure": 1, "success": 1}
+    assert reader.read().outcomes == {"failure": 1, "success": 1}
 
 
 def test_shards__that_cannot_be_sent_fail_the_round(configure, monkeypatch):
@@ -221,11 +221,11 @@ def test_shards__that_cannot_be_sent_fail_the_round(configure, monkeypatch):
     configure(SHARD_SIZE=1)
     for name in ("a", "b"):
         WorkspaceProxy.objects.create(name=name)
-    monkeypatch.setattr(running, "chord", refuse)
+    monkeypatch.setattr(runner, "chord", refuse)
     with pytest.raises(RoundFailed, match="broker down"):
-        running.run_round(share=True)
-    assert coordination.load_plan() == ""
-    assert running.run_round() == "success"
+        runner.run_round(share=True)
+    assert load_plan() == ""
+    assert runner.run_round() == "success"
 
 
 @pytest.mark.parametrize("why", ["disabled://", "rpc://", "eager"])
@@ -238,7 +238,7 @@ def test_shards__without_the_means_one_process_runs_the_round(why, configure, mo
     else:
         monkeypatch.setattr(app, "_local", threading.local())  # the backend is made anew
         monkeypatch.setitem(app.conf, "result_backend", why)
-    assert running.run_round(share=True) == "success"
+    assert runner.run_round(share=True) == "success"
     assert ("Celery has no result backend for chords" in caplog.text) == (why != "eager")
 
 
@@ -247,12 +247,12 @@ def test_shards__each_asks_the_canaries_for_itself(configure, monkeypatch):
     WorkspaceProxy.objects.create(name="dead", url="http://127.0.0.1:1")
     WorkspaceProxy.objects.create(name="dead too", url="http://127.0.0.1:1")
     configure(SHARD_SIZE=1, CANARY_URLS=["http://127.0.0.1:1/"])
-    monkeypatch.setattr(running, "chord", lambda shards: lambda end: None)
-    running.run_round(share=True)
-    plan = Plan.load(coordination.load_plan())
+    monkeypatch.setattr(runner, "chord", lambda shards: lambda end: None)
+    runner.run_round(share=True)
+    plan = Plan.load(load_plan())
     parts = run_shards(plan)
     with pytest.raises(ProberOffline):
-        running.run_finish(plan.ticket, parts)
-    assert store.read().number == 0
-    assert store.read().outcomes == {"offline": 1}
-    assert running.run_round(asked=coordination.take_ticket(), share=True) == "shared"
+        runner.run_finish(plan.token, parts)
+    assert reader.read().number == 0
+    assert reader.read().outcomes == {"offline": 1}
+    assert runner.run_round(asked=take_token(), share=True) == "shared"

@@ -8,12 +8,15 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.cache import caches
 
-from proxyhealth.report import HealthReport, Reason, RoundHistogram, Status
-from proxyhealth.storage import document
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
-from proxyhealth.storage.client import StoreError
-from proxyhealth.storage.document import Round
+from proxyhealth.exceptions import StoreError, Superseded
+from proxyhealth.report import HealthReport
+from proxyhealth.snapshot import RoundHistogram
+from proxyhealth.statuses import Reason, Status
+from proxyhealth.storage import document, reader
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.counters import count_round
+from proxyhealth.storage.document import Round, merged
+from proxyhealth.storage.lease import take_token
 from tests.support.values import NOW, a_round, make_proxy, make_status
 
 
@@ -26,8 +29,8 @@ def test_commit__comes_back_equal():
         latency=0.25,
     )
     begun = a_round()
-    store.commit([paris], coordination.take_ticket(), full_round=begun)
-    snapshot = store.read()
+    commit([paris], take_token(), full_round=begun)
+    snapshot = reader.read()
     assert dict(snapshot.statuses) == {paris.proxy.id: paris}
     assert snapshot.number == 1
     assert snapshot.checked_at == begun.checked_at
@@ -38,19 +41,19 @@ def test_commit__comes_back_equal():
 
 
 def test_commit__says_when_the_last_one_was_made(redis_client):
-    assert store.read().committed_at is None
-    store.commit([], coordination.take_ticket(), full_round=a_round())
-    round_at = store.read().committed_at
-    store.commit([make_status(make_proxy())], coordination.take_ticket())
-    check_at = store.read().committed_at
+    assert reader.read().committed_at is None
+    commit([], take_token(), full_round=a_round())
+    round_at = reader.read().committed_at
+    commit([make_status(make_proxy())], take_token())
+    check_at = reader.read().committed_at
     assert check_at > round_at
     redis_client.flushall()
-    store.commit([make_status(make_proxy())], coordination.take_ticket())
-    assert store.read().committed_at > check_at, "with the last copy it is that of the check all the same"
+    commit([make_status(make_proxy())], take_token())
+    assert reader.read().committed_at > check_at, "with the last copy it is that of the check all the same"
 
 
 def test_commit__is_json_without_expiry(redis_client, snapshot_key):
-    store.commit([make_status(make_proxy())], coordination.take_ticket(), full_round=a_round())
+    commit([make_status(make_proxy())], take_token(), full_round=a_round())
     document = json.loads(redis_client.get(snapshot_key))
     assert document["format"] == 3
     assert redis_client.ttl(snapshot_key) == -1
@@ -58,59 +61,59 @@ def test_commit__is_json_without_expiry(redis_client, snapshot_key):
 
 def test_commit__a_later_check_is_not_overwritten_by_an_earlier_one():
     proxy = make_proxy()
-    slow = coordination.take_ticket()
-    quick = coordination.take_ticket()
-    store.commit([make_status(proxy, Status.OK)], quick)
-    store.commit([make_status(proxy, Status.UNREACHABLE)], slow, full_round=a_round())
-    assert store.read().statuses[proxy.id].status is Status.OK
+    slow = take_token()
+    quick = take_token()
+    commit([make_status(proxy, Status.OK)], quick)
+    commit([make_status(proxy, Status.UNREACHABLE)], slow, full_round=a_round())
+    assert reader.read().statuses[proxy.id].status is Status.OK
 
 
 def test_commit__an_earlier_check_is_overwritten_whatever_the_clocks_say():
     proxy = make_proxy()
-    store.commit([make_status(proxy, Status.OK)], coordination.take_ticket())
+    commit([make_status(proxy, Status.OK)], take_token())
     earlier = replace(make_status(proxy, Status.UNREACHABLE), checked_at=NOW - timedelta(hours=1))
-    store.commit([earlier], coordination.take_ticket())
-    assert store.read().statuses[proxy.id].status is Status.UNREACHABLE
+    commit([earlier], take_token())
+    assert reader.read().statuses[proxy.id].status is Status.UNREACHABLE
 
 
 def test_commit__a_slow_round_does_not_bring_a_deleted_proxy_back():
     proxy = make_proxy()
-    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
-    slow = coordination.take_ticket()
-    store.commit([], coordination.take_ticket(), removed=[proxy.id])
-    assert store.read().statuses == {}
-    store.commit([make_status(proxy)], slow, full_round=a_round())
-    assert store.read().statuses == {}
+    commit([make_status(proxy)], take_token(), full_round=a_round())
+    slow = take_token()
+    commit([], take_token(), removed=[proxy.id])
+    assert reader.read().statuses == {}
+    commit([make_status(proxy)], slow, full_round=a_round())
+    assert reader.read().statuses == {}
 
 
 def test_commit__a_proxy_that_was_brought_back_is_seen_again():
     proxy = make_proxy()
-    store.commit([], coordination.take_ticket(), removed=[proxy.id])
-    store.commit([make_status(proxy)], coordination.take_ticket())
-    assert list(store.read().statuses) == [proxy.id]
+    commit([], take_token(), removed=[proxy.id])
+    commit([make_status(proxy)], take_token())
+    assert list(reader.read().statuses) == [proxy.id]
 
 
 def test_commit__a_round_takes_out_what_it_did_not_find():
     gone, kept = make_proxy("gone"), make_proxy("kept")
-    store.commit([make_status(gone), make_status(kept)], coordination.take_ticket(), full_round=a_round())
-    store.commit([make_status(kept)], coordination.take_ticket(), full_round=a_round())
-    assert list(store.read().statuses) == [kept.id]
+    commit([make_status(gone), make_status(kept)], take_token(), full_round=a_round())
+    commit([make_status(kept)], take_token(), full_round=a_round())
+    assert list(reader.read().statuses) == [kept.id]
 
 
 def test_commit__a_round_keeps_what_was_created_while_it_ran():
     old, new = make_proxy("old"), make_proxy("new")
-    round_ticket = coordination.take_ticket()
-    store.commit([make_status(new)], coordination.take_ticket())
-    store.commit([make_status(old)], round_ticket, full_round=a_round())
-    assert [status.proxy.name for status in store.read().statuses.values()] == ["new", "old"]
+    round_ticket = take_token()
+    commit([make_status(new)], take_token())
+    commit([make_status(old)], round_ticket, full_round=a_round())
+    assert [status.proxy.name for status in reader.read().statuses.values()] == ["new", "old"]
 
 
 def test_commit__a_check_of_a_few_leaves_the_others_and_the_round_alone():
     one, other = make_proxy("one"), make_proxy("other")
     begun = a_round()
-    store.commit([make_status(one), make_status(other)], coordination.take_ticket(), full_round=begun)
-    store.commit([make_status(one, Status.UNHEALTHY)], coordination.take_ticket())
-    snapshot = store.read()
+    commit([make_status(one), make_status(other)], take_token(), full_round=begun)
+    commit([make_status(one, Status.UNHEALTHY)], take_token())
+    snapshot = reader.read()
     assert {s.proxy.name: s.status for s in snapshot.statuses.values()} == {
         "one": Status.UNHEALTHY,
         "other": Status.OK,
@@ -119,22 +122,22 @@ def test_commit__a_check_of_a_few_leaves_the_others_and_the_round_alone():
 
 
 def test_commit__an_earlier_round_that_ends_later_does_not_make_the_snapshot_older():
-    slow, quick = coordination.take_ticket(), coordination.take_ticket()
+    slow, quick = take_token(), take_token()
     newer = Round(NOW + timedelta(seconds=60), 1)
-    store.commit([], quick, full_round=newer)
-    with pytest.raises(store.Superseded):
-        store.commit([], slow, full_round=Round(NOW, 90))
-    assert store.read().checked_at == newer.checked_at
-    assert sum(store.read().rounds.counts) == 1
+    commit([], quick, full_round=newer)
+    with pytest.raises(Superseded):
+        commit([], slow, full_round=Round(NOW, 90))
+    assert reader.read().checked_at == newer.checked_at
+    assert sum(reader.read().rounds.counts) == 1
 
 
 def test_commit__an_incomplete_round_keeps_what_it_lost_and_is_no_full_one():
     lost, found, gone, new = (make_proxy(name) for name in ("lost", "found", "gone", "new"))
     begun = a_round()
-    store.commit([make_status(p) for p in (lost, found, gone)], coordination.take_ticket(), full_round=begun)
+    commit([make_status(p) for p in (lost, found, gone)], take_token(), full_round=begun)
     part = Round(NOW + timedelta(hours=1), 3.0, frozenset({lost.id, new.id}), "a worker died")
-    store.commit([make_status(found, Status.UNHEALTHY)], coordination.take_ticket(), full_round=part)
-    snapshot = store.read()
+    commit([make_status(found, Status.UNHEALTHY)], take_token(), full_round=part)
+    snapshot = reader.read()
     assert {s.proxy.name: s.status for s in snapshot.statuses.values()} == {
         "found": "unhealthy",
         "lost": "ok",
@@ -147,33 +150,33 @@ def test_commit__an_incomplete_round_keeps_what_it_lost_and_is_no_full_one():
 
 def test_commit__tells_which_statuses_changed():
     proxy = make_proxy()
-    (new,) = store.commit([make_status(proxy)], coordination.take_ticket()).changes
+    (new,) = commit([make_status(proxy)], take_token()).changes
     assert (new.proxy, new.name, new.before, new.after.status) == (str(proxy.id), "paris", "", Status.OK)
-    assert store.commit([make_status(proxy)], coordination.take_ticket()).changes == []
-    (down,) = store.commit([make_status(proxy, Status.UNREACHABLE)], coordination.take_ticket()).changes
+    assert commit([make_status(proxy)], take_token()).changes == []
+    (down,) = commit([make_status(proxy, Status.UNREACHABLE)], take_token()).changes
     assert (down.before, down.after.status) == ("ok", Status.UNREACHABLE)
-    (gone,) = store.commit([], coordination.take_ticket(), full_round=a_round()).changes
+    (gone,) = commit([], take_token(), full_round=a_round()).changes
     assert gone == (str(proxy.id), "paris", "unreachable", None)
 
 
 def test_commit__sorts_by_name_without_regard_to_case():
     statuses = [make_status(make_proxy(name)) for name in ("b", "C", "a")]
-    store.commit(statuses, coordination.take_ticket())
-    assert [s.proxy.name for s in store.read().statuses.values()] == ["a", "b", "C"]
+    commit(statuses, take_token())
+    assert [s.proxy.name for s in reader.read().statuses.values()] == ["a", "b", "C"]
 
 
 def test_commit__many_at_once_lose_nothing():
     proxies = [make_proxy(f"p{i}") for i in range(24)]
 
-    def commit(proxy):
-        store.commit([make_status(proxy)], coordination.take_ticket())
+    def commit_one(proxy):
+        commit([make_status(proxy)], take_token())
 
-    threads = [threading.Thread(target=commit, args=(proxy,)) for proxy in proxies]
+    threads = [threading.Thread(target=commit_one, args=(proxy,)) for proxy in proxies]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    snapshot = store.read()
+    snapshot = reader.read()
     assert set(snapshot.statuses) == {proxy.id for proxy in proxies}
     assert snapshot.number == 24
 
@@ -181,16 +184,16 @@ def test_commit__many_at_once_lose_nothing():
 def test_commit__a_lone_surrogate_in_one_row_does_not_spoil_the_others():
     odd = replace(make_proxy("odd"), display_name="\ud800")
     good = make_proxy("good")
-    store.commit([make_status(odd), make_status(good)], coordination.take_ticket())
-    assert store.read().statuses[odd.id].proxy.display_name == "?"
-    assert good.id in store.read().statuses
+    commit([make_status(odd), make_status(good)], take_token())
+    assert reader.read().statuses[odd.id].proxy.display_name == "?"
+    assert good.id in reader.read().statuses
 
 
 def test_key_prefix__keeps_deployments_apart(settings):
-    store.commit([make_status(make_proxy())], coordination.take_ticket())
+    commit([make_status(make_proxy())], take_token())
     other = {**django_settings.CACHES["default"], "KEY_PREFIX": "another"}
     settings.CACHES = {"default": other}
-    assert store.read().number == 0
+    assert reader.read().number == 0
 
 
 DAMAGED = {
@@ -206,25 +209,25 @@ def test_commit__replaces_what_it_cannot_read(redis_client, snapshot_key, caplog
     """Otherwise one bad value would make every round fail, for ever."""
     redis_client.set(snapshot_key, value)
     proxy = make_proxy()
-    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
-    assert list(store.read().statuses) == [proxy.id]
+    commit([make_status(proxy)], take_token(), full_round=a_round())
+    assert list(reader.read().statuses) == [proxy.id]
     assert "is replaced, because it cannot be read" in caplog.text
 
 
 def test_commit__of_a_slow_check_does_not_bring_back_what_a_round_took_out():
     proxy = make_proxy()
-    store.commit([make_status(proxy)], coordination.take_ticket(), full_round=a_round())
-    old, new = coordination.take_ticket(), coordination.take_ticket()
-    store.commit([], new, full_round=a_round())
-    store.commit([make_status(proxy)], old)
-    assert store.read().statuses == {}
+    commit([make_status(proxy)], take_token(), full_round=a_round())
+    old, new = take_token(), take_token()
+    commit([], new, full_round=a_round())
+    commit([make_status(proxy)], old)
+    assert reader.read().statuses == {}
 
 
 def test_count_round__counts_and_remembers_the_last_error():
-    coordination.count_round("success")
-    coordination.count_round("failure", "the database is gone")
-    coordination.count_round("failure", "it is still gone")
-    snapshot = store.read()
+    count_round("success")
+    count_round("failure", "the database is gone")
+    count_round("failure", "it is still gone")
+    snapshot = reader.read()
     assert dict(snapshot.outcomes) == {"success": 1, "failure": 2}
     assert snapshot.error == "it is still gone"
     assert abs((snapshot.error_at - datetime.now(UTC)).total_seconds()) < 60
@@ -232,8 +235,8 @@ def test_count_round__counts_and_remembers_the_last_error():
 
 def test_rounds__are_observed_in_the_histogram():
     for seconds in (0.0005, 0.3, 5.0, 31.0):
-        store.commit([], coordination.take_ticket(), full_round=a_round(seconds))
-    rounds = store.read().rounds
+        commit([], take_token(), full_round=a_round(seconds))
+    rounds = reader.read().rounds
     assert rounds.sum == pytest.approx(36.3005)
     by_bound = dict(zip([*RoundHistogram.BOUNDS, "more"], rounds.counts, strict=True))
     assert {bound for bound, count in by_bound.items() if count} == {0.001, 0.5, 5.0, "more"}
@@ -241,19 +244,19 @@ def test_rounds__are_observed_in_the_histogram():
 
 def test_removed__is_forgotten_in_time(redis_client, snapshot_key):
     id = UUID(int=1)
-    ticket = coordination.take_ticket()
-    store.commit([], ticket - 2 * document._REMOVED_FOR, removed=[id])
+    token = take_token()
+    commit([], token - 2 * document._REMOVED_FOR, removed=[id])
     assert str(id) in json.loads(redis_client.get(snapshot_key))["removed"]
-    store.commit([], ticket)
+    commit([], token)
     assert str(id) in json.loads(redis_client.get(snapshot_key))["removed"], "there was no full round since"
-    store.commit([], coordination.take_ticket(), full_round=a_round())
-    store.commit([], coordination.take_ticket())
+    commit([], take_token(), full_round=a_round())
+    commit([], take_token())
     assert json.loads(redis_client.get(snapshot_key))["removed"] == {}
 
 
 def test_commit__gives_up_if_it_changes_under_every_attempt(monkeypatch, redis_client, snapshot_key):
-    monkeypatch.setattr(store, "_COMMIT_ATTEMPTS", 3)
-    merge, attempts = store.merged, []
+    monkeypatch.setattr("proxyhealth.storage.commit._COMMIT_ATTEMPTS", 3)
+    merge, attempts = merged, []
 
     def merge_slowly(*args):
         attempts.append(1)
@@ -261,29 +264,29 @@ def test_commit__gives_up_if_it_changes_under_every_attempt(monkeypatch, redis_c
         redis_client.set(snapshot_key, store_of_somebody_else)
         return merge(*args)
 
-    monkeypatch.setattr(store, "merged", merge_slowly)
+    monkeypatch.setattr("proxyhealth.storage.commit.merged", merge_slowly)
     with pytest.raises(StoreError, match="changed under each of 3 attempts"):
-        store.commit([], 1)
+        commit([], 1)
     assert len(attempts) == 3
 
 
 def test_commit__a_removal_that_came_too_late_is_no_removal():
     proxy = make_proxy()
-    early = coordination.take_ticket()
-    store.commit([make_status(proxy)], coordination.take_ticket())
-    store.commit([], early, removed=[proxy.id])
-    assert list(store.read().statuses) == [proxy.id]
+    early = take_token()
+    commit([make_status(proxy)], take_token())
+    commit([], early, removed=[proxy.id])
+    assert list(reader.read().statuses) == [proxy.id]
 
 
 def test_commit__replaces_another_type_under_its_key(redis_client, snapshot_key, caplog):
     redis_client.rpush(snapshot_key, "not", "ours")
-    store.commit([make_status(make_proxy())], coordination.take_ticket())
-    assert store.read().number == 1
+    commit([make_status(make_proxy())], take_token())
+    assert reader.read().number == 1
     assert "something else under the key" in caplog.text
 
 
 def test_commit__goes_on_without_its_turn_if_another_committer_hangs(redis_client, monkeypatch):
     blocking = redis_client.lock(caches["default"].make_key("proxyhealth:commit"), timeout=0.5)
     assert blocking.acquire()
-    store.commit([make_status(make_proxy())], coordination.take_ticket())
-    assert store.read().number == 1
+    commit([make_status(make_proxy())], take_token())
+    assert reader.read().number == 1

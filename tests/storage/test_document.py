@@ -8,10 +8,12 @@ from uuid import UUID
 
 import pytest
 
-from proxyhealth.report import HealthReport, Reason, Status
-from proxyhealth.storage import lease as coordination
-from proxyhealth.storage import reader as store
-from proxyhealth.storage.document import HEAD, HEAD_BYTES, Known, decode, dump, merged
+from proxyhealth.report import HealthReport
+from proxyhealth.statuses import Reason, Status
+from proxyhealth.storage import reader
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode, dump, merged
+from proxyhealth.storage.lease import take_token
 from tests.support.values import NOW, a_round, make_proxy, make_status
 
 TICKET = 1_790_000_000_000_000
@@ -32,8 +34,8 @@ ODD = [
 ]
 
 
-def commit(value, *statuses, ticket=TICKET, full_round=None):
-    return dump(merged(value, statuses, ticket, [], full_round)[0])
+def commit_statuses(value, *statuses, token=TICKET, full_round=None):
+    return dump(merged(value, statuses, token, [], full_round)[0])
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def statuses():
 
 @pytest.fixture(scope="module")
 def value(statuses):
-    return commit(None, *statuses, full_round=a_round())
+    return commit_statuses(None, *statuses, full_round=a_round())
 
 
 # Layout
@@ -76,11 +78,11 @@ def test_dump__is_json_with_a_line_for_each_proxy(statuses, value):
 
 
 def test_dump__of_no_proxies_is_json_too():
-    value = commit(None)
+    value = commit_statuses(None)
     assert json.loads(value)["proxies"] == []
     assert json.loads(value)["judgements"] == {}
-    assert decode(value, Known()).snapshot.statuses == {}
-    assert json.loads(commit(value, make_status(make_proxy())))["number"] == 2
+    assert decode(value, PreviousLines()).snapshot.statuses == {}
+    assert json.loads(commit_statuses(value, make_status(make_proxy())))["number"] == 2
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -90,17 +92,19 @@ def test_decode__comes_back_equal_whatever_the_texts(odd):
     status = make_status(awkward, Status.UNHEALTHY, reason=Reason.REPORT_ERRORS, report=report)
     status = replace(status, proxy_host=odd, tls_expires_at=NOW + timedelta(days=90))
     other = make_status(make_proxy("b"))
-    value = commit(None, other, status)
+    value = commit_statuses(None, other, status)
     json.loads(value)
-    assert list(decode(value, Known()).snapshot.statuses.values()) == [status, other]
-    merged_again = commit(value, other, ticket=TICKET + 1)
-    assert list(decode(merged_again, Known()).snapshot.statuses.values()) == [status, other]
+    assert list(decode(value, PreviousLines()).snapshot.statuses.values()) == [status, other]
+    merged_again = commit_statuses(value, other, token=TICKET + 1)
+    assert list(decode(merged_again, PreviousLines()).snapshot.statuses.values()) == [status, other]
 
 
 def test_decode__a_lone_surrogate_is_a_question_mark_everywhere():
     odd = replace(make_proxy("a\ud800b"), url="\udfff", version="\ud83d\ude00")
-    value = commit(None, make_status(odd, report=HealthReport((), ("\ud800",))), make_status(make_proxy("c")))
-    found, other = decode(value, Known()).snapshot.statuses.values()
+    value = commit_statuses(
+        None, make_status(odd, report=HealthReport((), ("\ud800",))), make_status(make_proxy("c"))
+    )
+    found, other = decode(value, PreviousLines()).snapshot.statuses.values()
     assert (found.proxy.name, found.proxy.url, found.proxy.version) == ("a?b", "?", "??")
     assert found.report.warnings == ("?",)
     assert other.proxy.name == "c"
@@ -110,20 +114,20 @@ def test_decode__a_lone_surrogate_is_a_question_mark_everywhere():
 
 
 def test_decode__has_the_known_proxies_if_no_row_has_changed(statuses, value):
-    first = decode(value, Known())
+    first = decode(value, PreviousLines())
     later = [replace(status, checked_at=NOW + timedelta(hours=1)) for status in statuses]
-    second = decode(commit(value, *later, ticket=TICKET + 1, full_round=a_round()), first.known)
+    second = decode(commit_statuses(value, *later, token=TICKET + 1, full_round=a_round()), first.known)
     assert list(second.snapshot.statuses.values()) == later
     for id, status in second.snapshot.statuses.items():
         assert status.proxy is first.snapshot.statuses[id].proxy
 
 
 def test_decode__has_the_known_proxies_but_for_those_that_have_changed(statuses, value):
-    first = decode(value, Known())
+    first = decode(value, PreviousLines())
     a, b, c = statuses
     renamed = replace(b, proxy=replace(b.proxy, name="z"))
     new = make_status(make_proxy("0"))
-    round_value = commit(value, new, renamed, c, ticket=TICKET + 1, full_round=a_round())
+    round_value = commit_statuses(value, new, renamed, c, token=TICKET + 1, full_round=a_round())
     second = decode(round_value, first.known)
     assert list(second.snapshot.statuses.values()) == [new, c, renamed]
     assert second.snapshot.statuses[c.proxy.id].proxy is first.snapshot.statuses[c.proxy.id].proxy
@@ -134,24 +138,24 @@ def test_decode__has_the_known_proxies_but_for_those_that_have_changed(statuses,
 
 
 def test_decode__has_one_moment_for_a_round(value):
-    one, other, _ = decode(value, Known()).snapshot.statuses.values()
+    one, other, _ = decode(value, PreviousLines()).snapshot.statuses.values()
     assert one.checked_at is other.checked_at
 
 
 def test_read__has_the_same_proxies_from_commit_to_commit(redis_client):
     one, other = make_proxy("one"), make_proxy("other")
-    store.commit([make_status(one), make_status(other)], coordination.take_ticket(), full_round=a_round())
-    first = store.read().statuses
+    commit([make_status(one), make_status(other)], take_token(), full_round=a_round())
+    first = reader.read().statuses
     changed = replace(other, version="2")
-    store.commit([make_status(changed)], coordination.take_ticket())
-    second = store.read().statuses
+    commit([make_status(changed)], take_token())
+    second = reader.read().statuses
     assert second[one.id].proxy is first[one.id].proxy
     assert second[other.id].proxy == changed
     assert first[other.id].proxy == other
     redis_client.flushall()
-    store.read()
-    store.commit([make_status(one), make_status(changed)], coordination.take_ticket(), full_round=a_round())
-    assert store.read().statuses[one.id].proxy is first[one.id].proxy, "it is the same cache, emptied"
+    reader.read()
+    commit([make_status(one), make_status(changed)], take_token(), full_round=a_round())
+    assert reader.read().statuses[one.id].proxy is first[one.id].proxy, "it is the same cache, emptied"
 
 
 def test_merged__does_not_parse_the_proxies_that_it_leaves_alone(statuses, value):
@@ -159,17 +163,17 @@ def test_merged__does_not_parse_the_proxies_that_it_leaves_alone(statuses, value
     line = value.split(b"\n")[4]
     assert json.loads(line.removesuffix(b","))["name"] == "b"
     unread = line.replace(b'"version": ""', b'"version":""')
-    value = commit(value.replace(line, unread), a, ticket=TICKET + 1)
+    value = commit_statuses(value.replace(line, unread), a, token=TICKET + 1)
     assert unread in value
-    assert line in commit(value, a, b, c, ticket=TICKET + 2, full_round=a_round())
+    assert line in commit_statuses(value, a, b, c, token=TICKET + 2, full_round=a_round())
 
 
 def test_merged__keeps_what_a_newer_version_knows_of_those_that_it_leaves_alone(statuses, value):
     of_newer = changed_json(lambda whole: whole["judgements"].update(colour=["red", "green", None]))(value)
-    assert list(decode(of_newer, Known()).snapshot.statuses.values()) == statuses
-    later = commit(of_newer, statuses[0], ticket=TICKET + 1)
+    assert list(decode(of_newer, PreviousLines()).snapshot.statuses.values()) == statuses
+    later = commit_statuses(of_newer, statuses[0], token=TICKET + 1)
     assert json.loads(later)["judgements"]["colour"] == [None, "green", None]
-    assert list(decode(later, Known()).snapshot.statuses.values()) == statuses
+    assert list(decode(later, PreviousLines()).snapshot.statuses.values()) == statuses
 
 
 # Damage
@@ -226,7 +230,7 @@ DAMAGE = {
     "twice": lambda value: value + value,
     "not UTF-8": lambda value: value.replace(b"kaputt", b"\xff"),
     "head without a value": changed_json(lambda whole: whole.pop("stale_at")),
-    "head with a text for a ticket": changed_json(lambda whole: whole.update(ticket="1")),
+    "head with a text for a token": changed_json(lambda whole: whole.update(ticket="1")),
     "head without rounds": changed_json(lambda whole: whole.update(rounds=None)),
     "head with rounds of other bounds": changed_json(lambda whole: whole["rounds"]["counts"].append(0)),
     "head with a text for a count": changed_json(lambda whole: whole["rounds"]["counts"].insert(0, "many")),
@@ -287,36 +291,36 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_decode__of_a_damaged_value_is_a_value_error(value, damage):
-    for known in (Known(), decode(value, Known()).known):
+    for known in (PreviousLines(), decode(value, PreviousLines()).known):
         with pytest.raises(ValueError, match=r"."):
             decode(damage(value), known)
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_merged__a_round_makes_a_damaged_value_good(statuses, value, damage):
-    healed = commit(damage(value), *statuses, ticket=TICKET + 1, full_round=a_round())
-    assert list(decode(healed, Known()).snapshot.statuses.values()) == statuses
+    healed = commit_statuses(damage(value), *statuses, token=TICKET + 1, full_round=a_round())
+    assert list(decode(healed, PreviousLines()).snapshot.statuses.values()) == statuses
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_read__of_a_damaged_value_has_the_last_copy_until_the_next_round(
     redis_client, snapshot_key, statuses, damage
 ):
-    store.commit(statuses, coordination.take_ticket(), full_round=a_round())
-    before = store.read()
-    store.commit(statuses, coordination.take_ticket(), full_round=a_round())
+    commit(statuses, take_token(), full_round=a_round())
+    before = reader.read()
+    commit(statuses, take_token(), full_round=a_round())
     redis_client.set(snapshot_key, damage(redis_client.get(snapshot_key)))
-    faulty = store.read()
+    faulty = reader.read()
     assert faulty.statuses == before.statuses
     assert faulty.stale_reason.startswith("The snapshot cannot be read (")
-    store.commit(statuses, coordination.take_ticket(), full_round=a_round())
-    good = store.read_anew()
+    commit(statuses, take_token(), full_round=a_round())
+    good = reader.read_anew()
     assert not good.stale
     assert good.statuses == before.statuses
 
 
 def test_decode__cut_off_anywhere_is_a_value_error(value):
-    known = decode(value, Known()).known
+    known = decode(value, PreviousLines()).known
     for length in range(len(value)):
         with pytest.raises(ValueError, match=r"."):
             decode(value[:length], known)
@@ -330,12 +334,12 @@ def test_merged__a_round_makes_good_whatever_is_damaged(statuses, value, caplog)
         for _ in range(generator.randrange(1, 4)):
             damaged[generator.randrange(len(damaged))] = generator.choice(b'{}[],:"\\\n019ax \xff')
         try:
-            decode(bytes(damaged), Known())
+            decode(bytes(damaged), PreviousLines())
             readable.add(True)
         except ValueError:
             readable.add(False)
-        healed = commit(bytes(damaged), *statuses, ticket=10 * TICKET, full_round=a_round())
-        assert list(decode(healed, Known()).snapshot.statuses.values()) == statuses
+        healed = commit_statuses(bytes(damaged), *statuses, token=10 * TICKET, full_round=a_round())
+        assert list(decode(healed, PreviousLines()).snapshot.statuses.values()) == statuses
         caplog.clear()
     assert readable == {True, False}
 

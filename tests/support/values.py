@@ -5,7 +5,8 @@ from uuid import uuid4
 
 from django.db import OperationalError
 
-from proxyhealth.report import Proxy, ProxyStatus, Status
+from proxyhealth.snapshot import Proxy, ProxyStatus
+from proxyhealth.statuses import Status
 from proxyhealth.storage.document import Round
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
