@@ -19,6 +19,8 @@ from tests.support.proxies import WorkspaceProxyServer, wait_for
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "docs" / "pages.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 
 
 def run(*command, cwd, **env):
@@ -38,8 +40,8 @@ def run(*command, cwd, **env):
     return done.stdout
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def host(wheel, valkey, tmp_path_factory):
     constraints.write_text(pins)
     run(python, "-m", "pip", "install", "--quiet", "-c", constraints, wheel, cwd=folder)
     run(python, "-m", "django", "startproject", "host", folder, cwd=folder)
-    for block in blocks("python"):
+    for block in [*blocks("python"), *blocks("python", PAGES)]:
         first, _, rest = block.partition("\n")
         if first.startswith("# host/"):
             with (folder / first.removeprefix("# ")).open("a") as file:
@@ -196,4 +198,5 @@ def test_readme__names_every_setting_status_reason_and_check():
 
     for word in [*NAMES, *Status, *(reason for reason in Reason if reason)]:
         assert f"| `{word}` |" in README, word
-    assert f"`E010` to `{max(IDS.values()).removeprefix('proxyhealth.')}`" in README
+    for name, id in IDS.items():
+        assert f"| `{id}` | `{name}` |" in SETTINGS, name
