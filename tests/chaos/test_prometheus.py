@@ -145,7 +145,8 @@ def test_proxy_killed__an_alert_fires_until_it_is_back_or_deleted(observed, verd
         }
         assert alerts[name]["annotations"] == {
             "summary": f"Proxy {name} is unreachable.",
-            "description": f"No response came from {host} in three rounds or more. Reason: connect.",
+            "description": f"The last probe of {host} got no response. It has been failing for more than two "
+            "intervals. Reason: connect.",
             "runbook_url": f"docs/runbook.md#{UNREACHABLE.lower()}",
         }
     firing = {rule["name"]: len(rule["alerts"]) for rule in prometheus.rules() if rule.get("alerts")}

@@ -118,8 +118,8 @@ def test_runbook__has_a_section_for_each_alert_and_no_other():
     sections = re.split(r"^## ", RUNBOOK, flags=re.MULTILINE)[1:]
     assert [section.partition("\n")[0] for section in sections] == list(ALERTS)
     for section in sections:
-        for words in ("What it means", "What users see", "The cause", "What to do", "When it ends"):
-            assert f"**{words}" in section or f"**{words.lower()}" in section, section
+        for words in ("Meaning", "Impact", "Diagnosis", "Mitigation", "Resolution"):
+            assert f"**{words}.**" in section, section
 
 
 def test_runbook__quotes_lines_that_are_in_the_code():
@@ -178,7 +178,7 @@ def test_metrics__every_series_is_documented_and_used():
 
 
 def test_metrics__every_recorded_value_is_documented_and_used():
-    assert set(table_of("What they record")) == RECORDS
+    assert set(table_of("Recording rules")) == RECORDS
     assert {name for name in names_in(used()) if ":" in name} == RECORDS
 
 
