@@ -17,6 +17,7 @@ from proxyhealth.rounds.dispatch import request_check
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
+from proxyhealth.storage.lease import RoundOutcome
 
 __all__ = [
     "RoundFailed",
@@ -57,7 +58,7 @@ def force_update() -> Snapshot:
     the cache cannot be used, or another round does not end.
     """
     wait = pool.time_limit(len(reader.read().statuses)) + 30
-    if runner.run_now(wait) == "running":
+    if runner.run_now(wait) is RoundOutcome.BUSY:
         raise RoundFailed(f"another round is still running after {wait:.0f} s")
     return reader.read_anew()
 

@@ -21,7 +21,7 @@ from proxyhealth.rounds.recheck import run_pending_check
 from proxyhealth.rounds.runner import run_finish, run_round, run_shard
 from proxyhealth.snapshot import Proxy
 from proxyhealth.storage.counters import count_task
-from proxyhealth.storage.lease import lease_seconds, take_token
+from proxyhealth.storage.lease import RoundRequest, lease_seconds, take_token
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
     nearer than that. Requests may have a token, ``asked``: a round that began after it fulfils them. One
     that finds a round running has it followed by another one.
     """
-    run_round(gap=gap, asked=asked, follow=gap is None, share=True)
+    request = RoundRequest(min_gap=gap, requested_token=asked, rerun_if_busy=gap is None)
+    run_round(request, share=True)
 
 
 @shared_task(**_EARLY, ignore_result=False, resultrepr_maxsize=80)
@@ -74,7 +75,8 @@ def first_round(asked: int) -> None:
 
     The worker may have taken the place of one that was killed in a round, so it waits for that one's lease.
     """
-    run_round(asked=asked, fresh=conf.INTERVAL / 2, wait=lease_seconds() + 1, share=True)
+    request = RoundRequest(requested_token=asked, max_age=conf.INTERVAL / 2)
+    run_round(request, wait=lease_seconds() + 1, share=True)
 
 
 @worker_ready.connect

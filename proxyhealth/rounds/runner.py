@@ -28,7 +28,16 @@ from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import count_round
 from proxyhealth.storage.document import Change, Round
-from proxyhealth.storage.lease import Lease, begin_round, end_round, renewing_lease, take_token
+from proxyhealth.storage.lease import (
+    ANY_ROUND,
+    Lease,
+    RoundOutcome,
+    RoundRequest,
+    begin_round,
+    end_round,
+    renewing_lease,
+    take_token,
+)
 from proxyhealth.storage.plan import drop_plan, load_plan, save_plan
 
 logger = logging.getLogger(__name__)
@@ -45,53 +54,41 @@ _READ_TIMEOUT = 30.0
 # The round
 
 
-def run_round(
-    *,
-    gap: float | None = None,
-    asked: int | None = None,
-    follow: bool = False,
-    wait: float = 0,
-    fresh: float = 0,
-    share: bool = False,
-) -> str:
-    """One full round, from reading the proxies to the commit.
+def run_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0, share: bool = False) -> RoundOutcome:
+    """Run one full round, from reading the proxies to the commit, unless the request says otherwise.
 
-    Returns ``success``, or why none was begun, as :func:`begin_round` says, which has the
-    arguments. With ``share``, a round of more than ``SHARD_SIZE`` proxies is given to all workers, and the
-    answer is ``shared``. Raises ``RoundFailed``; then the snapshot is as it was.
+    Wait up to ``wait`` seconds for a round that is running. With ``share``, all workers run a round of more
+    than ``SHARD_SIZE`` proxies. Raise ``RoundFailed``; the snapshot is then as it was.
     """
     try:
-        begun = begin_round(gap=gap, asked=asked, follow=follow, fresh=fresh, wait=wait)
+        start = begin_round(request, wait=wait)
     except Exception as error:
         raise _failed(error) from error
-    if not begun.token:
-        logger.info("round skipped: %s", begun.why)
-        if gap is not None:
+    if start.outcome is not RoundOutcome.BEGUN:
+        logger.info("round skipped: %s", start.outcome)
+        if request.min_gap is not None:
             _count("skipped")
-        return begun.why
+        return start.outcome
     try:
-        with renewing_lease(begun.token, _READ_TIMEOUT) as lease:
-            if begun.left_over:
-                _close_left_over(begun.token)
-            shared = _run_round(begun.token, share, lease)
+        with renewing_lease(start.token, _READ_TIMEOUT) as lease:
+            if start.left_over:
+                _close_left_over(start.token)
+            shared = _run_round(start.token, share, lease)
     except Exception as error:
-        raise _end_failed(begun.token, error) from error
+        raise _end_failed(start.token, error) from error
     if shared:
-        return "shared"
-    _end(begun.token)
-    return "success"
+        return RoundOutcome.SHARED
+    _end(start.token)
+    return RoundOutcome.SUCCESS
 
 
-def run_now(wait: float) -> str:
-    """A full round that begins after this call, in this process if nobody else has had one by then.
-
-    Waits up to ``wait`` seconds for one that is under way. Otherwise as :func:`run_round`.
-    """
+def run_now(wait: float) -> RoundOutcome:
+    """Run a full round that begins after this call, unless another process has had one by then."""
     try:
-        asked = take_token()
+        request = RoundRequest(requested_token=take_token())
     except Exception as error:
         raise _failed(error) from error
-    return run_round(asked=asked, wait=wait)
+    return run_round(request, wait=wait)
 
 
 def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:

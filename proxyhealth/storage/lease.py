@@ -6,10 +6,12 @@ clocks of workers differ, and step back.
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from proxyhealth.conf import conf
@@ -105,54 +107,67 @@ def take_token() -> int:
 # Rounds: one at a time, counted
 
 
-class Begun(NamedTuple):
-    """Whether a round may begin, with which token, and whether a plan of one before it is left over.
+class RoundOutcome(enum.StrEnum):
+    """The result of a request for a round."""
 
-    ``token`` is 0 if not, and ``why`` says: ``running`` (another one is), ``early`` (a tick too soon after
-    the last one), ``done`` (there has been one since it was asked for).
+    BEGUN = "begun"
+    BUSY = "running"  # another round has the lease
+    EARLY = "early"  # too soon after the last tick
+    DONE = "done"  # a round that fulfils the request has been committed
+    SHARED = "shared"  # all workers run it
+    SUCCESS = "success"
+
+
+@dataclass(frozen=True)
+class RoundRequest:
+    """The conditions under which a round may begin.
+
+    ``min_gap`` is that of a tick: seconds since the last one, so that two schedulers, or the backlog of one,
+    cause no more rounds than one does. A full round that began after ``requested_token``, or less than
+    ``max_age`` seconds ago, fulfils the request. With ``rerun_if_busy``, a running round is followed by
+    another one.
     """
 
-    why: str
+    min_gap: float | None = None
+    requested_token: int | None = None
+    rerun_if_busy: bool = False
+    max_age: float = 0
+
+
+ANY_ROUND = RoundRequest()
+
+
+class RoundStart(NamedTuple):
+    """The answer to a request. ``token`` is 0 unless a round has begun, ``left_over`` if an earlier round
+    left a plan."""
+
+    outcome: RoundOutcome
     token: int
     left_over: bool
 
 
 def lease_seconds() -> float:
-    """For how long a dead round keeps others away: so short that one tick is lost to it, not two."""
+    """Return for how long a dead round keeps others away: one tick is lost to it, not two."""
     return min(MAX_LEASE, max(1.0, conf.INTERVAL / 2))
 
 
-def begin_round(
-    *,
-    gap: float | None = None,
-    asked: int | None = None,
-    follow: bool = False,
-    fresh: float = 0,
-    wait: float = 0,
-) -> Begun:
-    """Take the lease of the round, if no other round has it.
-
-    ``gap`` is that of a tick: seconds that must have passed since the last one, so that two schedulers,
-    or the backlog of one, make no more rounds than one does. ``asked`` is the token of a request; a full
-    round that began after it fulfils it, and so does one that began less than ``fresh`` seconds ago. With
-    ``follow``, a round that is running is followed by another one. ``wait`` is how many seconds to wait
-    for the lease.
-    """
+def begin_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0) -> RoundStart:
+    """Take the lease of the round, if the request allows it. Wait ``wait`` seconds for another round."""
     end = time.monotonic() + wait
     keys = ["token", "lease", "round-stats", "tick", "rerun", "plan"]
     args = [
         _ms(lease_seconds()),
         _ms(MAX_LEASE),
-        "" if gap is None else int(gap * 1_000_000),
-        "" if asked is None else asked,
-        int(follow),
-        int(fresh * 1_000_000),
+        "" if request.min_gap is None else int(request.min_gap * 1_000_000),
+        "" if request.requested_token is None else request.requested_token,
+        int(request.rerun_if_busy),
+        int(request.max_age * 1_000_000),
     ]
     while True:
-        why, token, left_over = run_script(_BEGIN, keys, *args)
-        begun = Begun(why.decode(), int(token), bool(left_over))
-        if begun.why != "running" or time.monotonic() >= end:
-            return begun
+        outcome, token, left_over = run_script(_BEGIN, keys, *args)
+        start = RoundStart(RoundOutcome(outcome.decode()), int(token), bool(left_over))
+        if start.outcome is not RoundOutcome.BUSY or time.monotonic() >= end:
+            return start
         time.sleep(_POLL)
 
 

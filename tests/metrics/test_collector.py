@@ -20,7 +20,7 @@ from proxyhealth.rounds.recheck import run_check
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import count_round, count_task
-from proxyhealth.storage.lease import begin_round, end_round, take_token
+from proxyhealth.storage.lease import RoundRequest, begin_round, end_round, take_token
 from tests.support.machine import at_most
 from tests.support.proxies import wait_for
 from tests.support.values import make_proxy, make_status
@@ -228,7 +228,7 @@ def test_last_round_and_interval(fleet, configure):
 
 def test_rounds__are_counted_by_outcome_and_a_skipped_tick_is_none(fleet):
     begin_round()
-    runner.run_round(gap=30)
+    runner.run_round(RoundRequest(min_gap=30))
     found = samples(scrape())
     outcomes = {key[1][1]: value for key, value in found.items() if key[0] == "proxyhealth_rounds_total"}
     assert outcomes == {"success": 1, "incomplete": 0, "offline": 0, "failure": 0}

@@ -17,7 +17,7 @@ from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.document import Round
-from proxyhealth.storage.lease import begin_round, take_token
+from proxyhealth.storage.lease import RoundRequest, begin_round, take_token
 from tests.support.proxies import wait_for
 from tests.support.values import refuse_queries
 
@@ -95,7 +95,7 @@ def test_run_round__does_not_overwrite_a_check_that_began_later(serve):
 
 def test_run_round__is_skipped_and_counted_while_another_one_runs(caplog):
     begin_round()
-    assert runner.run_round(gap=30) == "running"
+    assert runner.run_round(RoundRequest(min_gap=30)) == "running"
     assert reader.read().outcomes == {"skipped": 1}
     assert "round skipped" in caplog.text
 
@@ -259,8 +259,8 @@ def test_run_round__whose_lease_was_taken_over_commits_nothing(serve, redis_clie
         runner.run_round()
     thread.join(30)
     assert raw_snapshot(redis_client) is None
-    assert begin_round().why == "running", "the other one has kept its lease"
-    assert other[0].why == "begun"
+    assert begin_round().outcome == "running", "the other one has kept its lease"
+    assert other[0].outcome == "begun"
 
 
 def test_run_round__that_is_taken_over_stops_to_probe(serve, redis_client, configure):
@@ -297,7 +297,7 @@ def test_run_round__of_many_is_given_the_time_that_it_needs(serve, configure, mo
     def look():
         wait_for(lambda: server.requests)
         while server.requests < 10:
-            others.append(begin_round().why)
+            others.append(begin_round().outcome)
             time.sleep(0.1)
 
     thread = threading.Thread(target=look)
@@ -330,7 +330,7 @@ def test_run_round__asked_for_while_one_runs_is_followed_by_one_more(serve, sent
     def ask():
         wait_for(lambda: server.requests)
         for _ in range(10):
-            asked.append(runner.run_round(asked=take_token(), follow=True))
+            asked.append(runner.run_round(RoundRequest(requested_token=take_token(), rerun_if_busy=True)))
         server.gate.set()
 
     sent.clear()

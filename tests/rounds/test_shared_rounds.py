@@ -16,7 +16,14 @@ from proxyhealth.rounds import runner
 from proxyhealth.rounds.shards import Plan
 from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
-from proxyhealth.storage.lease import Begun, begin_round, end_round, take_token
+from proxyhealth.storage.lease import (
+    RoundOutcome,
+    RoundRequest,
+    RoundStart,
+    begin_round,
+    end_round,
+    take_token,
+)
 from proxyhealth.storage.plan import load_plan, save_plan
 from tests.support.values import refuse_queries
 
@@ -55,7 +62,7 @@ def test_shards__become_one_commit(shared):
 
 
 def test_shards__their_round_keeps_others_away(shared):
-    assert runner.run_round(gap=30) == "running"
+    assert runner.run_round(RoundRequest(min_gap=30)) == "running"
 
 
 def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
@@ -109,7 +116,7 @@ def test_shards__an_end_of_what_is_committed_gives_the_lease_back(shared, redis_
     redis_client.hdel(caches["default"].make_key("proxyhealth:round-stats"), "closed")
     runner.run_finish(shared.token, parts)
     assert reader.read().number == 1
-    assert begin_round().why == "begun"
+    assert begin_round().outcome == "begun"
 
 
 def test_shards__an_end_that_comes_after_another_round_has_begun_commits_nothing(shared, redis_client):
@@ -128,7 +135,7 @@ def test_shards__of_which_one_was_lost_with_its_process_are_committed_without_it
     assert set(reader.read().statuses) == {proxy.id for proxy in shared.shards[0]}
     assert reader.read().outcomes == {"incomplete": 1}
     assert "there is no result of it" in reader.read().error
-    assert begin_round().why == "begun"
+    assert begin_round().outcome == "begun"
 
 
 def test_shards__whose_worker_died_are_closed_by_the_next_round(shared, redis_client):
@@ -149,7 +156,9 @@ def test_shards__whose_worker_died_are_closed_by_the_next_round(shared, redis_cl
 def test_shards__a_round_that_slept_does_not_touch_those_of_another(shared, redis_client, monkeypatch):
     """It reads its rows for so long that another one has begun, and shared its own."""
     text = load_plan()
-    monkeypatch.setattr(runner, "begin_round", lambda **options: Begun("begun", 7, False))
+    monkeypatch.setattr(
+        runner, "begin_round", lambda *args, **options: RoundStart(RoundOutcome.BEGUN, 7, False)
+    )
     with pytest.raises(RoundFailed, match="another round has begun"):
         runner.run_round(share=True)
     assert load_plan() == text
@@ -255,4 +264,4 @@ def test_shards__each_asks_the_canaries_for_itself(configure, monkeypatch):
         runner.run_finish(plan.token, parts)
     assert reader.read().number == 0
     assert reader.read().outcomes == {"offline": 1}
-    assert runner.run_round(asked=take_token(), share=True) == "shared"
+    assert runner.run_round(RoundRequest(requested_token=take_token()), share=True) == "shared"

@@ -10,7 +10,14 @@ from proxyhealth.exceptions import StoreError, Superseded
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import MAX_ERROR, count_round
-from proxyhealth.storage.lease import begin_round, end_round, lease_seconds, renewing_lease, take_token
+from proxyhealth.storage.lease import (
+    RoundRequest,
+    begin_round,
+    end_round,
+    lease_seconds,
+    renewing_lease,
+    take_token,
+)
 from proxyhealth.storage.pending import add_pending, take_pending
 from proxyhealth.storage.plan import drop_plan, load_plan, save_plan
 from tests.support.proxies import wait_for
@@ -41,9 +48,9 @@ def test_take_ticket__is_about_the_time():
 
 def test_begin_round__one_at_a_time():
     first = begin_round()
-    assert (first.why, first.left_over) == ("begun", False)
+    assert (first.outcome, first.left_over) == ("begun", False)
     second = begin_round()
-    assert (second.why, second.token) == ("running", 0)
+    assert (second.outcome, second.token) == ("running", 0)
     end_round(first.token)
     assert begin_round().token > first.token
 
@@ -54,7 +61,7 @@ def test_begin_round__of_many_at_once_exactly_one_begins():
 
     def begin():
         together.wait(5)
-        begun.append(begin_round().why)
+        begun.append(begin_round().outcome)
 
     threads = [threading.Thread(target=begin) for _ in range(16)]
     for thread in threads:
@@ -68,14 +75,14 @@ def test_begin_round__waits_if_told_to():
     first = begin_round()
     timer = threading.Timer(0.3, end_round, [first.token])
     timer.start()
-    assert begin_round(wait=5).why == "begun"
+    assert begin_round(wait=5).outcome == "begun"
     timer.join(5)
 
 
 def test_lease__of_a_round_that_died_frees_itself(short_lease):
     begin = time.monotonic()
     begin_round()
-    assert begin_round(wait=5).why == "begun"
+    assert begin_round(wait=5).outcome == "begun"
     assert time.monotonic() - begin > 0.5
 
 
@@ -88,7 +95,7 @@ def test_lease__of_a_round_that_died_costs_one_tick_not_two(configure, interval,
 def test_lease__from_before_the_clock_of_the_cache_stepped_back_holds_nobody_up(redis_client):
     begin_round()
     redis_client.expire(key("lease"), HOUR)  # what is left of it after the step
-    assert begin_round().why == "begun"
+    assert begin_round().outcome == "begun"
 
 
 def test_kept__renews_the_lease(configure, redis_client):
@@ -99,7 +106,7 @@ def test_kept__renews_the_lease(configure, redis_client):
         for _ in range(2):  # a lease is 4 s long, and what is left of it is seen to go down and up
             wait_for(lambda: redis_client.pttl(key("lease")) < 3_500, 5, "it runs out")
             wait_for(lambda: redis_client.pttl(key("lease")) > 3_500, 30, "it is renewed")
-        assert begin_round().why == "running"
+        assert begin_round().outcome == "running"
 
 
 def test_kept__takes_a_lease_again_that_the_cache_has_lost(redis_client, short_lease):
@@ -122,7 +129,7 @@ def test_kept__survives_a_cache_that_is_away_for_a_moment(valkey, stopped, short
 def test_kept__a_block_that_hangs_keeps_nobody_away_for_ever(short_lease):
     begun = begin_round()
     with renewing_lease(begun.token, 0.5):
-        assert begin_round(wait=5).why == "begun"
+        assert begin_round(wait=5).outcome == "begun"
 
 
 def test_kept__does_not_shorten_a_lease_that_a_host_with_another_interval_gave(configure, redis_client):
@@ -228,26 +235,26 @@ def test_end_round__tells_who_asked_for_another_one():
     first = begin_round()
     asked = [take_token() for _ in range(10)]
     for token in asked:
-        assert begin_round(asked=token, follow=True).why == "running"
+        assert begin_round(RoundRequest(requested_token=token, rerun_if_busy=True)).outcome == "running"
     assert end_round(first.token) == asked[-1]
-    second = begin_round(asked=asked[-1], follow=True)
+    second = begin_round(RoundRequest(requested_token=asked[-1], rerun_if_busy=True))
     commit([], second.token, full_round=a_round())
     assert end_round(second.token) == 0
     for token in asked:
-        assert begin_round(asked=token, follow=True).why == "done"
+        assert begin_round(RoundRequest(requested_token=token, rerun_if_busy=True)).outcome == "done"
 
 
 def test_end_round__whose_answer_was_lost_tells_it_again():
     begun = begin_round()
     asked = take_token()
-    begin_round(asked=asked, follow=True)
+    begin_round(RoundRequest(requested_token=asked, rerun_if_busy=True))
     assert [end_round(begun.token) for _ in range(2)] == [asked, asked]
 
 
 def test_end_round__a_request_from_before_the_round_needs_no_other():
     asked = take_token()
     begun = begin_round()
-    begin_round(asked=asked, follow=True)
+    begin_round(RoundRequest(requested_token=asked, rerun_if_busy=True))
     commit([], begun.token, full_round=a_round())
     assert end_round(begun.token) == 0
 
@@ -258,16 +265,16 @@ def test_begin_round__an_incomplete_one_fulfils_no_request():
     part = replace(a_round(), missing=frozenset({uuid4()}))
     commit([], begun.token, full_round=part)
     end_round(begun.token)
-    assert begin_round(asked=asked).why == "begun"
+    assert begin_round(RoundRequest(requested_token=asked)).outcome == "begun"
 
 
 def test_begin_round__a_fresh_one_will_do_for_who_only_starts(redis_client):
     def begin():
-        begun = begin_round(asked=take_token(), fresh=30)
+        begun = begin_round(RoundRequest(requested_token=take_token(), max_age=30))
         if begun.token:
             commit([], begun.token, full_round=a_round())
             end_round(begun.token)
-        return begun.why
+        return begun.outcome
 
     assert begin() == "begun"
     assert begin() == "done"
@@ -275,7 +282,9 @@ def test_begin_round__a_fresh_one_will_do_for_who_only_starts(redis_client):
     redis_client.delete(key("snapshot"))
     assert begin() == "begun"
     redis_client.hset(key("round-stats"), "full", int((time.time() + HOUR) * 1_000_000))
-    assert begin_round(fresh=30).why == "begun", "it is from before the clock stepped back"
+    assert begin_round(RoundRequest(max_age=30)).outcome == "begun", (
+        "it is from before the clock stepped back"
+    )
 
 
 def test_begin_round__a_fresh_one_will_not_do_if_a_plan_is_left_over():
@@ -283,37 +292,37 @@ def test_begin_round__a_fresh_one_will_not_do_if_a_plan_is_left_over():
     commit([], begun.token, full_round=a_round())
     assert save_plan(begun.token, "x")
     end_round(begun.token)
-    assert begin_round(fresh=30).left_over
+    assert begin_round(RoundRequest(max_age=30)).left_over
 
 
 def test_begin_round__a_request_is_not_fulfilled_by_a_round_that_failed():
     asked = take_token()
-    end_round(begin_round(asked=asked).token)
-    assert begin_round(asked=asked).why == "begun"
+    end_round(begin_round(RoundRequest(requested_token=asked)).token)
+    assert begin_round(RoundRequest(requested_token=asked)).outcome == "begun"
 
 
 def test_begin_round__a_wait_asks_for_no_other_round():
     first = begin_round()
-    begin_round(asked=take_token())
+    begin_round(RoundRequest(requested_token=take_token()))
     assert end_round(first.token) == 0
 
 
 def test_begin_round__ticks_come_no_closer_than_their_gap():
     def tick(gap):
-        begun = begin_round(gap=gap)
+        begun = begin_round(RoundRequest(min_gap=gap))
         end_round(begun.token)
-        return begun.why
+        return begun.outcome
 
     assert tick(30) == "begun"
     assert tick(30) == "early"
     time.sleep(0.1)
     assert tick(0.09) == "begun"
-    assert begin_round().why == "begun", "who asks is no tick"
+    assert begin_round().outcome == "begun", "who asks is no tick"
 
 
 def test_begin_round__a_tick_of_the_future_is_from_before_the_clock_stepped_back(redis_client):
     redis_client.set(key("tick"), int((time.time() + HOUR) * 1_000_000))
-    assert begin_round(gap=30).why == "begun"
+    assert begin_round(RoundRequest(min_gap=30)).outcome == "begun"
 
 
 def test_count_round__offline_is_said_until_a_round_is_committed():
