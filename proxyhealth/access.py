@@ -1,4 +1,4 @@
-"""Who may see and do what, and how refusals look: JSON, never a page or a redirect."""
+"""Authentication, permissions and JSON errors of the views."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ View = Callable[..., HttpResponseBase]
 
 
 class Authenticated(NamedTuple):
-    """What an ``AUTHENTICATE`` function may return instead of a user, to vouch for the request.
+    """The user of a request. An ``AUTHENTICATE`` function may return it instead of a plain user.
 
-    ``csrf_exempt`` says that no browser sends by itself what identified the user, as it does with cookies.
+    Set ``csrf_exempt`` only if browsers do not send the credentials by themselves, as they do with cookies.
     """
 
     user: Any
     csrf_exempt: bool = False
 
 
-def message(status: int, words: str, detail: str = "", **headers: str) -> HttpResponse:
-    """An answer that is only words; nobody keeps it."""
-    response = JsonResponse({"message": words, "detail": detail}, status=status)
+def message(status: int, text: str, detail: str = "", **headers: str) -> HttpResponse:
+    """Return ``{"message": text, "detail": detail}`` as a response that caches do not store."""
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = JsonResponse({"message": text, "detail": detail}, status=status, headers=fields)
     add_never_cache_headers(response)
-    for name, value in headers.items():
-        response[name.replace("_", "-")] = value
     return response
 
 
@@ -57,77 +56,77 @@ _csrf_protect = decorator_from_middleware(_Csrf)
 def endpoint(
     method: str, permission: str = "", *, public: Callable[[], bool] = lambda: False
 ) -> Callable[[View], View]:
-    """A view of one method, for who is signed in and has ``permission``, or for all if it is ``public``.
+    """Return a decorator for a view of one HTTP method.
 
-    An :class:`APIError` that it raises, or an error of the database, is an answer too; and so is a query or a
-    body that Django does not take apart.
+    Unless ``public()`` is true, the request needs an active user with ``permission``. All errors are JSON,
+    never pages or redirects.
     """
-    allowed = ("GET", "HEAD") if method == "GET" else (method,)
+    methods = ("GET", "HEAD") if method == "GET" else (method,)
 
     def decorate(view: View) -> View:
-        protected = _csrf_protect(view)
+        protected_view = _csrf_protect(view)
 
         @functools.wraps(view)
-        def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            try:
-                if request.method not in allowed:
-                    names = ", ".join(allowed)
-                    raise APIError(405, "Method not allowed.", f"Allowed: {names}.", Allow=names)
-                exempt = method == "GET"
-                if not public():
-                    who = _admitted(request, permission)
-                    exempt = exempt or who.csrf_exempt
-                return (view if exempt else protected)(request, *args, **kwargs)
-            except APIError as refused:
-                return message(refused.status, refused.message, refused.detail, **refused.headers)
-            except (BadRequest, MultiPartParserError, SuspiciousOperation) as error:
-                return message(400, "Bad request.", str(error))
-            except DatabaseError:
-                logger.exception("the database cannot be used")
-                return message(503, "Not available.", "The database cannot be used now.")
+        def authorized(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            if request.method not in methods:
+                names = ", ".join(methods)
+                raise APIError(405, "Method not allowed.", f"Allowed methods: {names}.", Allow=names)
+            exempt = method == "GET"
+            if not public():
+                exempt |= _authorize(request, permission).csrf_exempt
+            return (view if exempt else protected_view)(request, *args, **kwargs)
 
-        # A transaction around it would fail where no answer of ours is possible, and show old rows.
+        wrapper = _with_json_errors(authorized)
+        # If the database is down, a transaction fails before the view can respond.
         for alias in connections:
             transaction.non_atomic_requests(alias)(wrapper)
-        # Exempt from the host's own middlewares only, whose refusals are pages and redirects.
+        # The project's own middlewares would respond with pages and redirects.
         return csrf_exempt(login_not_required(wrapper))
 
     return decorate
 
 
-def _admitted(request: HttpRequest, permission: str) -> Authenticated:
-    """Whose request it is, if they may do what they ask for; raises ``APIError``.
+def _with_json_errors(view: View) -> View:
+    @functools.wraps(view)
+    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        try:
+            return view(request, *args, **kwargs)
+        except APIError as error:
+            return message(error.status, error.message, error.detail, **error.headers)
+        except (BadRequest, MultiPartParserError, SuspiciousOperation) as error:
+            return message(400, "Bad request.", str(error))
+        except DatabaseError:
+            logger.exception("cannot respond to a request: the database failed")
+            return message(503, "Not available.", "The database is not available. Try again later.")
 
-    Users may be lazy, and their session or their permissions be kept where nobody answers: whatever goes
-    wrong lets nobody in.
-    """
+    return wrapper
+
+
+def _authorize(request: HttpRequest, permission: str) -> Authenticated:
+    """Return the user of ``request``. Raise ``APIError`` unless the user is active and has ``permission``."""
     try:
-        who = _identify(request)
-        _require(who.user, permission)
+        authenticate = conf.AUTHENTICATE
+        # Without AuthenticationMiddleware, requests have no user.
+        user = authenticate(request) if authenticate else getattr(request, "user", None)
+        caller = user if isinstance(user, Authenticated) else Authenticated(user)
+        _require(caller.user, permission)
     except (APIError, DatabaseError):
         raise
     except PermissionDenied as error:
         raise APIError(403, "Not allowed.", str(error)) from None
     except Exception:
-        logger.exception("nobody can tell whose request it is, or what they may")
-        raise APIError(500, "Not authenticated.", "The server's log says why.") from None
-    return who
-
-
-def _identify(request: HttpRequest) -> Authenticated:
-    """Whose request it is, by the host's function or by Django's session."""
-    authenticate = conf.AUTHENTICATE
-    # There is no user without the authentication middleware.
-    who = authenticate(request) if authenticate else getattr(request, "user", None)
-    return who if isinstance(who, Authenticated) else Authenticated(who)
+        # Lazy users and permission backends may fail at any of these steps.
+        logger.exception("cannot authenticate a request")
+        raise APIError(500, "Not authenticated.", "Authentication failed. See the server log.") from None
+    return caller
 
 
 def _require(user: Any, permission: str) -> None:
-    # A method of this name, as users of old have it, says nothing.
+    # If is_authenticated is a method, as in Django before 1.10, it is truthy for anonymous users, too.
     if getattr(user, "is_authenticated", False) is not True or not getattr(user, "is_active", True):
         if conf.AUTHENTICATE:
-            raise APIError(401, "Not signed in.", "The request does not say validly whose it is.")
-        detail = "Sign in and send the session's cookie."
+            raise APIError(401, "Not signed in.", "Send valid credentials with the request.")
+        detail = "Sign in and send the session cookie."
         raise APIError(401, "Not signed in.", detail, WWW_Authenticate='Session realm="proxyhealth"')
     if permission and not user.has_perm(permission):
-        raise APIError(403, "Not allowed.", f"This needs the permission {permission}.")
+        raise APIError(403, "Not allowed.", f"The user needs the permission {permission}.")

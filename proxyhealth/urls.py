@@ -1,4 +1,4 @@
-"""The places where clients of workspace proxies look: ``path("", include("proxyhealth.urls"))``."""
+"""The JSON views at the paths that clients expect: ``path("", include("proxyhealth.urls"))``."""
 
 from django.urls import path
 
@@ -8,7 +8,7 @@ app_name = "proxyhealth"
 
 urlpatterns = [
     path("api/v2/workspaceproxies", views.proxies, name="proxies"),
-    # No name of a proxy has a dot in it.
+    # No proxy can have this name: names contain no dots.
     path("api/v2/workspaceproxies/openapi.json", views.openapi, name="openapi"),
     path("api/v2/workspaceproxies/<str:id_or_name>", views.proxy, name="proxy"),
     path("api/v2/workspaceproxies/<str:id_or_name>/check", views.check, name="check"),

@@ -1,4 +1,4 @@
-"""Who may see and do what: by Django's session, or by a function of the host."""
+"""Authentication by Django's session or the project's function, and permissions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VIEWS = [("get", LIST), ("get", f"{LIST}/paris"), ("post", f"{LIST}/paris/check"
 every_view = pytest.mark.parametrize(("method", "path"), VIEWS)
 
 
-# The function of a host: tokens of its own, and Django's session for whoever brings none.
+# An AUTHENTICATE function: bearer tokens, and Django's session for requests without one.
 
 TOKENS: dict[str, User] = {}
 
@@ -35,7 +35,7 @@ def broken(request):
     raise RuntimeError("the token service is down")
 
 
-def refusing(request):
+def denying(request):
     raise PermissionDenied("The token was withdrawn.")
 
 
@@ -43,7 +43,7 @@ def without_database(request):
     raise OperationalError("gone")
 
 
-def nobody(request):
+def no_user(request):
     return None
 
 
@@ -51,16 +51,14 @@ async def coroutine(request):
     return None
 
 
-class Unsure:
-    """Whose permissions are kept where nobody answers."""
-
+class UserWithBrokenPermissions:
     is_authenticated = True
 
     def has_perm(self, permission):
         raise RuntimeError("the policy service is down")
 
 
-class Ancient:
+class UserOfOldDjango:
     def is_authenticated(self):
         return False
 
@@ -69,8 +67,8 @@ def broken_lazily(request):
     return SimpleLazyObject(lambda: broken(request))
 
 
-def unsure(request):
-    return Unsure()
+def broken_permissions(request):
+    return UserWithBrokenPermissions()
 
 
 not_a_function = "a text"
@@ -78,7 +76,7 @@ not_a_function = "a text"
 
 @pytest.fixture
 def token(configure):
-    """A header by which the host knows a user who may see the details."""
+    """The header of a user with both permissions."""
     configure(AUTHENTICATE="tests.test_access.by_token")
     user = User.objects.create_user("robot")
     user.user_permissions.set(
@@ -90,7 +88,7 @@ def token(configure):
 
 
 @every_view
-def test_authenticate__of_the_host_is_who_it_says(paris, sent, token, method, path):
+def test_authenticate__valid_token(paris, sent, token, method, path):
     client = Client(enforce_csrf_checks=True)
     response = getattr(client, method)(path, headers=token)
     assert response.status_code == (202 if method == "post" else 200)
@@ -98,15 +96,15 @@ def test_authenticate__of_the_host_is_who_it_says(paris, sent, token, method, pa
 
 @every_view
 @pytest.mark.parametrize("header", ["Bearer wrong", "Bearer", "Basic secret", ""])
-def test_authenticate__of_the_host_knows_nobody(paris, sent, token, method, path, header):
+def test_authenticate__invalid_token_is_401(paris, sent, token, method, path, header):
     response = getattr(Client(), method)(path, headers={"Authorization": header})
-    assert_error(response, 401, "Not signed in.", "The request does not say validly whose it is.")
+    assert_error(response, 401, "Not signed in.", "Send valid credentials with the request.")
     assert "WWW-Authenticate" not in response
     assert sent == []
 
 
 @every_view
-def test_authenticate__of_the_host_is_held_to_permissions(paris, sent, token, method, path):
+def test_authenticate__user_without_permissions_is_403(paris, sent, token, method, path):
     TOKENS["secret"].user_permissions.clear()
     response = getattr(Client(), method)(path, headers=token)
     if path == REGIONS:
@@ -116,58 +114,60 @@ def test_authenticate__of_the_host_is_held_to_permissions(paris, sent, token, me
     assert sent == []
 
 
-def test_authenticate__may_go_by_the_session_and_then_needs_csrf(paris, sent, token):
+def test_authenticate__session_user_needs_the_csrf_token(paris, sent, token):
     client = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
     assert client.get(REGIONS).status_code == 200
     assert_error(client.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
     assert sent == []
 
 
-@pytest.mark.parametrize("user", [None, AnonymousUser(), object(), "robot", 0, User, Ancient()])
-def test_authenticate__what_is_no_user_is_nobody(paris, token, user):
+@pytest.mark.parametrize("user", [None, AnonymousUser(), object(), "robot", 0, User, UserOfOldDjango()])
+def test_authenticate__invalid_user_is_401(paris, token, user):
     TOKENS["secret"] = user
     for path in (LIST, REGIONS):
         assert_error(Client().get(path, headers=token), 401, "Not signed in.")
 
 
 @every_view
-def test_authenticate__somebody_inactive_is_nobody(paris, sent, token, method, path):
+def test_authenticate__inactive_user_is_401(paris, sent, token, method, path):
     TOKENS["secret"].is_active = False
     assert_error(getattr(Client(), method)(path, headers=token), 401, "Not signed in.")
     assert sent == []
 
 
 @every_view
-def test_authenticate__that_fails_lets_nobody_in(paris, sent, configure, caplog, method, path):
+def test_authenticate__exception_is_500(paris, sent, configure, caplog, method, path):
     configure(AUTHENTICATE="tests.test_access.broken")
     response = getattr(signed_in("view_workspaceproxy"), method)(path)
-    assert_error(response, 500, "Not authenticated.", "The server's log says why.")
+    assert_error(response, 500, "Not authenticated.", "Authentication failed. See the server log.")
     assert "the token service is down" in caplog.text
     assert sent == []
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
-    [("broken_lazily", "the token service is down"), ("unsure", "the policy service is down")],
+    ("name", "cause"),
+    [("broken_lazily", "the token service is down"), ("broken_permissions", "the policy service is down")],
 )
-def test_authenticate__that_fails_later_lets_nobody_in(paris, configure, caplog, name, why):
+def test_authenticate__late_exception_is_500(paris, configure, caplog, name, cause):
     configure(AUTHENTICATE=f"tests.test_access.{name}")
     assert_error(Client().get(LIST), 500, "Not authenticated.")
-    assert why in caplog.text
+    assert cause in caplog.text
 
 
-def test_authenticate__that_refuses_says_why(paris, configure):
-    configure(AUTHENTICATE="tests.test_access.refusing")
+def test_authenticate__permission_denied_is_403_with_its_text(paris, configure):
+    configure(AUTHENTICATE="tests.test_access.denying")
     assert_error(Client().get(REGIONS), 403, "Not allowed.", "The token was withdrawn.")
 
 
-def test_authenticate__without_its_database_is_503(paris, configure):
+def test_authenticate__database_error_is_503(paris, configure):
     configure(AUTHENTICATE="tests.test_access.without_database")
-    assert_error(Client().get(REGIONS), 503, "Not available.", "The database cannot be used now.")
+    assert_error(
+        Client().get(REGIONS), 503, "Not available.", "The database is not available. Try again later."
+    )
 
 
-def test_authenticate__goes_instead_of_the_session(paris, configure):
-    configure(AUTHENTICATE="tests.test_access.nobody")
+def test_authenticate__replaces_the_session(paris, configure):
+    configure(AUTHENTICATE="tests.test_access.no_user")
     assert_error(signed_in("view_workspaceproxy").get(LIST), 401, "Not signed in.")
 
 
@@ -175,30 +175,30 @@ def test_authenticate__goes_instead_of_the_session(paris, configure):
 
 
 @every_view
-def test_session__of_nobody_says_how_to_sign_in(paris, method, path):
+def test_session__anonymous_is_401_with_instructions(paris, method, path):
     response = getattr(Client(), method)(path)
-    assert_error(response, 401, "Not signed in.", "Sign in and send the session's cookie.")
+    assert_error(response, 401, "Not signed in.", "Sign in and send the session cookie.")
     assert response["WWW-Authenticate"] == 'Session realm="proxyhealth"'
 
 
 @every_view
-def test_session__of_a_user_who_is_not_active_any_more(paris, sent, method, path):
+def test_session__deactivated_user_is_401(paris, sent, method, path):
     client = signed_in("view_workspaceproxy", "change_workspaceproxy")
     User.objects.update(is_active=False)
     assert_error(getattr(client, method)(path), 401, "Not signed in.")
     assert sent == []
 
 
-def test_session__that_is_kept_where_nobody_answers(paris, settings, stopped, caplog):
+def test_session__backend_down_is_500(paris, settings, stopped, caplog):
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
     client = signed_in("view_workspaceproxy")
     assert client.get(LIST).status_code == 200
     stopped()
     assert_error(client.get(LIST), 500, "Not authenticated.")
-    assert "nobody can tell whose request it is" in caplog.text
+    assert "cannot authenticate a request" in caplog.text
 
 
-def test_session__that_lost_its_permission_gets_no_304(paris):
+def test_session__without_the_permission_gets_no_304(paris):
     client = signed_in("view_workspaceproxy")
     etag = client.get(LIST)["ETag"]
     User.objects.get().user_permissions.clear()
@@ -208,17 +208,17 @@ def test_session__that_lost_its_permission_gets_no_304(paris):
 
 
 @pytest.mark.parametrize("path", ["/nobody", "/nobody/check", "?limit=many", "/paris"])
-def test_refusal__does_not_tell_what_there_is(paris, path):
+def test_refusal__does_not_reveal_names(paris, path):
     method = "post" if path.endswith("check") else "get"
     assert getattr(Client(), method)(f"{LIST}{path}").status_code == 401
     assert getattr(signed_in(), method)(f"{LIST}{path}").status_code == 403
 
 
-# What Django does not take apart
+# Requests that Django cannot parse
 
 
 @pytest.mark.parametrize("path", [LIST, REGIONS])
-def test_query__of_too_many_parameters_is_400(paris, path):
+def test_query__with_too_many_parameters_is_400(paris, path):
     response = signed_in("view_workspaceproxy").get(f"{path}?{'q=x&' * 1001}")
     assert_error(response, 400, "Bad request.")
 
@@ -232,20 +232,20 @@ def test_query__of_too_many_parameters_is_400(paris, path):
         ("application/x-www-form-urlencoded; charset=latin-1", b"x=1"),
     ],
 )
-def test_body__that_cannot_be_read_is_400(paris, sent, content_type, body):
+def test_body__that_cannot_be_parsed_is_400(paris, sent, content_type, body):
     client = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
     client.get("/admin/login/")  # sets the cookie
     assert_error(client.post(f"{LIST}/paris/check", body, content_type), 400, "Bad request.")
     assert sent == []
 
 
-# Regions for everybody
+# Public regions
 
 
-def test_public_regions__are_for_everybody_and_nothing_else_is(paris, configure, django_assert_num_queries):
+def test_public_regions__need_no_user_but_other_views_do(paris, configure, django_assert_num_queries):
     configure(PUBLIC_REGIONS=True)
     health.snapshot()
-    with django_assert_num_queries(2):  # the mark and the rows; nobody is looked up
+    with django_assert_num_queries(2):  # fingerprint and rows, but no session or user
         response = Client().get(REGIONS)
     assert [region["name"] for region in response.json()["regions"]] == ["paris"]
     assert Client().get(REGIONS, headers={"If-None-Match": response["ETag"]}).status_code == 304
@@ -253,12 +253,12 @@ def test_public_regions__are_for_everybody_and_nothing_else_is(paris, configure,
         assert_error(getattr(Client(), method)(path), 401, "Not signed in.")
 
 
-def test_public_regions__do_not_ask_the_function_of_the_host(paris, configure):
+def test_public_regions__do_not_call_authenticate(paris, configure):
     configure(PUBLIC_REGIONS=True, AUTHENTICATE="tests.test_access.broken")
     assert Client().get(REGIONS).status_code == 200
 
 
-def test_regions__have_no_detail(paris):
+def test_regions__have_no_details(paris):
     text = signed_in().get(REGIONS).content.decode()
     for detail in ("kaputt", "warm", "unhealthy", "report", "checked_at", "latency", "version", "created"):
         assert detail not in text

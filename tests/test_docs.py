@@ -1,4 +1,4 @@
-"""What the documents say is tried."""
+"""The examples and lists in the documents, compared with the code."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 @pytest.fixture
 def host_api(configure, monkeypatch):
-    """The module of the document about the JSON views, as if a host had it."""
+    """The module ``host.api`` of the example in docs/json.md."""
     (code,) = re.findall(r"```python\n# host/api\.py\n(.*?)```", (DOCS / "json.md").read_text(), re.DOTALL)
     module = types.ModuleType("host.api")
     exec(code, vars(module))
@@ -26,7 +26,7 @@ def host_api(configure, monkeypatch):
     configure(AUTHENTICATE="host.api.authenticate")
 
 
-def test_json__its_example_of_tokens(paris, sent, host_api):
+def test_json__token_example_works(paris, sent, host_api):
     robot = User.objects.create_user("robot")
     robot.user_permissions.set(Permission.objects.filter(content_type__app_label="proxyhealth"))
     headers = {"Authorization": f"Bearer {signing.dumps(robot.pk, salt='host.api')}"}
@@ -42,7 +42,7 @@ def test_json__its_example_of_tokens(paris, sent, host_api):
     assert_error(session.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
 
 
-def test_json__names_every_error_and_parameter():
+def test_json__lists_every_error_and_parameter():
     text = (DOCS / "json.md").read_text()
     app = DOCS.parent / "proxyhealth"
     source = (app / "access.py").read_text() + (app / "api" / "views.py").read_text()

@@ -12,8 +12,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Every region that users can be sent to
-         * @description The control plane itself is the first one, if it is set up as a region. For everybody who is signed in; for all, if the site says so.
+         * List all regions
+         * @description If the control plane is configured as a region, it is the first one. Requires an authenticated user, unless the site makes the regions public.
          */
         get: operations["listRegions"];
         put?: never;
@@ -32,8 +32,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Every workspace proxy with its status
-         * @description Needs the permission `proxyhealth.view_workspaceproxy`.
+         * List all workspace proxies with their statuses
+         * @description Requires the permission `proxyhealth.view_workspaceproxy`.
          */
         get: operations["listProxies"];
         put?: never;
@@ -50,7 +50,7 @@ export interface paths {
             header?: never;
             path: {
                 /**
-                 * @description The id of a proxy, or its name in any case.
+                 * @description The id of the proxy, or its name in upper or lower case
                  * @example paris
                  */
                 id_or_name: components["parameters"]["IdOrName"];
@@ -58,8 +58,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * One workspace proxy with its status
-         * @description Needs the permission `proxyhealth.view_workspaceproxy`.
+         * Get a workspace proxy with its status
+         * @description Requires the permission `proxyhealth.view_workspaceproxy`.
          */
         get: operations["getProxy"];
         put?: never;
@@ -76,7 +76,7 @@ export interface paths {
             header?: never;
             path: {
                 /**
-                 * @description The id of a proxy, or its name in any case.
+                 * @description The id of the proxy, or its name in upper or lower case
                  * @example paris
                  */
                 id_or_name: components["parameters"]["IdOrName"];
@@ -86,8 +86,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Have a workspace proxy probed now
-         * @description Needs the permission `proxyhealth.change_workspaceproxy`. The answer does not wait for the probe; the status follows a moment later. With Django's session the request has to bring the CSRF token, too.
+         * Request a probe of a workspace proxy
+         * @description Requires the permission `proxyhealth.change_workspaceproxy` and, with Django's session, the CSRF token. The response does not wait for the probe. The status changes after the probe.
          */
         post: operations["checkProxy"];
         delete?: never;
@@ -103,7 +103,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** This description */
+        /** Get this description */
         get: operations["getDescription"];
         put?: never;
         post?: never;
@@ -117,124 +117,128 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        /** @description What every user may know of a region. */
+        /** @description The data of a region that every user may read */
         Region: {
             /** Format: uuid */
             id: string;
-            /** @description Unique without regard to case. `primary` is the control plane itself. */
+            /** @description Unique, ignoring case. The control plane itself is `primary`. */
             name: string;
-            /** @description What users see; the name, if nothing else is set. */
+            /** @description The name for users. Equal to `name` unless another one is set. */
             display_name: string;
-            /** @description URL or path of an icon; empty without one. */
+            /** @description The URL or path of the icon. Empty if there is no icon. */
             icon_url: string;
-            /** @description Whether users may be sent there: the status is `ok`. */
+            /** @description True if the status is `ok`, so that users can be sent to the region. */
             healthy: boolean;
-            /** @description Where it is; empty if it has not registered yet. */
+            /** @description The URL of the region. Empty if it has not registered yet. */
             path_app_url: string;
-            /** @description Host name under which it serves applications, such as `*.paris.example.com`; may be empty. */
+            /** @description The host name of applications, for example `*.paris.example.com`. May be empty. */
             wildcard_hostname: string;
         };
         /**
-         * @description `ok`: reached, and its report has no errors. `unhealthy`: reached, but something is wrong with its answer, or its URL cannot be used. `unreachable`: no response came. `unregistered`: it has no URL yet. `unknown`: it was not probed yet.
+         * @description - `ok`: the proxy returned a valid report without errors.
+         *     - `unhealthy`: the proxy responded, but not with a good report; or its URL is invalid or blocked.
+         *     - `unreachable`: the proxy returned no valid HTTP response.
+         *     - `unregistered`: the proxy has no URL yet.
+         *     - `unknown`: the proxy was not probed yet, or not at its current URL.
          * @enum {string}
          */
         Status: "ok" | "unhealthy" | "unreachable" | "unregistered" | "unknown";
         /**
-         * @description Why a proxy is not `ok`; empty where the status says it all.
+         * @description The cause of a status other than `ok`. Empty if the status needs no explanation.
          * @enum {string}
          */
         Reason: "" | "invalid_url" | "blocked" | "dns" | "connect" | "tls" | "timeout" | "protocol" | "status_code" | "truncated" | "too_large" | "not_json" | "bad_report" | "report_errors" | "internal";
-        /** @description What the proxy says of itself, and what was wrong with its answer. What it says is untrusted: text, never markup. */
+        /** @description The proxy's report on itself, and messages about its response. Untrusted: show it as text, never as markup. */
         Report: {
             errors: string[];
             warnings: string[];
         };
-        /** @description The judgement on a proxy. */
+        /** @description The result of the last probe of a proxy */
         ProxyStatus: {
             status: components["schemas"]["Status"];
             reason: components["schemas"]["Reason"];
             report: components["schemas"]["Report"];
             /**
              * Format: date-time
-             * @description When it was probed, RFC 3339 in UTC; null if it never was.
+             * @description The start of the round or check that probed the proxy, as RFC 3339 in UTC. Null if the status is `unknown`.
              */
             checked_at: string | null;
-            /** @description From the start of the probe to its end, in milliseconds; null if no response came. */
+            /** @description The duration of the probe in milliseconds. Null without a response. */
             latency_ms: number | null;
         };
-        /** @description A region, and what not every user may know of it. */
+        /** @description A region with the details that require a permission */
         Proxy: {
             /** Format: uuid */
             id: string;
-            /** @description Unique without regard to case. `primary` is the control plane itself. */
+            /** @description Unique, ignoring case. The control plane itself is `primary`. */
             name: string;
-            /** @description What users see; the name, if nothing else is set. */
+            /** @description The name for users. Equal to `name` unless another one is set. */
             display_name: string;
-            /** @description URL or path of an icon; empty without one. */
+            /** @description The URL or path of the icon. Empty if there is no icon. */
             icon_url: string;
-            /** @description Whether users may be sent there: the status is `ok`. */
+            /** @description True if the status is `ok`, so that users can be sent to the region. */
             healthy: boolean;
-            /** @description Where it is; empty if it has not registered yet. */
+            /** @description The URL of the region. Empty if it has not registered yet. */
             path_app_url: string;
-            /** @description Host name under which it serves applications, such as `*.paris.example.com`; may be empty. */
+            /** @description The host name of applications, for example `*.paris.example.com`. May be empty. */
             wildcard_hostname: string;
             status: components["schemas"]["ProxyStatus"];
             /**
              * Format: date-time
-             * @description RFC 3339, in UTC.
+             * @description RFC 3339 in UTC
              */
             created_at: string;
             /**
              * Format: date-time
-             * @description RFC 3339, in UTC.
+             * @description RFC 3339 in UTC
              */
             updated_at: string;
-            /** @description Always false here: a deleted proxy is not shown. */
+            /** @description Always false: the list contains no deleted proxies. */
             deleted: boolean;
             version: string;
         };
-        /** @description The snapshot that the statuses are from. */
+        /** @description The snapshot that contains the statuses */
         Snapshot: {
-            /** @description Goes up with every change. 0: there is no snapshot. */
+            /** @description Increases with each commit. Restarts at 1 after Redis was emptied. 0 if there is no snapshot. */
             number: number;
             /**
              * Format: date-time
-             * @description When the last full round began; null before the first.
+             * @description The start of the last full round. Null before the first round.
              */
             checked_at: string | null;
-            /** @description How long it took, in milliseconds. */
+            /** @description The duration of the last full round in milliseconds. Null before the first round. */
             duration_ms: number | null;
             /**
              * Format: date-time
-             * @description When it turns stale, if there is no other round before.
+             * @description The time when the snapshot becomes stale, unless a round ends before. Null before the first round.
              */
             stale_at: string | null;
-            /** @description Whether the statuses are older than they should be. */
+            /** @description True if the statuses may be out of date. */
             stale: boolean;
-            /** @description What is wrong, as a sentence; empty if nothing is. */
+            /** @description The reason for `stale`, as a sentence. Empty if `stale` is false. */
             stale_reason: string;
         };
-        /** @description Asks for the next page; null on the last one. Only there if `limit` or `cursor` was given. */
+        /** @description The cursor of the next page. Null on the last page. Sent only with `limit` or `cursor`. */
         NextCursor: string | null;
-        /** @description Regions. */
+        /** @description A list of regions */
         RegionList: {
             regions: components["schemas"]["Region"][];
             next_cursor?: components["schemas"]["NextCursor"];
         };
-        /** @description Proxies, and the snapshot that they are from. */
+        /** @description A list of proxies and their snapshot */
         ProxyList: {
             regions: components["schemas"]["Proxy"][];
             snapshot: components["schemas"]["Snapshot"];
             next_cursor?: components["schemas"]["NextCursor"];
         };
-        /** @description Words: what happened, and more of it. `detail` may be empty. */
+        /** @description A short message and its details. `detail` may be empty. */
         Message: {
             message: string;
             detail: string;
         };
     };
     responses: {
-        /** @description It is as it was when it had that `ETag`. */
+        /** @description The client's copy is current. */
         NotModified: {
             headers: {
                 ETag: components["headers"]["ETag"];
@@ -244,7 +248,7 @@ export interface components {
             };
             content?: never;
         };
-        /** @description A parameter cannot be understood. */
+        /** @description A query parameter is unknown or invalid. */
         BadQuery: {
             headers: {
                 [name: string]: unknown;
@@ -259,7 +263,7 @@ export interface components {
                 "application/json": components["schemas"]["Message"];
             };
         };
-        /** @description The body cannot be read. */
+        /** @description The body cannot be parsed. */
         BadRequest: {
             headers: {
                 [name: string]: unknown;
@@ -274,7 +278,7 @@ export interface components {
                 "application/json": components["schemas"]["Message"];
             };
         };
-        /** @description Nobody is signed in. */
+        /** @description The request has no valid user. */
         NotSignedIn: {
             headers: {
                 "WWW-Authenticate": components["headers"]["WwwAuthenticate"];
@@ -284,13 +288,13 @@ export interface components {
                 /**
                  * @example {
                  *       "message": "Not signed in.",
-                 *       "detail": "Sign in and send the session's cookie."
+                 *       "detail": "Sign in and send the session cookie."
                  *     }
                  */
                 "application/json": components["schemas"]["Message"];
             };
         };
-        /** @description The user has not the permission, or the CSRF token is missing. */
+        /** @description The user does not have the permission, or the CSRF token is missing or invalid. */
         NotAllowed: {
             headers: {
                 [name: string]: unknown;
@@ -299,13 +303,13 @@ export interface components {
                 /**
                  * @example {
                  *       "message": "Not allowed.",
-                 *       "detail": "This needs the permission proxyhealth.view_workspaceproxy."
+                 *       "detail": "The user needs the permission proxyhealth.view_workspaceproxy."
                  *     }
                  */
                 "application/json": components["schemas"]["Message"];
             };
         };
-        /** @description There is no such proxy. */
+        /** @description No proxy has this id or name. */
         NotFound: {
             headers: {
                 [name: string]: unknown;
@@ -314,13 +318,13 @@ export interface components {
                 /**
                  * @example {
                  *       "message": "Not found.",
-                 *       "detail": "There is no workspace proxy 'paris'."
+                 *       "detail": "No workspace proxy has the id or name 'paris'."
                  *     }
                  */
                 "application/json": components["schemas"]["Message"];
             };
         };
-        /** @description The site's own way to authenticate failed. */
+        /** @description Authentication failed because of an error on the server. */
         NotAuthenticated: {
             headers: {
                 [name: string]: unknown;
@@ -329,13 +333,13 @@ export interface components {
                 /**
                  * @example {
                  *       "message": "Not authenticated.",
-                 *       "detail": "The server's log says why."
+                 *       "detail": "Authentication failed. See the server log."
                  *     }
                  */
                 "application/json": components["schemas"]["Message"];
             };
         };
-        /** @description The database cannot be used. */
+        /** @description The database is not available. */
         NotAvailable: {
             headers: {
                 [name: string]: unknown;
@@ -344,7 +348,7 @@ export interface components {
                 /**
                  * @example {
                  *       "message": "Not available.",
-                 *       "detail": "The database cannot be used now."
+                 *       "detail": "The database is not available. Try again later."
                  *     }
                  */
                 "application/json": components["schemas"]["Message"];
@@ -353,35 +357,35 @@ export interface components {
     };
     parameters: {
         /**
-         * @description The id of a proxy, or its name in any case.
+         * @description The id of the proxy, or its name in upper or lower case
          * @example paris
          */
         IdOrName: string;
-        /** @description Only those that are healthy, or only those that are not. */
+        /** @description Return only healthy regions (`true`), or only the others (`false`). */
         Healthy: boolean;
-        /** @description Only those with this status; may be given more than once. */
+        /** @description Return only proxies with this status. Can be repeated. */
         Status: components["schemas"]["Status"][];
-        /** @description Only those with this text in their name, display name or URL, in any case. */
+        /** @description Return only entries with this text in the name, display name, or URL, in upper or lower case. */
         Text: string;
-        /** @description A page of so many at the most. Without it, all of them. */
+        /** @description The maximum size of a page. Without it, the response contains all entries. */
         Limit: number;
-        /** @description The `next_cursor` of the page before. */
+        /** @description The `next_cursor` of the previous page */
         Cursor: string;
-        /** @description The `ETag` of what is known already. */
+        /** @description The `ETag` of the client's copy */
         IfNoneMatch: string;
     };
     requestBodies: never;
     headers: {
-        /** @description Strong; the same bytes have the same one in every process. */
+        /** @description A strong validator, the same in every process */
         ETag: string;
-        /** @description When what is said changed last. */
+        /** @description The time of the last change */
         LastModified: string;
-        /** @description `private, no-cache`: may be kept, and has to be asked for. */
+        /** @description `private, no-cache`: the client may keep the response, but must revalidate it each time. */
         CacheControl: string;
         Vary: string;
-        /** @description Whether what is said may be out of date, because rounds have stopped, or the snapshot or the rows cannot be read. It is on 304 too. */
+        /** @description `true` if the data may be out of date: rounds have stopped, the workers are offline, or the snapshot or the database cannot be read. Also sent with 304. */
         Stale: "true" | "false";
-        /** @description Not if the site has a way of its own to authenticate. */
+        /** @description Sent only if Django's session authenticates requests. */
         WwwAuthenticate: string;
     };
     pathItems: never;
@@ -423,17 +427,17 @@ export interface operations {
     listRegions: {
         parameters: {
             query?: {
-                /** @description Only those that are healthy, or only those that are not. */
+                /** @description Return only healthy regions (`true`), or only the others (`false`). */
                 healthy?: components["parameters"]["Healthy"];
-                /** @description Only those with this text in their name, display name or URL, in any case. */
+                /** @description Return only entries with this text in the name, display name, or URL, in upper or lower case. */
                 q?: components["parameters"]["Text"];
-                /** @description A page of so many at the most. Without it, all of them. */
+                /** @description The maximum size of a page. Without it, the response contains all entries. */
                 limit?: components["parameters"]["Limit"];
-                /** @description The `next_cursor` of the page before. */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: components["parameters"]["Cursor"];
             };
             header?: {
-                /** @description The `ETag` of what is known already. */
+                /** @description The `ETag` of the client's copy */
                 "If-None-Match"?: components["parameters"]["IfNoneMatch"];
             };
             path?: never;
@@ -441,7 +445,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The regions, by name. */
+            /** @description The regions, ordered by name */
             200: {
                 headers: {
                     ETag: components["headers"]["ETag"];
@@ -466,17 +470,17 @@ export interface operations {
     listProxies: {
         parameters: {
             query?: {
-                /** @description Only those with this status; may be given more than once. */
+                /** @description Return only proxies with this status. Can be repeated. */
                 status?: components["parameters"]["Status"];
-                /** @description Only those with this text in their name, display name or URL, in any case. */
+                /** @description Return only entries with this text in the name, display name, or URL, in upper or lower case. */
                 q?: components["parameters"]["Text"];
-                /** @description A page of so many at the most. Without it, all of them. */
+                /** @description The maximum size of a page. Without it, the response contains all entries. */
                 limit?: components["parameters"]["Limit"];
-                /** @description The `next_cursor` of the page before. */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: components["parameters"]["Cursor"];
             };
             header?: {
-                /** @description The `ETag` of what is known already. */
+                /** @description The `ETag` of the client's copy */
                 "If-None-Match"?: components["parameters"]["IfNoneMatch"];
             };
             path?: never;
@@ -484,7 +488,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The proxies, by name, all from one snapshot. */
+            /** @description The proxies, ordered by name, with statuses from one snapshot */
             200: {
                 headers: {
                     ETag: components["headers"]["ETag"];
@@ -510,12 +514,12 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The `ETag` of what is known already. */
+                /** @description The `ETag` of the client's copy */
                 "If-None-Match"?: components["parameters"]["IfNoneMatch"];
             };
             path: {
                 /**
-                 * @description The id of a proxy, or its name in any case.
+                 * @description The id of the proxy, or its name in upper or lower case
                  * @example paris
                  */
                 id_or_name: components["parameters"]["IdOrName"];
@@ -524,7 +528,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The proxy. */
+            /** @description The proxy */
             200: {
                 headers: {
                     ETag: components["headers"]["ETag"];
@@ -552,7 +556,7 @@ export interface operations {
             header?: never;
             path: {
                 /**
-                 * @description The id of a proxy, or its name in any case.
+                 * @description The id of the proxy, or its name in upper or lower case
                  * @example paris
                  */
                 id_or_name: components["parameters"]["IdOrName"];
@@ -561,7 +565,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The workers were asked. */
+            /** @description The probe was requested. */
             202: {
                 headers: {
                     [name: string]: unknown;
@@ -570,7 +574,7 @@ export interface operations {
                     /**
                      * @example {
                      *       "message": "Check requested.",
-                     *       "detail": "The proxy's status follows when it was probed."
+                     *       "detail": "The status changes after the probe."
                      *     }
                      */
                     "application/json": components["schemas"]["Message"];
@@ -588,7 +592,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The `ETag` of what is known already. */
+                /** @description The `ETag` of the client's copy */
                 "If-None-Match"?: components["parameters"]["IfNoneMatch"];
             };
             path?: never;
@@ -596,7 +600,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description An OpenAPI 3.1 description. */
+            /** @description The OpenAPI 3.1 description */
             200: {
                 headers: {
                     ETag: components["headers"]["ETag"];

@@ -1,4 +1,4 @@
-"""Which part of a list is asked for: the query of a URL, checked."""
+"""The filters and pages of a list, parsed from the query of a URL."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from proxyhealth.statuses import Status
 MAX_LIMIT = 1_000
 MAX_TEXT = 200
 
-# A page begins behind a name, in lower case; or behind the primary region, which comes before all names.
+# A cursor names the last entry of a page: a proxy, or the primary region, which precedes all proxies.
 PRIMARY_CURSOR = "0"
 _NAME_CURSOR = re.compile(r"1(.{1,200})", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is asked for. The default is everything.
+    """The requested part of a list; by default, all of it.
 
-    ``text`` is folded; ``after`` is the name, in lower case, behind which a page begins: None for the first
-    page, and empty behind the primary region.
+    ``text`` is case-folded. ``after`` is the lower-case name before the first entry of the page: None for the
+    first page, empty after the primary region.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -37,7 +37,7 @@ class Selection:
         return self.limit is not None or self.after is not None
 
     def admits(self, status: Status | None, healthy: bool, text: str) -> bool:
-        """Whether a proxy is among them; ``text`` is all of its text, folded."""
+        """Return True if the filters match a proxy with this status and this case-folded search text."""
         return (
             (not self.statuses or status in self.statuses)
             and self.healthy in (None, healthy)
@@ -49,27 +49,31 @@ EVERYTHING = Selection()
 
 
 def cursor_after(name: str) -> str:
-    """The cursor of the page behind a name, in lower case."""
+    """Return the cursor of the page after a lower-case name."""
     return f"1{name}"
 
 
 def parse_selection(query: QueryDict, filter: str) -> Selection:
-    """The selection of ``query``, in which ``filter`` is the one of ``status`` and ``healthy`` that there is.
+    """Return the selection of ``query``. ``filter`` is the list's own parameter, ``status`` or ``healthy``.
 
-    Raises :class:`InvalidQuery`, for what there is not, too: a slip of the pen must not bring everything.
+    Raise :class:`InvalidQuery` for invalid values and for unknown parameters, which may be typing errors.
     """
     if not query:
         return EVERYTHING
-    known = (filter, "q", "limit", "cursor")
-    for name in query:
-        if name not in known:
-            raise InvalidQuery(f"There is no {short(name)}; there are {', '.join(known)}.")
+    valid_names = (filter, "q", "limit", "cursor")
+    for name, values in query.lists():
+        if name not in valid_names:
+            raise InvalidQuery(
+                f"Unknown parameter {short(name)}. Valid parameters: {', '.join(valid_names)}."
+            )
+        if len(values) > 1 and name != "status":
+            raise InvalidQuery(f"{name!r} must be given once, not {len(values)} times.")
     return Selection(
         statuses=frozenset(map(_status, query.getlist("status"))),
-        healthy=_healthy(query),
-        text=_text(query),
-        limit=_limit(query),
-        after=_after(query),
+        healthy=_healthy(query.get("healthy")),
+        text=_text(query.get("q", "")),
+        limit=_limit(query.get("limit")),
+        after=_after(query.get("cursor")),
     )
 
 
@@ -80,29 +84,19 @@ def _status(value: str) -> Status:
         raise InvalidQuery(f"'status' must be one of {', '.join(Status)}, not {short(value)}.") from None
 
 
-def _one(query: QueryDict, name: str) -> str | None:
-    values = query.getlist(name)
-    if len(values) > 1:
-        raise InvalidQuery(f"{name!r} is given {len(values)} times.")
-    return values[0] if values else None
-
-
-def _healthy(query: QueryDict) -> bool | None:
-    value = _one(query, "healthy")
+def _healthy(value: str | None) -> bool | None:
     if value not in (None, "true", "false"):
         raise InvalidQuery(f"'healthy' must be true or false, not {short(value)}.")
     return None if value is None else value == "true"
 
 
-def _text(query: QueryDict) -> str:
-    value = _one(query, "q") or ""
+def _text(value: str) -> str:
     if len(value) > MAX_TEXT:
-        raise InvalidQuery(f"'q' must have {MAX_TEXT} characters at most, not {len(value):,}.")
+        raise InvalidQuery(f"'q' must have at most {MAX_TEXT} characters, not {len(value):,}.")
     return value.casefold()
 
 
-def _limit(query: QueryDict) -> int | None:
-    value = _one(query, "limit")
+def _limit(value: str | None) -> int | None:
     if value is None:
         return None
     if not re.fullmatch("[0-9]{1,4}", value) or not 1 <= int(value) <= MAX_LIMIT:
@@ -110,17 +104,16 @@ def _limit(query: QueryDict) -> int | None:
     return int(value)
 
 
-def _after(query: QueryDict) -> str | None:
-    value = _one(query, "cursor")
+def _after(value: str | None) -> str | None:
     if value is None:
         return None
     if value == PRIMARY_CURSOR:
         return ""
     if match := _NAME_CURSOR.fullmatch(value):
         return match[1]
-    raise InvalidQuery(f"'cursor' must be the next_cursor of another page, not {short(value)}.")
+    raise InvalidQuery(f"'cursor' must be the next_cursor of a page, not {short(value)}.")
 
 
 def short(value: str) -> str:
-    """``value`` as it is repeated to who sent it: quoted, and not without end."""
+    """Return ``value`` quoted for a message, cut after 64 characters."""
     return repr(value if len(value) <= 64 else value[:63] + "…")

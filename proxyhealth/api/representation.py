@@ -1,4 +1,4 @@
-"""What the JSON views say: the shapes, and bytes that are made once and sent many times."""
+"""The shapes of the JSON, and its bytes, encoded once and sent many times."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from proxyhealth.utils import rfc3339
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
-# What is shorter gains nothing.
+# Bytes of a body below which compression gains nothing.
 _GZIP_FROM = 200
 _GZIP_LEVEL = 5
 
 
 def encode(data: Any) -> bytes:
-    # A lone surrogate in one row is no reason to lose all of them.
+    # One row with a lone surrogate must not make the whole list fail.
     return _encoder.encode(data).encode("utf-8", "replace")
 
 
 def region_json(proxy: Proxy | Primary, healthy: bool) -> dict[str, Any]:
-    """What every user may know."""
+    """Return the values that every user may read."""
     return {
         "id": str(proxy.id),
         "name": proxy.name,
@@ -54,7 +54,7 @@ def status_json(status: ProxyStatus) -> dict[str, Any]:
 
 
 def row_json(proxy: Proxy) -> dict[str, Any]:
-    """What is known of the row besides the region."""
+    """Return the values of the row that are not in the region."""
     return {
         "created_at": rfc3339(proxy.created_at),
         "updated_at": rfc3339(proxy.updated_at),
@@ -81,13 +81,14 @@ def _milliseconds(seconds: float | None) -> float | None:
 class Representation:
     """JSON as bytes, plain and compressed, with strong validators.
 
-    The same bytes have the same ``etag`` in every process. ``last_modified`` is the latest of ``moments``.
+    Equal bytes have the same ETag in every process. ``moments`` are the times of changes; the latest one is
+    the Last-Modified.
     """
 
     def __init__(self, body: bytes, moments: Iterable[datetime | None] = ()) -> None:
         self.body = body
-        # Nothing is modified in the future, whatever the clock of who modified it says.
         latest = max((moment for moment in moments if moment), default=None)
+        # The clock of another host may be ahead, and Last-Modified must not be in the future.
         self.last_modified = min(latest, datetime.now(UTC)) if latest else None
         self._hash = blake2b(body, digest_size=16).hexdigest()
         self._lock = threading.Lock()
@@ -101,8 +102,10 @@ class Representation:
             return self._gzipped
 
     def reuse_or_replace(self, before: Representation) -> Representation:
-        """What is to be sent from now on: with the same bytes, ``before``; else this one, as compressed as
-        that was, so that nobody has to wait for it."""
+        """Return ``before`` if it has the same bytes, else this one, compressed if ``before`` was.
+
+        So no request waits for a compression that the previous one already needed.
+        """
         if self._hash == before._hash:
             return before
         if before._gzipped is not None:
@@ -110,46 +113,40 @@ class Representation:
         return self
 
     def response(self, request: HttpRequest) -> HttpResponse:
-        """200 with the bytes, or 304 if who asks has them."""
+        """Return 200 with the bytes, or 304 if the client already has them."""
         compressed = len(self.body) >= _GZIP_FROM and accepts_gzip(request.headers.get("Accept-Encoding", ""))
-        etag = f'"{self._hash}-gzip"' if compressed else f'"{self._hash}"'
-        response: HttpResponse
-        if self._is_known(request):
-            response = HttpResponseNotModified()
-        else:
-            body = self.gzipped if compressed else self.body
-            response = HttpResponse(
-                b"" if request.method == "HEAD" else body, content_type="application/json"
-            )
-            response["Content-Length"] = str(len(body))
-            if compressed:
-                response["Content-Encoding"] = "gzip"
-        response["ETag"] = etag
+        headers = {
+            "ETag": f'"{self._hash}-gzip"' if compressed else f'"{self._hash}"',
+            "Cache-Control": "private, no-cache",
+            "Vary": "Accept-Encoding, Authorization, Cookie",
+        }
         if self.last_modified:
-            response["Last-Modified"] = http_date(self.last_modified.timestamp())
-        response["Cache-Control"] = "private, no-cache"
-        response["Vary"] = "Accept-Encoding, Authorization, Cookie"
-        return response
+            headers["Last-Modified"] = http_date(self.last_modified.timestamp())
+        if self._matches(request.headers.get("If-None-Match", "")):
+            return HttpResponseNotModified(headers=headers)
+        body = self.gzipped if compressed else self.body
+        headers["Content-Length"] = str(len(body))
+        if compressed:
+            headers["Content-Encoding"] = "gzip"
+        content = b"" if request.method == "HEAD" else body
+        return HttpResponse(content, content_type="application/json", headers=headers)
 
-    def _is_known(self, request: HttpRequest) -> bool:
-        """If-Modified-Since is not looked at: two changes may fall into one of its seconds."""
-        known = request.headers.get("If-None-Match")
-        if not known:
-            return False
-        if known.strip() == "*":
+    def _matches(self, if_none_match: str) -> bool:
+        # Only ETags count: If-Modified-Since would miss the second of two changes within one second.
+        if if_none_match.strip() == "*":
             return True
-        # Compared weakly: what compresses our answers on their way may have made it a weak one.
-        tags = {tag.removeprefix("W/") for tag in parse_etags(known)}
-        return f'"{self._hash}"' in tags or f'"{self._hash}-gzip"' in tags
+        # The comparison is weak: a server that compresses responses may have made our ETag weak.
+        etags = {etag.removeprefix("W/") for etag in parse_etags(if_none_match)}
+        return not etags.isdisjoint((f'"{self._hash}"', f'"{self._hash}-gzip"'))
 
 
 _CODING = re.compile(r"\s*([\w*-]+)\s*(?:;\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*)?", re.ASCII | re.IGNORECASE)
 
 
 def accepts_gzip(header: str) -> bool:
-    """Whether an Accept-Encoding asks for gzip; what cannot be read asks for nothing."""
-    wanted = {}
+    """Return True if an Accept-Encoding header allows gzip. Invalid parts of the header do not count."""
+    qualities = {}
     for part in header.split(","):
         if match := _CODING.fullmatch(part):
-            wanted[match[1].lower()] = float(match[2] or 1)
-    return wanted.get("gzip", wanted.get("x-gzip", wanted.get("*", 0.0))) > 0
+            qualities[match[1].lower()] = float(match[2] or 1)
+    return qualities.get("gzip", qualities.get("x-gzip", qualities.get("*", 0.0))) > 0

@@ -1,11 +1,10 @@
-"""JSON for a frontend. Reads the snapshot; probes nothing."""
+"""The JSON views. They read the snapshot and never probe."""
 
 from __future__ import annotations
 
 import json
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
@@ -18,6 +17,7 @@ from proxyhealth.api.query import parse_selection, short
 from proxyhealth.api.representation import Representation, encode
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import APIError, InvalidQuery
+from proxyhealth.utils import PerProcess
 
 VIEW_PERMISSION = "proxyhealth.view_workspaceproxy"
 CHANGE_PERMISSION = "proxyhealth.change_workspaceproxy"
@@ -27,55 +27,53 @@ DESCRIPTION = Path(__file__).parent / "openapi.json"
 
 @endpoint("GET", VIEW_PERMISSION)
 def proxies(request: HttpRequest) -> HttpResponse:
-    """Every active proxy with its status, and the snapshot that the statuses are from."""
+    """Return every active proxy with its status, and the snapshot of the statuses."""
     return _list(request, "proxies", "status")
 
 
 @endpoint("GET", public=lambda: conf.PUBLIC_REGIONS)
 def regions(request: HttpRequest) -> HttpResponse:
-    """Every active proxy, without the details that are not every user's business."""
+    """Return every active proxy, without the details that need a permission."""
     return _list(request, "regions", "healthy")
 
 
 @endpoint("GET", VIEW_PERMISSION)
 def proxy(request: HttpRequest, id_or_name: str) -> HttpResponse:
-    known = listing.current()
-    # What this process has not heard of may have been saved by another one a moment ago.
-    representation = known.one(id_or_name) or (known := listing.current(now=True)).one(id_or_name)
+    current = listing.current()
+    # Another process may have saved an unknown proxy a moment ago.
+    representation = current.one(id_or_name) or (current := listing.current(now=True)).one(id_or_name)
     if representation is None:
-        raise _not_found(id_or_name, known)
-    return _respond(request, representation, known)
+        raise _not_found(id_or_name, current)
+    return _respond(request, representation, current)
 
 
 @endpoint("POST", CHANGE_PERMISSION)
 def check(request: HttpRequest, id_or_name: str) -> HttpResponse:
-    """Have the workers probe this proxy now; the answer does not wait for them."""
-    known = listing.current(now=True)
-    status = known.find(id_or_name)
+    """Request a probe of one proxy, and do not wait for it."""
+    current = listing.current(now=True)
+    status = current.find(id_or_name)
     if status is None:
-        raise _not_found(id_or_name, known)
+        raise _not_found(id_or_name, current)
     health.request_check([status.proxy.id])
-    return message(202, "Check requested.", "The proxy's status follows when it was probed.")
+    return message(202, "Check requested.", "The status changes after the probe.")
 
 
 @endpoint("GET", public=lambda: True)
 def openapi(request: HttpRequest) -> HttpResponse:
-    """What all of these views take and give, as OpenAPI 3.1."""
-    here = reverse("proxyhealth:openapi")
-    (path,) = (path for path in _description()["paths"] if path.endswith("/openapi.json"))
-    return _described(here.removesuffix(path)).response(request)
+    """Return the OpenAPI 3.1 description of these views."""
+    prefix = reverse("proxyhealth:regions").removesuffix("/api/v2/regions")
+    return _descriptions.value(prefix).response(request)
 
 
-@cache
-def _description() -> dict[str, Any]:
-    description: dict[str, Any] = json.loads(DESCRIPTION.read_bytes())
-    return description
+def _describe(prefix: str) -> Representation:
+    """Return the description of the views under the URL path ``prefix``."""
+    return Representation(
+        encode({**json.loads(DESCRIPTION.read_bytes()), "servers": [{"url": prefix or "/"}]})
+    )
 
 
-@lru_cache(maxsize=8)
-def _described(prefix: str) -> Representation:
-    """The description for where the host has included the URLs."""
-    return Representation(encode({**_description(), "servers": [{"url": prefix or "/"}]}))
+# Each description has a lock.
+_descriptions = PerProcess(lambda: lru_cache(maxsize=8)(_describe))
 
 
 def _list(request: HttpRequest, kind: Kind, filter: str) -> HttpResponse:
@@ -83,17 +81,17 @@ def _list(request: HttpRequest, kind: Kind, filter: str) -> HttpResponse:
         selection = parse_selection(request.GET, filter)
     except InvalidQuery as error:
         raise APIError(400, "Bad query.", str(error)) from None
-    known = listing.current()
-    return _respond(request, known.select(kind, selection), known)
+    current = listing.current()
+    return _respond(request, current.select(kind, selection), current)
 
 
-def _respond(request: HttpRequest, representation: Representation, known: Listing) -> HttpResponse:
+def _respond(request: HttpRequest, representation: Representation, current: Listing) -> HttpResponse:
     response = representation.response(request)
-    response["Proxyhealth-Stale"] = "true" if known.stale else "false"
+    response["Proxyhealth-Stale"] = "true" if current.stale else "false"
     return response
 
 
-def _not_found(id_or_name: str, known: Listing) -> APIError:
-    if known.parts.rows.fault:  # then nobody can say that there is none
-        return APIError(503, "Not available.", "The database cannot be used now.")
-    return APIError(404, "Not found.", f"There is no workspace proxy {short(id_or_name)}.")
+def _not_found(id_or_name: str, current: Listing) -> APIError:
+    if current.parts.rows.fault:  # the proxy may exist in the database
+        return APIError(503, "Not available.", "The database is not available. Try again later.")
+    return APIError(404, "Not found.", f"No workspace proxy has the id or name {short(id_or_name)}.")

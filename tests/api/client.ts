@@ -1,4 +1,4 @@
-// A client of the JSON views that uses every field: what does not fit its type does not compile.
+// A client of the JSON API that uses every field, so that a wrong type does not compile.
 
 import type {
   Message,
@@ -22,7 +22,7 @@ type RegionQuery = NonNullable<operations["listRegions"]["parameters"]["query"]>
 const PROXIES = "/api/v2/workspaceproxies" satisfies keyof paths;
 const REGIONS = "/api/v2/regions" satisfies keyof paths;
 
-export class Refused extends Error {
+export class ApiError extends Error {
   constructor(readonly status: number, body: Message) {
     super(body.detail === "" ? body.message : `${body.message} ${body.detail}`);
   }
@@ -34,10 +34,10 @@ interface Page<T> {
   etag: string | null;
 }
 
-async function get<T>(url: string, known: string | null = null): Promise<Page<T> | null> {
-  const response = await fetch(url, known === null ? {} : { headers: { "If-None-Match": known } });
+async function get<T>(url: string, etag: string | null = null): Promise<Page<T> | null> {
+  const response = await fetch(url, etag === null ? {} : { headers: { "If-None-Match": etag } });
   if (response.status === 304) return null;
-  if (!response.ok) throw new Refused(response.status, (await response.json()) as Message);
+  if (!response.ok) throw new ApiError(response.status, (await response.json()) as Message);
   const stale = response.headers.get("Proxyhealth-Stale") === "true";
   return { body: (await response.json()) as T, stale, etag: response.headers.get("ETag") };
 }
@@ -74,7 +74,7 @@ export async function check(idOrName: Proxy["id"] | Proxy["name"], csrfToken: st
     headers: { "X-CSRFToken": csrfToken },
   });
   const body = (await response.json()) as Message;
-  if (response.status !== 202) throw new Refused(response.status, body);
+  if (response.status !== 202) throw new ApiError(response.status, body);
   return body;
 }
 
@@ -85,15 +85,15 @@ function describeRegion(region: Region): string {
   return `${texts.join(" ")} ${usable}`;
 }
 
-const WORDS: Record<Status, string> = {
+const LABELS: Record<Status, string> = {
   ok: "usable",
-  unhealthy: "not well",
-  unreachable: "gone",
-  unregistered: "new",
-  unknown: "not looked at",
+  unhealthy: "reports errors",
+  unreachable: "offline",
+  unregistered: "not registered",
+  unknown: "not probed yet",
 };
 
-const OURS: readonly Reason[] = ["invalid_url", "blocked", "internal"];
+const OUR_REASONS: readonly Reason[] = ["invalid_url", "blocked", "internal"];
 
 function describeReport(report: Report): string[] {
   return [...report.errors, ...report.warnings];
@@ -102,15 +102,15 @@ function describeReport(report: Report): string[] {
 function describeStatus(status: ProxyStatus): string {
   const latency: number | null = status.latency_ms;
   const checked = status.checked_at === null ? "never" : new Date(status.checked_at).toISOString();
-  const whose = OURS.includes(status.reason) ? "ours" : "its own";
+  const origin = OUR_REASONS.includes(status.reason) ? "control plane" : "proxy";
   const reports = describeReport(status.report).join("; ");
-  return `${WORDS[status.status]} ${whose} ${reports} ${checked} ${latency === null ? "" : latency.toFixed(1)}`;
+  return `${LABELS[status.status]} ${origin} ${reports} ${checked} ${latency === null ? "" : latency.toFixed(1)}`;
 }
 
 export function describeProxy(proxy: Proxy): string {
   const life = [new Date(proxy.created_at), new Date(proxy.updated_at)].map((moment) => moment.getTime());
-  const gone: boolean = proxy.deleted;
-  return `${describeRegion(proxy)} ${describeStatus(proxy.status)} ${life} ${gone} ${proxy.version.trim()}`;
+  const deleted: boolean = proxy.deleted;
+  return `${describeRegion(proxy)} ${describeStatus(proxy.status)} ${life} ${deleted} ${proxy.version.trim()}`;
 }
 
 export function describeSnapshot(snapshot: Snapshot): string {
@@ -122,9 +122,9 @@ export function describeSnapshot(snapshot: Snapshot): string {
   return `${number.toFixed(0)} ${age} ${took} ${left} ${flag} ${stale_reason.trim()}`;
 }
 
-export async function poll(known: string | null): Promise<string | null> {
-  const page = await get<ProxyList>(PROXIES, known);
-  if (page === null) return known;
+export async function poll(etag: string | null): Promise<string | null> {
+  const page = await get<ProxyList>(PROXIES, etag);
+  if (page === null) return etag;
   console.log(page.stale, describeSnapshot(page.body.snapshot), page.body.regions.map(describeProxy));
   return page.etag;
 }

@@ -1,4 +1,4 @@
-"""The description of the JSON views, held to what they do."""
+"""The OpenAPI description, compared with the views."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.api import LIST
 
 PATH = f"{LIST}/openapi.json"
 
-# Schemathesis knows of cookies by which one signs in, and not of the one that CSRF tokens are compared with.
+# Schemathesis supports cookies for authentication, but not the cookie of the CSRF token.
 HOOKS = """
 import os
 import schemathesis
@@ -35,7 +35,7 @@ def description():
     return json.loads(DESCRIPTION.read_bytes())
 
 
-def test_description__is_served_to_everybody(description):
+def test_description__is_public(description):
     response = Client().get(PATH)
     assert response.json() == description
     assert response["Content-Type"] == "application/json"
@@ -45,12 +45,12 @@ def test_description__is_served_to_everybody(description):
 
 
 @pytest.mark.urls("tests.support.urls_with_prefix")
-def test_description__knows_where_the_host_has_put_it(description):
+def test_description__has_the_url_prefix_of_the_project(description):
     response = Client().get(f"/elsewhere{PATH}")
     assert response.json() == {**description, "servers": [{"url": "/elsewhere"}]}
 
 
-def test_description__is_openapi_3_1(description):
+def test_description__is_valid_openapi_3_1(description):
     assert description["openapi"].startswith("3.1.")
     validate(description)
 
@@ -60,7 +60,7 @@ def test_description__has_every_view(description):
     assert described == {f"/{pattern.pattern}" for pattern in urlpatterns}
 
 
-def test_description__has_every_word(description):
+def test_description__has_the_enums_and_limits_of_the_code(description):
     components = description["components"]
     assert components["schemas"]["Status"]["enum"] == list(Status)
     assert components["schemas"]["Reason"]["enum"] == list(Reason)
@@ -68,8 +68,8 @@ def test_description__has_every_word(description):
     assert components["parameters"]["Text"]["schema"]["maxLength"] == MAX_TEXT
 
 
-def test_schemathesis__finds_nothing(demo, tmp_path):
-    """Good and bad requests, made up from the description, against the running demo."""
+def test_schemathesis__finds_no_errors(demo, tmp_path):
+    """Send valid and invalid requests, generated from the description, to the running demo."""
     cookies = demo.session.cookies
     (tmp_path / "hooks.py").write_text(HOOKS)
     config = tmp_path / "schemathesis.toml"
@@ -96,5 +96,5 @@ def test_schemathesis__finds_nothing(demo, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Tested: 4" in done.stdout
-    # It was let in, and got beyond the refusals.
+    # A warning would mean that all requests of an operation were refused.
     assert "Warnings" not in done.stdout, done.stdout

@@ -1,4 +1,4 @@
-"""The TypeScript types that are shipped: made from the description, and good for a strict client."""
+"""The TypeScript types of the package: generated from the description, and usable by a strict client."""
 
 import json
 import re
@@ -16,7 +16,7 @@ TYPES = DESCRIPTION.with_suffix(".d.ts")
 
 
 def node(tool, *arguments):
-    """Runs what `make node_modules/.installed` has brought; the interpreter comes in a wheel."""
+    """Run a tool that `make node_modules/.installed` has installed."""
     command = [Path(sys.executable).parent / "node", ROOT / "node_modules" / ".bin" / tool, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
@@ -26,16 +26,16 @@ def compile_strictly(*files):
     return node("tsc", *options, "--moduleResolution", "bundler", *files)
 
 
-def test_types__are_those_of_the_description(tmp_path):
-    made = tmp_path / "openapi.d.ts"
+def test_types__are_generated_from_the_description(tmp_path):
+    generated = tmp_path / "openapi.d.ts"
     recipe = re.search(r"openapi-typescript (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-    arguments = recipe.replace(str(TYPES.relative_to(ROOT)), str(made)).split()
+    arguments = recipe.replace(str(TYPES.relative_to(ROOT)), str(generated)).split()
     done = node("openapi-typescript", *arguments)
     assert done.returncode == 0, done.stderr
-    assert made.read_text() == TYPES.read_text(), "make api-types"
+    assert generated.read_text() == TYPES.read_text(), "make api-types"
 
 
-def test_types__are_good_for_a_client():
+def test_types__accept_a_correct_client():
     done = compile_strictly(CLIENT)
     assert done.returncode == 0, done.stdout
 
@@ -48,7 +48,7 @@ def test_types__are_good_for_a_client():
         ('ok: "usable",', "", "TS2741"),
     ],
 )
-def test_types__are_not_good_for_just_any_client(tmp_path, right, wrong, error):
+def test_types__reject_a_wrong_client(tmp_path, right, wrong, error):
     text = CLIENT.read_text()
     assert right in text
     broken = tmp_path / "client.ts"

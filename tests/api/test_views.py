@@ -50,7 +50,7 @@ def test_list__shape(viewer, paris):
     }
 
 
-def test_list__before_any_round_and_without_proxies(viewer):
+def test_list__before_the_first_round(viewer):
     body = viewer.get(LIST).json()
     assert body["regions"] == []
     assert body["snapshot"]["stale"] is True
@@ -58,7 +58,7 @@ def test_list__before_any_round_and_without_proxies(viewer):
     assert body["snapshot"]["stale_reason"]
 
 
-def test_list__a_proxy_that_was_not_probed_yet_is_unknown(viewer):
+def test_list__new_proxy_is_unknown(viewer):
     WorkspaceProxy.objects.create(name="new", url="http://127.0.0.1:1")
     (proxy,) = viewer.get(LIST).json()["regions"]
     assert proxy["healthy"] is False
@@ -72,16 +72,16 @@ def test_list__a_proxy_that_was_not_probed_yet_is_unknown(viewer):
     }
 
 
-def test_list__leaves_out_the_deleted_at_once(viewer, paris):
+def test_list__without_deleted_proxies(viewer, paris):
     WorkspaceProxy.objects.update(deleted=True)
     assert viewer.get(LIST).json()["regions"] == []
 
 
-def test_list__no_query_for_the_data_between_changes(viewer, configure, django_assert_num_queries):
+def test_list__makes_no_query_between_changes(viewer, configure, django_assert_num_queries):
     WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i}") for i in range(50))
-    with django_assert_num_queries(6):  # the session, the user, two of permissions, the mark, the rows
+    with django_assert_num_queries(6):  # session, user, two for permissions, fingerprint, rows
         assert len(viewer.get(LIST).json()["regions"]) == 50
-    with django_assert_num_queries(5):  # READ_INTERVAL is over: the mark
+    with django_assert_num_queries(5):  # after READ_INTERVAL: the fingerprint
         viewer.get(LIST)
     configure(READ_INTERVAL=60)
     viewer.get(LIST)
@@ -91,14 +91,14 @@ def test_list__no_query_for_the_data_between_changes(viewer, configure, django_a
 
 
 @pytest.mark.parametrize("path", [LIST, f"{LIST}/paris", REGIONS, f"{LIST}?q=par"])
-def test_every_list__may_be_kept_and_has_to_be_asked_for(viewer, paris, path):
+def test_every_list__must_be_revalidated(viewer, paris, path):
     response = viewer.get(path)
     assert response["Cache-Control"] == "private, no-cache"
     assert response["ETag"].startswith('"')
     assert response["Vary"] == "Accept-Encoding, Authorization, Cookie"
 
 
-def test_list__server_down_serves_the_last_copy_and_says_what_is_wrong(viewer, paris, redis_client):
+def test_list__lost_snapshot_is_served_stale_with_the_reason(viewer, paris, redis_client):
     viewer.get(LIST)
     redis_client.delete(caches["default"].make_key("proxyhealth:snapshot"))
     body = viewer.get(LIST).json()
@@ -114,42 +114,42 @@ def test_proxy__by_id_and_by_name(viewer, paris, key):
     assert body == viewer.get(LIST).json()["regions"][0]
 
 
-def test_proxy__a_name_that_looks_like_an_id(viewer):
+def test_proxy__name_that_looks_like_an_id(viewer):
     name = uuid4().hex
     WorkspaceProxy.objects.create(name=name)
     assert viewer.get(f"{LIST}/{name}").json()["name"] == name
 
 
 @pytest.mark.parametrize("value", ["nobody", "6a3f25bf-ea91-43a1-9955-5cb7034c04ce", "%00", "a b", "é"])
-def test_proxy__unknown(viewer, value):
+def test_proxy__unknown_is_404(viewer, value):
     assert_error(viewer.get(f"{LIST}/{value}"), 404, "Not found.")
 
 
-def test_proxy__unknown_is_not_repeated_without_end(viewer):
-    detail = f"There is no workspace proxy '{'x' * 63}…'."
+def test_proxy__long_unknown_name_is_cut(viewer):
+    detail = f"No workspace proxy has the id or name '{'x' * 63}…'."
     assert_error(viewer.get(f"{LIST}/{'x' * 60_000}"), 404, "Not found.", detail)
 
 
-def test_proxy__deleted_is_unknown(viewer, paris):
+def test_proxy__deleted_is_404(viewer, paris):
     WorkspaceProxy.objects.update(deleted=True)
-    detail = "There is no workspace proxy 'paris'."
+    detail = "No workspace proxy has the id or name 'paris'."
     assert_error(viewer.get(f"{LIST}/paris"), 404, "Not found.", detail)
 
 
-def test_check__asks_for_a_probe(operator, paris, sent):
+def test_check__requests_a_probe(operator, paris, sent):
     response = operator.post(f"{LIST}/paris/check")
     assert response.status_code == 202
     assert response.json()["message"] == "Check requested."
-    health.request_check([]).result(30)  # what was asked for before is sent by now
+    health.request_check([]).result(30)  # waits until the request before is sent
     assert sent == [{str(paris.pk)}]
 
 
-def test_check__unknown(operator, sent):
+def test_check__unknown_is_404(operator, sent):
     assert_error(operator.post(f"{LIST}/nobody/check"), 404, "Not found.")
     assert sent == []
 
 
-def test_check__needs_csrf(paris, sent):
+def test_check__requires_the_csrf_token(paris, sent):
     client = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
     assert_error(client.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
     assert sent == []
@@ -158,7 +158,7 @@ def test_check__needs_csrf(paris, sent):
     assert client.post(f"{LIST}/paris/check", headers={"X-CSRFToken": token}).status_code == 202
 
 
-def test_regions__shape_for_any_user_who_is_signed_in(paris):
+def test_regions__shape_for_a_user_without_permissions(paris):
     assert signed_in().get(REGIONS).json() == {
         "regions": [
             {
@@ -178,9 +178,9 @@ def test_regions__shape_for_any_user_who_is_signed_in(paris):
     ("method", "path"),
     [("get", LIST), ("get", f"{LIST}/paris"), ("post", f"{LIST}/paris/check"), ("get", REGIONS)],
 )
-def test_every_view__anonymous_is_401_and_no_redirect(paris, method, path):
+def test_every_view__anonymous_is_401(paris, method, path):
     response = getattr(Client(), method)(path)
-    assert_error(response, 401, "Not signed in.", "Sign in and send the session's cookie.")
+    assert_error(response, 401, "Not signed in.", "Sign in and send the session cookie.")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_every_view__anonymous_is_401_and_no_redirect(paris, method, path):
 def test_every_view__without_the_permission_is_403(paris, method, path, permission):
     other = {"view": "change_workspaceproxy", "change": "view_workspaceproxy"}[permission]
     response = getattr(signed_in(other), method)(path)
-    detail = f"This needs the permission proxyhealth.{permission}_workspaceproxy."
+    detail = f"The user needs the permission proxyhealth.{permission}_workspaceproxy."
     assert_error(response, 403, "Not allowed.", detail)
 
 
@@ -213,7 +213,7 @@ def test_every_view__other_methods_are_405(operator, paris, path, allowed, metho
         assert getattr(operator, method)(path).status_code < 300
         return
     response = getattr(operator, method)(path)
-    assert_error(response, 405, "Method not allowed.", f"Allowed: {allowed}.")
+    assert_error(response, 405, "Method not allowed.", f"Allowed methods: {allowed}.")
     assert response["Allow"] == allowed
 
 
@@ -228,7 +228,7 @@ def test_every_view__has_no_trailing_slash(viewer, paris):
     assert viewer.get(f"{LIST}/").status_code == 404
 
 
-def test_texts_of_a_proxy__stay_data(viewer, serve):
+def test_report__with_markup_stays_text(viewer, serve):
     text = '</script><script>alert("x")</script>'
     WorkspaceProxy.objects.create(name="evil", url=serve(report={"errors": [text]}).url)
     health.force_update()
@@ -243,45 +243,45 @@ def test_database_down__is_503_as_json(viewer, caplog):
 
     with connection.execute_wrapper(refuse):
         response = viewer.get(LIST)
-    assert_error(response, 503, "Not available.", "The database cannot be used now.")
+    assert_error(response, 503, "Not available.", "The database is not available. Try again later.")
     assert "OperationalError: gone" in caplog.text
 
 
-def test_atomic_requests__are_not_for_these_views(viewer, monkeypatch, django_assert_num_queries, configure):
-    """With the database down a transaction could not even begin, and the answer would be a page."""
+def test_atomic_requests__do_not_apply(viewer, monkeypatch, django_assert_num_queries, configure):
+    """With the database down, a transaction would fail outside of the view, as an HTML page."""
     configure(PUBLIC_REGIONS=True)
     viewer.get(REGIONS)
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
-    with django_assert_num_queries(1):  # the mark, and no savepoint
+    with django_assert_num_queries(1):  # the fingerprint, and no savepoint
         assert viewer.get(REGIONS).status_code == 200
 
 
-def test_database_down__nobody_can_say_that_there_is_no_such_proxy(operator, paris, monkeypatch, sent):
+def test_database_down__unknown_proxy_is_503(operator, paris, monkeypatch, sent):
     operator.get(LIST)
 
     def refuse():
         raise OperationalError("gone")
 
-    monkeypatch.setattr(inventory, "_take_fingerprint", refuse)  # the session is kept elsewhere
+    monkeypatch.setattr(inventory, "_take_fingerprint", refuse)  # only this query fails, not the session
     assert operator.get(f"{LIST}/paris").status_code == 200
     assert operator.post(f"{LIST}/paris/check").status_code == 202
     assert_error(operator.get(f"{LIST}/oslo"), 503, "Not available.")
     assert_error(operator.post(f"{LIST}/oslo/check"), 503, "Not available.")
 
 
-def test_login_required_middleware__does_not_redirect(paris, settings):
+def test_login_required_middleware__is_401_without_redirect(paris, settings):
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
     for path in (LIST, f"{LIST}/paris", REGIONS):
         assert_error(Client().get(path), 401, "Not signed in.")
     assert_error(Client().post(f"{LIST}/paris/check"), 401, "Not signed in.")
 
 
-def test_without_the_authentication_middleware__everybody_is_anonymous(settings):
+def test_no_authentication_middleware__is_401(settings):
     settings.MIDDLEWARE = []
     assert_error(Client().get(LIST), 401, "Not signed in.")
 
 
-def test_list__sorts_by_name_without_regard_to_case(viewer):
+def test_list__is_sorted_by_name_ignoring_case(viewer):
     for name in ("b", "C", "a"):
         WorkspaceProxy.objects.create(name=name)
     assert [region["name"] for region in viewer.get(LIST).json()["regions"]] == ["a", "b", "C"]

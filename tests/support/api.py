@@ -1,4 +1,4 @@
-"""Clients of the JSON views, and what their errors look like."""
+"""Clients of the JSON views, and the check of an error response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REGIONS = "/api/v2/regions"
 
 
 def signed_in(*permissions: str, **options: Any) -> Client:
-    """A client of a new user, who has these permissions, by code name."""
+    """Return a client with a new user that has these permissions (code names)."""
     user = User.objects.create_user(f"user{User.objects.count()}")
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
     client = Client(**options)
@@ -22,6 +22,7 @@ def signed_in(*permissions: str, **options: Any) -> Client:
 
 
 def assert_error(response: HttpResponse, status: int, message: str, detail: str | None = None) -> None:
+    """Assert the status, the JSON shape and the texts of an error that caches do not store."""
     assert response.status_code == status
     assert response["Content-Type"] == "application/json"
     assert "no-store" in response["Cache-Control"]
