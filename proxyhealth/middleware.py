@@ -1,4 +1,4 @@
-"""The proxies in the Content Security Policy of the host project's own pages."""
+"""The proxies in the Content Security Policy (CSP) of the project's own pages."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from django.utils.deprecation import MiddlewareMixin
 
 from proxyhealth import health
 from proxyhealth.snapshot import ProxyStatus
+from proxyhealth.utils import PerProcess
 
 logger = logging.getLogger(__name__)
 
 HEADERS = ("Content-Security-Policy", "Content-Security-Policy-Report-Only")
 
-# Bytes of sources above which the header of a response may be too large for a server on its way.
+# Bytes of sources above which servers in front may refuse the header: nginx accepts 4 or 8 KB by default.
 LARGE = 4_096
 
-# The host-part and the port-part of CSP's grammar, without its wildcards.
+# host-part and port-part of the CSP grammar, without wildcards.
 _HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\.?(:[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
 
 
 def _directive(name: str) -> re.Pattern[str]:
-    """Finds the first directive of this name behind a semicolon, and its sources as group 1."""
+    """Return a pattern for the first directive of this name after a semicolon; group 1 is its sources."""
     white = r" \t\n\f\r"
     return re.compile(rf";[{white}]*{name}(?![^{white};])([^;]*)", re.IGNORECASE | re.ASCII)
 
@@ -37,36 +38,36 @@ _DEFAULT_SRC = _directive("default-src")
 
 
 class ProxyHostsMiddleware(MiddlewareMixin):
-    """Adds the registered proxies, healthy or not, to ``connect-src`` of the policies of a response.
+    """Adds the registered proxies, healthy or not, to ``connect-src`` of each policy of a response.
 
-    So the host's pages may fetch from them and open web sockets to them. A response without a policy gets
-    none, and a policy that does not restrict connections stays as it is. It has to stand in ``MIDDLEWARE``
-    before what sets the header.
+    The project's pages can then fetch from the proxies and open web sockets to them. Responses without a
+    policy, and policies that do not restrict connections, stay as they are. In ``MIDDLEWARE``, this class
+    must precede the middleware that sets the header.
     """
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         for name in HEADERS:
             if header := response.headers.get(name):
-                sources = _sources.joined()
+                sources = _sources.value.joined()
                 if sources and (changed := with_sources(header, sources)) != header:
                     response.headers[name] = changed
         return response
 
 
 def with_sources(header: str, sources: str) -> str:
-    """``header``, of one or more policies, with ``sources`` among those that each may connect to."""
-    return ",".join(_amended(policy, sources) for policy in header.split(","))
+    """Return ``header`` with ``sources`` added to ``connect-src`` of each of its policies."""
+    return ",".join(_extended(policy, sources) for policy in header.split(","))
 
 
-def _amended(policy: str, sources: str) -> str:
-    text = f";{policy}"  # so that every directive stands behind a semicolon
-    if found := _CONNECT_SRC.search(text):
-        start, end = found.span(1)
-        return f"{text[1:start]}{_without_none(found[1])} {sources}{text[end:]}"
-    if found := _DEFAULT_SRC.search(text):
-        # It is what counts for connections now, and will not any more beside a connect-src.
-        end = found.end()
-        return f"{text[1:end]}; connect-src{_without_none(found[1])} {sources}{text[end:]}"
+def _extended(policy: str, sources: str) -> str:
+    text = f";{policy}"  # a semicolon before each directive, as the patterns need it
+    if match := _CONNECT_SRC.search(text):
+        start, end = match.span(1)
+        return f"{text[1:start]}{_without_none(match[1])} {sources}{text[end:]}"
+    if match := _DEFAULT_SRC.search(text):
+        # A new connect-src replaces default-src for connections, so it needs the sources of default-src.
+        end = match.end()
+        return f"{text[1:end]}; connect-src{_without_none(match[1])} {sources}{text[end:]}"
     return policy
 
 
@@ -75,46 +76,46 @@ def _without_none(sources: str) -> str:
 
 
 class _Sources:
-    """The source expressions of all proxies, made once for the statuses of a snapshot."""
+    """The source expressions of all proxies, rebuilt only when the statuses change."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._made: tuple[Mapping[UUID, ProxyStatus] | None, str] = (None, "")
+        self._built: tuple[Mapping[UUID, ProxyStatus] | None, str] = (None, "")
 
     def joined(self) -> str:
         statuses = health.health_status()
-        known, joined = self._made
-        return joined if known is statuses else self._join(statuses)
+        built_from, joined = self._built
+        return joined if built_from is statuses else self._build(statuses)
 
-    def _join(self, statuses: Mapping[UUID, ProxyStatus]) -> str:
+    def _build(self, statuses: Mapping[UUID, ProxyStatus]) -> str:
         with self._lock:
-            known, before = self._made
-            if known is statuses:
+            built_from, before = self._built
+            if built_from is statuses:
                 return before
             joined = " ".join(sources_of(statuses.values()))
             if len(joined) > LARGE and joined != before:
                 logger.warning(
-                    "the %s proxies take %s bytes of the Content-Security-Policy: see that every server "
-                    "on the way to the browser lets it through (nginx: proxy_buffer_size)",
-                    f"{len(statuses):,}",
-                    f"{len(joined):,}",
+                    "Content-Security-Policy is large bytes=%s proxies=%s: check that every server in front "
+                    "accepts a header of this size (nginx: proxy_buffer_size)",
+                    len(joined),
+                    len(statuses),
                 )
-            self._made = (statuses, joined)
+            self._built = (statuses, joined)
             return joined
 
 
-_sources = _Sources()
+_sources = PerProcess(_Sources)
 
 
 def sources_of(statuses: Iterable[ProxyStatus]) -> list[str]:
-    """The source expressions of the proxies that have a host, and one that CSP can express; each once."""
-    found: dict[str, None] = {}
+    """Return the distinct source expressions of the proxies. Hosts that CSP cannot express are left out."""
+    sources: dict[str, None] = {}
     for status in statuses:
-        # It comes from the cache, and ends up in a header that guards pages.
         host = status.proxy_host
+        # The host comes from the cache, and must not inject anything into a security header.
         if not isinstance(host, str) or not _HOST.fullmatch(host):
             continue
         plain = str(status.proxy.url)[:7].lower() == "http://"
         for scheme in ("https", "wss", "http", "ws") if plain else ("https", "wss"):
-            found[f"{scheme}://{host}"] = None
-    return list(found)
+            sources[f"{scheme}://{host}"] = None
+    return list(sources)

@@ -1,4 +1,4 @@
-"""Django's own Content Security Policy, which is there from Django 6 on: ``make django6``."""
+"""The Content Security Policy of Django 6 and newer: ``make django6``."""
 
 import asyncio
 
@@ -63,7 +63,7 @@ async def async_get(path):
 
 @pytest.mark.parametrize("where", ["sync", "async"])
 @pytest.mark.parametrize("get", [lambda path: Client().get(path), lambda path: asyncio.run(async_get(path))])
-def test_secure_csp__has_the_proxies_and_the_nonce_of_each_request(get, where):
+def test_secure_csp__has_the_proxies_and_the_nonce(get, where):
     nonces = set()
     for _ in range(2):
         response = get(f"/{where}")
@@ -76,18 +76,18 @@ def test_secure_csp__has_the_proxies_and_the_nonce_of_each_request(get, where):
     assert len(nonces) == 2
 
 
-def test_secure_csp__as_a_view_overrides_it():
+def test_secure_csp__overridden_by_a_view():
     assert Client().get("/strict")[CSP.HEADER_ENFORCE] == f"connect-src {OURS}"
     assert CSP.HEADER_ENFORCE not in Client().get("/free").headers
 
 
-def test_secure_csp__of_a_page_that_is_not_there():
+def test_secure_csp__of_a_404_page():
     response = Client().get("/nowhere")
     assert response.status_code == 404
     assert OURS in response[CSP.HEADER_ENFORCE]
 
 
-def test_secure_csp__without_one_adds_none(settings):
+def test_secure_csp__no_policy_gets_none(settings):
     settings.SECURE_CSP = settings.SECURE_CSP_REPORT_ONLY = {}
     response = Client().get("/sync")
     assert CSP.HEADER_ENFORCE not in response.headers
