@@ -36,7 +36,7 @@ def commit_statuses(*statuses):
 
 @pytest.fixture
 def paris():
-    """A row as it comes from the database, and its status."""
+    """A row whose proxy has a status in the snapshot."""
     row = WorkspaceProxy(name="Paris", url="https://paris.example.com")
     proxy = replace(make_proxy("Paris", row.pk), url=row.url)
     commit_statuses(make_status(proxy, Status.UNREACHABLE, reason=Reason.DNS))
@@ -65,9 +65,9 @@ def test_badge__every_form_of_a_proxy(paris, form):
 
 @pytest.mark.parametrize("status", Status)
 def test_badge__every_status(status):
-    found = make_status(make_proxy(), status)
+    proxy_status = make_status(make_proxy(), status)
     commit_statuses()
-    assert render(found) == badge(status)
+    assert render(proxy_status) == badge(status)
 
 
 @pytest.mark.parametrize(
@@ -78,23 +78,23 @@ def test_badge__every_status(status):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_badge__what_is_no_known_proxy_is_unknown(paris, proxy):
+def test_badge__other_values_are_unknown(paris, proxy):
     assert render(proxy) == badge("unknown")
 
 
-def test_badge__a_name_that_looks_like_an_id():
+def test_badge__name_that_looks_like_an_id():
     name = uuid4().hex
     commit_statuses(make_status(make_proxy(name)))
     assert render(name) == badge("ok")
 
 
-def test_badge__a_row_with_another_url_than_was_probed_is_unknown(paris):
+def test_badge__row_with_a_changed_url_is_unknown(paris):
     paris.url = "https://elsewhere.example.com"
     assert render(paris) == badge("unknown")
     assert render(paris.pk) == badge("unreachable")
 
 
-def test_badge__a_row_that_is_not_known_is_unknown(paris):
+def test_badge__row_without_a_status_is_unknown(paris):
     assert render(WorkspaceProxy(name="paris", url=paris.url)) == badge("unknown")
 
 
@@ -111,14 +111,14 @@ def test_badge__makes_no_query(paris, django_assert_num_queries):
         assert render("nobody") == badge("unknown")
 
 
-def test_badge__says_that_the_snapshot_is_stale(paris, redis_client):
+def test_badge__stale_snapshot(paris, redis_client):
     assert render(paris) == badge("unreachable")
     redis_client.flushall()
     for form in FORMS.values():
         assert render(form(paris)) == stale_badge("unreachable")
 
 
-def test_badge__before_any_round():
+def test_badge__before_the_first_round():
     assert render("paris") == stale_badge("unknown")
 
 
@@ -128,7 +128,7 @@ def test_badge__redis_down(paris, stopped):
     assert render("paris") == stale_badge("unreachable")
 
 
-def test_badge__has_nothing_of_what_a_proxy_says(redis_client):
+def test_badge__shows_no_text_of_the_proxy(redis_client):
     proxy = replace(make_proxy("paris"), display_name="<script>")
     status = make_status(
         proxy, Status.UNHEALTHY, reason=Reason.REPORT_ERRORS, report=HealthReport(("<b>secret",), ("hidden",))
@@ -140,7 +140,7 @@ def test_badge__has_nothing_of_what_a_proxy_says(redis_client):
 
 
 @pytest.mark.parametrize("autoescape", [True, False])
-def test_badge__is_not_escaped_and_not_touched_by_the_context(paris, autoescape):
+def test_badge__ignores_autoescape_and_context(paris, autoescape):
     context = Context({"proxy": paris, "status": "<b>", "stale": True}, autoescape=autoescape)
     template = Template("{% load proxyhealth %}{% proxy_badge proxy %}|{{ status }}")
     rendered, _, own = template.render(context).partition("|")
@@ -148,13 +148,13 @@ def test_badge__is_not_escaped_and_not_touched_by_the_context(paris, autoescape)
     assert own == ("&lt;b&gt;" if autoescape else "<b>")
 
 
-def test_badge__of_literals_in_a_template(paris):
+def test_badge__literal_in_a_template(paris):
     template = Template("{% load proxyhealth %}{% proxy_badge 'paris' %}{% proxy_badge nobody.name %}")
     rendered = template.render(Context()).replace("\n", "")
     assert rendered == badge("unreachable") + badge("unknown")
 
 
-def test_by_name__every_status_by_its_name_in_lower_case():
+def test_by_name__keys_are_lower_case_names():
     commit_statuses(make_status(make_proxy("Paris")), make_status(make_proxy("oslo")))
     snapshot = health.snapshot()
     assert list(snapshot.by_name) == ["oslo", "paris"]

@@ -1,4 +1,4 @@
-"""``{% load proxyhealth %}``: statuses in the host project's own templates."""
+"""``{% load proxyhealth %}``: statuses in the project's own templates."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ register = template.Library()
 
 @register.inclusion_tag("proxyhealth/badge.html")
 def proxy_badge(proxy: Any) -> dict[str, Any]:
-    """The status of a proxy, which is a row, a ``ProxyStatus``, an id or a name.
+    """Show the status of ``proxy``: a row, a ``ProxyStatus``, an id or a name. Make no query.
 
-    Makes no query, and what is no proxy, or none that is known, is ``unknown``. Says so if the snapshot is
-    stale, and nothing of why: users see it.
+    Values that match no proxy are ``unknown``. The badge shows a stale snapshot as stale, without the
+    reason, because users see it.
     """
     snapshot = health.snapshot()
-    found = _find(proxy, snapshot)
-    return {"status": found.status if found else Status.UNKNOWN, "stale": snapshot.stale}
+    status = _find(proxy, snapshot)
+    return {"status": status.status if status else Status.UNKNOWN, "stale": snapshot.stale}
 
 
 def _find(proxy: Any, snapshot: Snapshot) -> ProxyStatus | None:
     if isinstance(proxy, ProxyStatus):
         return proxy
     if isinstance(proxy, WorkspaceProxy):
-        # As health.status_of() judges, but a column that was not loaded is not fetched: not for a badge.
-        found = snapshot.statuses.get(proxy.pk)
+        status = snapshot.statuses.get(proxy.pk)
+        # As in health.status_of(), a status of another URL does not count. A deferred URL would need a query.
         loaded = "url" not in proxy.get_deferred_fields()
-        return found if found and loaded and found.proxy.url == proxy.url else None
+        return status if status and loaded and status.proxy.url == proxy.url else None
     if isinstance(proxy, UUID):
         return snapshot.statuses.get(proxy)
     if isinstance(proxy, str):
         try:
-            found = snapshot.statuses.get(UUID(proxy))
+            status = snapshot.statuses.get(UUID(proxy))
         except ValueError:
-            found = None
-        return found or snapshot.by_name.get(proxy.lower())
+            status = None
+        return status or snapshot.by_name.get(proxy.lower())
     return None
