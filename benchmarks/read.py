@@ -210,7 +210,7 @@ def commit_round(number: int, tls_expires_at: datetime | None = None) -> None:
 
     With ``tls_expires_at``, those that answer have certificates.
     """
-    from proxyhealth.probing.pool import read_proxies
+    from proxyhealth.rounds.runner import read_proxies
     from proxyhealth.report import HealthReport
     from proxyhealth.snapshot import ProxyStatus
     from proxyhealth.statuses import Reason, Status
