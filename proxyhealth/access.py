@@ -73,7 +73,8 @@ def endpoint(
                 raise APIError(405, "Method not allowed.", f"Allowed methods: {names}.", Allow=names)
             exempt = method == "GET"
             if not public():
-                exempt |= _authorize(request, permission).csrf_exempt
+                caller = _authorize(request, permission)
+                exempt = exempt or caller.csrf_exempt
             return (view if exempt else protected_view)(request, *args, **kwargs)
 
         wrapper = _with_json_errors(authorized)
