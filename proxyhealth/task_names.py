@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import enum
 
-PREFIX = "proxyhealth.tasks."
-
 
 class TaskName(enum.StrEnum):
-    """A task by the name that messages carry. ``short`` is its name in metrics."""
+    """The name of a task in messages. Celery derives it from the module and the function."""
 
-    CHECK_ALL = f"{PREFIX}check_all"
-    CHECK_SHARD = f"{PREFIX}check_shard"
-    CHECK_PROXIES = f"{PREFIX}check_proxies"
-    FIRST_ROUND = f"{PREFIX}first_round"
-    FINISH_ROUND = f"{PREFIX}finish_round"
-    FINISH_BROKEN_ROUND = f"{PREFIX}finish_broken_round"
+    CHECK_ALL = "proxyhealth.tasks.check_all"
+    CHECK_SHARD = "proxyhealth.tasks.check_shard"
+    CHECK_PROXIES = "proxyhealth.tasks.check_proxies"
+    FIRST_ROUND = "proxyhealth.tasks.first_round"
+    FINISH_ROUND = "proxyhealth.tasks.finish_round"
+    FINISH_BROKEN_ROUND = "proxyhealth.tasks.finish_broken_round"
 
     @property
     def short(self) -> str:
-        return self.value.removeprefix(PREFIX)
+        """The name of the task in metrics."""
+        return self.rpartition(".")[2]

@@ -1,8 +1,7 @@
-"""Celery's broker, for who must not wait for it."""
+"""Access to Celery's broker with short timeouts."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,19 +12,22 @@ from typing import Any
 from celery import current_app
 from kombu.exceptions import ChannelError
 
-# Seconds that a caller waits for the length of a queue.
+from proxyhealth.task_names import TaskName
+from proxyhealth.utils import PerProcess
+
+# Seconds that a caller waits for the length of the queues.
 _TIMEOUT = 0.25
 
 
 @contextmanager
 def connection() -> Iterator[Any]:
-    """A connection to the broker that does not wait for ever for a silent one; None for Celery's own."""
+    """Yield a connection to a Redis broker that times out, or None, which means Celery's own connection."""
     if not _is_redis():
-        yield None  # what bounds another transport is not ours to know
+        yield None  # other transports have other options
         return
     options = current_app.conf.broker_transport_options or {}
-    bounds = {"socket_timeout": 5, "socket_connect_timeout": 2, **options}
-    with current_app.connection_for_write(transport_options=bounds) as connection:
+    timeouts = {"socket_timeout": 5, "socket_connect_timeout": 2, **options}
+    with current_app.connection_for_write(transport_options=timeouts) as connection:
         yield connection
 
 
@@ -35,55 +37,50 @@ def _is_redis() -> bool:
 
 
 def queue_length() -> int | None:
-    """How many messages wait for a worker, in all queues that a task of ours may be sent to.
+    """Return how many messages wait for a worker in the queues of our tasks. Never raise.
 
-    None if the broker does not say so in a quarter of a second, and for other brokers than Redis. Raises
-    nothing.
+    Return None if the broker does not respond within a quarter of a second, or is not Redis.
     """
     if current_app.conf.task_always_eager or not _is_redis():
         return None
     try:
-        return _query.ask()
+        return _query.value.result()
     except Exception:
         return None
 
 
 class _QueueLengthQuery:
-    """Asked in a thread, because Celery retries for many seconds; by one at a time, however many callers."""
+    """A query in a thread, because Celery retries for many seconds. All callers share one at a time."""
 
     def __init__(self) -> None:
-        self._restart()
-        os.register_at_fork(after_in_child=self._restart)
-
-    def _restart(self) -> None:
         self._lock = threading.Lock()
-        self._answer: Future[int] | None = None
-        self._until = 0.0  # when it has had its time (monotonic)
+        self._length: Future[int] | None = None
+        self._deadline = 0.0  # of the query that is running (monotonic)
 
-    def ask(self) -> int:
-        """The answer; raises what goes wrong, and ``TimeoutError``.
+    def result(self) -> int:
+        """Return the length. Raise the error of the broker, or ``TimeoutError``.
 
-        A question that has had its time already is not waited for again.
+        Callers do not wait for a query that is past its deadline.
         """
         with self._lock:
-            answer = self._answer
-            if answer is None or answer.done():
-                answer = Future()
+            length = self._length
+            if length is None or length.done():
+                length = Future()
                 threading.Thread(
-                    target=self._run, args=(answer,), name="proxyhealth broker", daemon=True
+                    target=self._run, args=(length,), name="proxyhealth broker", daemon=True
                 ).start()
-                # Only now: one for which there was no thread would never be answered.
-                self._answer, self._until = answer, time.monotonic() + _TIMEOUT
-        return answer.result(timeout=max(0.0, self._until - time.monotonic()))
+                # Only now: if the thread cannot start, nothing completes the future.
+                self._length, self._deadline = length, time.monotonic() + _TIMEOUT
+        return length.result(timeout=max(0.0, self._deadline - time.monotonic()))
 
-    def _run(self, answer: Future[int]) -> None:
+    def _run(self, length: Future[int]) -> None:
         try:
-            answer.set_result(_count_waiting())
+            length.set_result(_count_messages())
         except BaseException as error:
-            answer.set_exception(error)
+            length.set_exception(error)
 
 
-def _count_waiting() -> int:
+def _count_messages() -> int:
     with connection() as link:
         channel = link.channel()
         return sum(_length(channel, queue) for queue in _queues())
@@ -93,12 +90,11 @@ def _length(channel: Any, queue: str) -> int:
     try:
         return int(channel.queue_declare(queue, passive=True).message_count)
     except ChannelError:
-        return 0  # it is not there: Redis has no empty lists
+        return 0  # Redis deletes a list when it becomes empty
 
 
 def _queues() -> set[str]:
-    names = [name for name in current_app.tasks if name.startswith("proxyhealth.tasks.")]
-    return {current_app.amqp.router.route({}, name)["queue"].name for name in names}
+    return {current_app.amqp.router.route({}, name)["queue"].name for name in TaskName}
 
 
-_query = _QueueLengthQuery()
+_query = PerProcess(_QueueLengthQuery)
