@@ -1,4 +1,8 @@
-"""The Celery tasks: the round that beat calls, its shards, and the check of a few proxies."""
+"""The Celery tasks: the round that beat schedules, the shards of a shared round, and the check of a few.
+
+During an upgrade, processes of two versions exchange these tasks. So the arguments ``gap``, ``asked`` and
+``ticket`` keep their names, although other code calls them ``min_gap``, ``requested_token`` and ``token``.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +22,27 @@ from celery.states import FAILURE, SUCCESS
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import RoundFailed, StoreError
 from proxyhealth.rounds.recheck import run_pending_check
-from proxyhealth.rounds.runner import run_finish, run_round, run_shard
+from proxyhealth.rounds.runner import run_round
+from proxyhealth.rounds.sharing import finish_shared_round, run_shard
 from proxyhealth.snapshot import Proxy
 from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.lease import RoundRequest, lease_seconds, take_token
+from proxyhealth.task_names import TaskName
 
 logger = logging.getLogger(__name__)
 
-# None of them is acknowledged late: a worker of Celery ends if its broker goes away while it holds a
-# message that is not acknowledged. What a killed process had is made good by the next round, or at the
-# end of its own. What the host's settings say of its own tasks does not count here.
+# Messages are acknowledged early, whatever the settings of the host say: a Celery worker that holds an
+# unacknowledged message ends when it loses its broker. The next round repeats what a killed process lost.
 _EARLY: dict[str, Any] = {"acks_late": False, "reject_on_worker_lost": False}
 
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def check_all(gap: float | None = None, asked: int | None = None) -> None:
-    """The round: all active proxies.
+    """Run a round of all active proxies.
 
-    Beat's ticks have a ``gap``, in seconds: they are skipped if a round is running, or if the last tick was
-    nearer than that. Requests may have a token, ``asked``: a round that began after it fulfils them. One
-    that finds a round running has it followed by another one.
+    Beat's ticks have a ``gap`` in seconds. They are skipped if a round is running, or if the last tick came
+    less than ``gap`` ago. Requests may have a token, ``asked``: a round that began after it fulfils them.
+    During a round, requests cause one more round after it.
     """
     request = RoundRequest(min_gap=gap, requested_token=asked, rerun_if_busy=gap is None)
     run_round(request, share=True)
@@ -45,35 +50,35 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
 
 @shared_task(**_EARLY, ignore_result=False, resultrepr_maxsize=80)
 def check_shard(token: int, index: int, checked_at: str, proxies: list[dict[str, Any]]) -> dict[str, Any]:
-    """A part of a round."""
-    targets = [Proxy.from_json(data) for data in proxies]
-    return run_shard(token, index, datetime.fromisoformat(checked_at), targets)
+    """Probe one shard of a shared round."""
+    shard = [Proxy.from_json(data) for data in proxies]
+    return run_shard(token, index, datetime.fromisoformat(checked_at), shard)
 
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def finish_round(parts: list[Any], token: int) -> None:
-    """The end of a round of shards: one commit."""
-    run_finish(token, parts)
+    """Commit a shared round after its last shard."""
+    finish_shared_round(token, parts)
 
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def finish_broken_round(task_id: str, *, ticket: int) -> None:
-    """The end of a round of which a shard was lost with its process. Celery gives the id of the chord."""
-    run_finish(ticket)
+    """Commit a shared round of which a shard was killed. Celery passes the id of the chord."""
+    finish_shared_round(ticket)
 
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def check_proxies(ids: Sequence[str] = ()) -> None:
-    """Probe the proxies with these ids now, and all others that are waiting for it."""
+    """Probe the proxies with these ids, and all others whose check was requested."""
     run_pending_check(UUID(id) for id in ids)
 
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def first_round(asked: int) -> None:
-    """The round that a worker begins with, unless one has begun since it started (``asked``, a token), or
-    not long before: many workers that are started one after the other are no reason for many rounds.
+    """Run a round for a worker that has started, unless one is recent or began after ``asked``, a token.
 
-    The worker may have taken the place of one that was killed in a round, so it waits for that one's lease.
+    So many workers that start together cause one round. If a worker was killed during a round, and this one
+    replaces it, the lease of that round has to expire first.
     """
     request = RoundRequest(requested_token=asked, max_age=conf.INTERVAL / 2)
     run_round(request, wait=lease_seconds() + 1, share=True)
@@ -81,47 +86,45 @@ def first_round(asked: int) -> None:
 
 @worker_ready.connect
 def _request_first_round(**kwargs: Any) -> None:
-    """A worker that has just started, or found its broker again, does not wait for beat."""
+    """Request a round when a worker starts or reconnects to its broker, instead of waiting for beat."""
     try:
         first_round.apply_async((take_token(),))
     except Exception as error:
-        logger.warning("the first round could not be asked for, the next tick brings one: %s", error)
+        logger.warning("the first round could not be requested, the next tick runs one: %s", error)
 
 
-# Runs are counted in the cache, because nobody scrapes a worker.
+# Runs are counted in the cache, because Prometheus does not scrape workers.
 
-_begun: dict[str, float] = {}  # by the id of the task
-_counted: deque[str] = deque(maxlen=1_000)
+_start_times: dict[str, float] = {}  # by task id
+_counted_ids: deque[str] = deque(maxlen=1_000)
 
 
 @task_prerun.connect
-def _note_begin(task_id: str, task: Any, **kwargs: Any) -> None:
+def _note_start(task_id: str, task: Any, **kwargs: Any) -> None:
     if _is_ours(task):
-        _begun[task_id] = time.monotonic()
+        _start_times[task_id] = time.monotonic()
 
 
 @task_postrun.connect
 def _count_run(task_id: str, task: Any, state: str | None, **kwargs: Any) -> None:
-    begin = _begun.pop(task_id, None)
-    if begin is not None and state in (SUCCESS, FAILURE):
-        _counted.append(task_id)
-        _count(task, state.lower(), time.monotonic() - begin)
+    start = _start_times.pop(task_id, None)
+    if start is not None and state in (SUCCESS, FAILURE):
+        _count(task_id, task, state.lower(), time.monotonic() - start)
 
 
 @task_failure.connect
 def _count_lost(task_id: str, sender: Any, **kwargs: Any) -> None:
-    """A run that ended with its process, of which the process above tells, or that could not begin."""
-    # Celery tells twice of a run that is killed at its time limit, and after its end of one whose result
-    # could not be stored.
-    if _is_ours(sender) and task_id not in _begun and task_id not in _counted:
-        _counted.append(task_id)
-        _count(sender, "failure", 0.0)
+    """Count a run that could not start, or, in the parent process, one whose process was killed."""
+    # Celery sends this twice if a run exceeds its time limit, and once more if a result cannot be stored.
+    if _is_ours(sender) and task_id not in _start_times and task_id not in _counted_ids:
+        _count(task_id, sender, "failure", 0.0)
 
 
 def _is_ours(task: Any) -> bool:
-    return str(task.name).startswith(f"{__name__}.")
+    return task.name in frozenset(TaskName)
 
 
-def _count(task: Any, outcome: str, seconds: float) -> None:
-    with suppress(StoreError):  # a run that was not counted was a run all the same
-        count_task(task.name.removeprefix(f"{__name__}."), outcome, seconds)
+def _count(task_id: str, task: Any, outcome: str, seconds: float) -> None:
+    _counted_ids.append(task_id)
+    with suppress(StoreError):  # a run must not fail because it cannot be counted
+        count_task(TaskName(task.name).short, outcome, seconds)

@@ -1,4 +1,4 @@
-"""The tasks, called as functions and, where it takes a worker to show it, run by real ones."""
+"""The tasks, called as functions, and one shared round in a real worker."""
 
 import time
 from uuid import uuid4
@@ -15,44 +15,45 @@ from django.db import connection
 from project.celery import app
 from proxyhealth import tasks
 from proxyhealth.exceptions import RoundFailed
-from proxyhealth.metrics import collector as metrics
+from proxyhealth.metrics.collector import SnapshotCollector
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.rounds import runner
 from proxyhealth.storage import reader
 from proxyhealth.storage.lease import begin_round, end_round, take_token
 from proxyhealth.storage.pending import add_pending
+from proxyhealth.task_names import TaskName
 from tests.support.proxies import queued, wait_for
 from tests.support.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
 
 
-def test_worker_ready__asks_for_the_first_round(redis_client):
+def test_worker_ready__requests_first_round(redis_client):
     worker_ready.send(sender=None)
     (task,) = queued(redis_client)
-    assert task["task"] == "proxyhealth.tasks.first_round"
+    assert task["task"] == TaskName.FIRST_ROUND
 
 
-def test_worker_ready__survives_a_broker_that_is_down(monkeypatch, caplog):
+def test_worker_ready__broker_down_is_logged(monkeypatch, caplog):
     def refuse(*args, **kwargs):
         raise ConnectionError("broker down")
 
     monkeypatch.setattr(tasks.first_round, "apply_async", refuse)
     worker_ready.send(sender=None)
-    assert "the next tick brings one: broker down" in caplog.text
+    assert "the next tick runs one: broker down" in caplog.text
 
 
-def test_first_round__is_not_needed_if_there_has_been_one():
+def test_first_round__skipped_after_recent_round():
     started = take_token()
     tasks.first_round(started)
     assert reader.read().number == 1
     tasks.first_round(started)
     assert reader.read().number == 1
     tasks.first_round(take_token())
-    assert reader.read().number == 1, "it is fresh; a worker that starts needs no other"
+    assert reader.read().number == 1, "a round that is recent is enough for a new worker"
 
 
-def test_first_round__is_needed_if_the_last_one_is_old(redis_client):
+def test_first_round__runs_if_last_round_is_old(redis_client):
     tasks.first_round(take_token())
     key = caches["default"].make_key("proxyhealth:round-stats")
     redis_client.hset(key, "full", int((time.time() - 31) * 1_000_000))
@@ -60,14 +61,14 @@ def test_first_round__is_needed_if_the_last_one_is_old(redis_client):
     assert reader.read().number == 2
 
 
-def test_first_round__waits_for_the_lease_of_a_worker_that_was_killed(configure):
+def test_first_round__waits_for_lease_of_killed_worker(configure):
     configure(INTERVAL=2)
     begin_round()
     tasks.first_round(take_token())
     assert reader.read().number == 1
 
 
-def test_tasks__run_what_they_say(serve):
+def test_tasks__run_check_and_round(serve):
     proxy = WorkspaceProxy.objects.create(name="paris", url=serve().url)
     tasks.check_proxies([str(proxy.pk)])
     assert reader.read().checked_at is None
@@ -75,7 +76,7 @@ def test_tasks__run_what_they_say(serve):
     assert reader.read().checked_at is not None
 
 
-def test_check_proxies__takes_along_what_is_waiting(serve):
+def test_check_proxies__includes_pending_ids(serve):
     paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
     oslo = WorkspaceProxy.objects.create(name="oslo", url=serve().url)
     add_pending([str(oslo.pk)])
@@ -83,33 +84,33 @@ def test_check_proxies__takes_along_what_is_waiting(serve):
     assert set(reader.read().statuses) == {paris.pk, oslo.pk}
 
 
-def test_check_proxies__with_the_cache_away_fails_as_a_check(settings):
+def test_check_proxies__cache_down_raises_round_failed(settings):
     settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
     with pytest.raises(RoundFailed, match="the cache cannot be used"):
         tasks.check_proxies([str(uuid4())])
 
 
-def test_check_proxies__that_finds_nothing_to_do_does_nothing(redis_client, snapshot_key):
+def test_check_proxies__without_ids_does_nothing(redis_client, snapshot_key):
     tasks.check_proxies()
     assert redis_client.get(snapshot_key) is None
 
 
-def test_check_all__a_tick_soon_after_another_is_skipped_and_counted():
+def test_check_all__early_tick_is_skipped_and_counted():
     tasks.check_all(gap=30)
     tasks.check_all(gap=30)
     assert reader.read().number == 1
     assert reader.read().outcomes == {"success": 1, "skipped": 1}
 
 
-def test_check_all__a_request_is_fulfilled_by_a_round_that_began_after_it():
-    asked = take_token()
-    tasks.check_all(asked=asked)
-    tasks.check_all(asked=asked)
+def test_check_all__later_round_fulfils_request():
+    token = take_token()
+    tasks.check_all(asked=token)
+    tasks.check_all(asked=token)
     assert reader.read().number == 1
     assert reader.read().outcomes == {"success": 1}
 
 
-def test_check_all__by_hand_during_a_round_is_followed_by_one_more():
+def test_check_all__request_during_round_causes_another():
     begun = begin_round()
     tasks.check_all()
     tasks.check_all(gap=30)
@@ -117,50 +118,51 @@ def test_check_all__by_hand_during_a_round_is_followed_by_one_more():
     assert reader.read().outcomes == {"skipped": 1}
 
 
-def runs():
+def task_runs():
     return reader.read_activity().tasks
 
 
-def test_runs__are_counted_with_their_time(serve):
+def test_task_runs__counted_with_duration(serve):
     proxy = WorkspaceProxy.objects.create(name="paris", url=serve(delay=0.2).url)
     for _ in range(2):
         tasks.check_proxies.apply(([str(proxy.pk)],))
-    found = runs()
-    assert set(found) == {"check_proxies"}
-    assert found["check_proxies"][:2] == (2, 0)
-    assert 400_000 <= found["check_proxies"].microseconds < 5_000_000
-    assert not tasks._begun, "nothing is left of a run that ended"
+    ((name, runs),) = task_runs().items()
+    assert (name, runs.success, runs.failure) == ("check_proxies", 2, 0)
+    assert 400_000 <= runs.microseconds < 5_000_000
+    assert not tasks._start_times, "an ended run leaves nothing behind"
 
 
-def test_runs__that_fail_are_counted_as_failures():
+def test_task_runs__failures_are_counted():
     with connection.execute_wrapper(refuse_queries):
         tasks.check_all.apply()
-    found = runs()["check_all"]
-    assert found[:2] == (0, 1)
-    assert 0 < found.microseconds < 5_000_000
+    runs = task_runs()["check_all"]
+    assert (runs.success, runs.failure) == (0, 1)
+    assert 0 < runs.microseconds < 5_000_000
     tasks.check_proxies.apply(("not a list of ids",))
-    assert runs()["check_proxies"][:2] == (0, 1)
+    assert task_runs()["check_proxies"][:2] == (0, 1)
 
 
 @pytest.mark.parametrize("state", [None, "RETRY", "IGNORED", "REJECTED"])
-def test_runs__that_neither_succeed_nor_fail_are_not_counted(state):
-    """None is that of a run that was cut off: who has killed it tells of it."""
+def test_task_runs__other_states_are_not_counted(state):
+    """None is the state of a killed run, which the parent process reports."""
     id = str(uuid4())
     task_prerun.send(sender=tasks.check_all, task_id=id, task=tasks.check_all)
     task_postrun.send(sender=tasks.check_all, task_id=id, task=tasks.check_all, state=state)
-    assert runs() == {}
-    assert id not in tasks._begun
+    assert task_runs() == {}
+    assert id not in tasks._start_times
 
 
-def test_runs__that_end_with_their_process_are_counted_by_the_one_above():
+def test_task_runs__killed_process_counted_by_parent():
     lost = str(uuid4())
     task_failure.send(sender=tasks.check_shard, task_id=lost, exception=WorkerLostError("killed"))
-    assert runs() == {"check_shard": (0, 1, 0)}
+    assert task_runs() == {"check_shard": (0, 1, 0)}
     task_failure.send(sender=tasks.check_shard, task_id=lost, exception=WorkerLostError("killed"))
-    assert runs() == {"check_shard": (0, 1, 0)}, "Celery tells twice of one that was killed at its time limit"
+    assert task_runs() == {"check_shard": (0, 1, 0)}, (
+        "Celery reports a run twice if it exceeds its time limit"
+    )
 
 
-def test_runs__of_which_the_result_cannot_be_stored_are_counted_once(monkeypatch):
+def test_task_runs__unstored_result_counted_once(monkeypatch):
     store_result = app.backend.store_result
 
     def store_failures(id, result, state, **kwargs):
@@ -173,10 +175,10 @@ def test_runs__of_which_the_result_cannot_be_stored_are_counted_once(monkeypatch
     trace = build_tracer(task.name, task, app=app)
     with pytest.warns(RuntimeWarning, match="Exception raised outside body"):
         trace(id, (1, 0, "2026-11-22T08:00:00+00:00", []), {}, {"id": id, "delivery_info": {}})
-    assert runs()["check_shard"][:2] == (1, 0)
+    assert task_runs()["check_shard"][:2] == (1, 0)
 
 
-def test_runs__of_the_host_are_its_own():
+def test_task_runs__tasks_of_host_are_not_counted():
     host = Celery(set_as_current=False)
 
     @host.task(name="host.tasks.divide")
@@ -185,41 +187,42 @@ def test_runs__of_the_host_are_its_own():
 
     assert divide.apply((1,)).state == "SUCCESS"
     assert divide.apply((0,)).state == "FAILURE"
-    assert runs() == {}
+    assert task_runs() == {}
 
 
-def test_runs__that_cannot_be_counted_are_runs_all_the_same(settings, caplog):
+def test_task_runs__cache_down_does_not_break_task(settings, caplog):
     settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
     assert isinstance(tasks.check_proxies.apply(([str(uuid4())],)).result, RoundFailed)
-    assert "Signal handler" not in caplog.text, "Celery logs what goes wrong in one"
+    assert "Signal handler" not in caplog.text, "Celery logs exceptions of signal handlers"
 
 
-def test_runs__every_task_is_in_the_metrics_before_its_first_run():
-    names = {name.removeprefix("proxyhealth.tasks.") for name in app.tasks if name.startswith("proxyhealth.")}
-    assert names == set(metrics.TASKS)
+def test_task_names__are_registered_and_in_metrics():
+    assert {name for name in app.tasks if name.startswith("proxyhealth.")} == set(TaskName)
+    labels = [sample.labels for metric in SnapshotCollector().collect() for sample in metric.samples]
+    assert {label["task"] for label in labels if "task" in label} == {name.short for name in TaskName}
 
 
-def test_tasks__none_of_them_is_acknowledged_late():
-    """A worker that holds such a message when its broker goes away does not survive it."""
+def test_tasks__are_acknowledged_early():
+    """A worker that holds an unacknowledged message ends when it loses its broker."""
     host = Celery(set_as_current=False)
     host.conf.update(task_acks_late=True, task_reject_on_worker_lost=True, task_ignore_result=True)
     ours = [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
     assert len(ours) == 6
     assert not any(task.acks_late or task.reject_on_worker_lost for task in ours)
-    assert [task.name for task in ours if not task.ignore_result] == ["proxyhealth.tasks.check_shard"]
-    assert app.conf.worker_disable_prefetch, "nor does one that has fetched more than it can begin"
+    assert [task.name for task in ours if not task.ignore_result] == [TaskName.CHECK_SHARD]
+    assert app.conf.worker_disable_prefetch, "nor may a worker prefetch more messages than it can run"
 
 
 @pytest.fixture
 def worker():
-    """A worker in a thread. It gets no first round: the test's database is not its own."""
+    """A worker in a thread, without its first round: it does not see the database of the test."""
     worker_ready.disconnect(tasks._request_first_round)
     with start_worker(app, pool="solo", perform_ping_check=False, loglevel="WARNING"):
         yield
     worker_ready.connect(tasks._request_first_round)
 
 
-def test_worker__ends_a_round_of_shards(serve, configure, worker, redis_client):
+def test_worker__runs_shared_round(serve, configure, worker, redis_client):
     configure(SHARD_SIZE=3)
     server = serve(delay=0.3)
     for i in range(7):
@@ -230,16 +233,16 @@ def test_worker__ends_a_round_of_shards(serve, configure, worker, redis_client):
     assert {status.status for status in snapshot.statuses.values()} == {"ok"}
     assert len(snapshot.statuses) == 7
     assert {status.checked_at for status in snapshot.statuses.values()} == {snapshot.checked_at}
-    wait_for(lambda: "finish_round" in runs(), 5, "the last task is counted")
-    assert {name: found[:2] for name, found in runs().items()} == {
+    wait_for(lambda: "finish_round" in task_runs(), 5, "the last task is counted")
+    assert {name: runs[:2] for name, runs in task_runs().items()} == {
         "check_shard": (3, 0),
         "finish_round": (1, 0),
     }
     assert snapshot.outcomes == {"success": 1}
     assert server.requests == 7
-    # One after the other, in this worker; and it was one round.
+    # This worker ran the shards one after the other, as one round.
     assert 3 * server.delay <= snapshot.duration <= time.monotonic() - begin
     assert sum(snapshot.rounds.counts) == 1
     assert snapshot.rounds.sum == pytest.approx(snapshot.duration)
-    wait_for(lambda: not redis_client.keys("celery-task-meta-*"), what="results do not pile up")
-    wait_for(lambda: runner.run_round() == "success", what="the lease was given back")
+    wait_for(lambda: not redis_client.keys("celery-task-meta-*"), what="the results are deleted")
+    wait_for(lambda: runner.run_round() == "success", what="the lease is released")

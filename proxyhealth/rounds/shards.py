@@ -1,4 +1,4 @@
-"""The plan of a round that many workers share: who probes what, and what came of it."""
+"""The plan of a shared round: which shard has which proxies, and how their results become one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from proxyhealth.probing.pool import expected_seconds, slow_first
 from proxyhealth.snapshot import Proxy, ProxyStatus
 
 
-class Outcome(NamedTuple):
-    """What the shards found; ``missing`` are the proxies of those that were lost, ``error`` says why.
+class SharedResult(NamedTuple):
+    """The merged result of all shards. ``missing`` has the proxies of lost shards, ``error`` says why.
 
-    ``offline`` is a round of which no shard had a network.
+    ``offline`` is true if no shard had a network.
     """
 
     statuses: list[ProxyStatus]
@@ -26,28 +26,27 @@ class Outcome(NamedTuple):
     offline: bool
 
 
-def split(proxies: Sequence[Proxy], known: Mapping[UUID, ProxyStatus]) -> list[list[Proxy]]:
-    """``proxies`` as the shards of a round, the slow ones in the first of them.
+def split(proxies: Sequence[Proxy], previous: Mapping[UUID, ProxyStatus]) -> list[list[Proxy]]:
+    """Divide ``proxies`` into shards, with the slow ones first; ``previous`` has their last statuses.
 
-    A shard has at most ``SHARD_SIZE`` proxies, and waiting for no more than a process can bear in one
-    ``TIMEOUT``. So whoever takes a later one is soon ready for the next.
+    A shard has at most ``SHARD_SIZE`` proxies, and no more slow ones than a process can wait for in one
+    ``TIMEOUT``. So the later shards are fast, and every process is soon ready for the next one.
     """
-    patience = conf.CONCURRENCY * conf.TIMEOUT
     shards: list[list[Proxy]] = []
-    room, left = 0, 0.0
-    for proxy in slow_first(proxies, known):
-        seconds = expected_seconds(known.get(proxy.id), proxy)
-        if not room or seconds > left:
+    places, seconds_left = 0, 0.0
+    for proxy in slow_first(proxies, previous):
+        seconds = expected_seconds(previous.get(proxy.id), proxy)
+        if not places or seconds > seconds_left:
             shards.append([])
-            room, left = conf.SHARD_SIZE, patience
+            places, seconds_left = conf.SHARD_SIZE, conf.CONCURRENCY * conf.TIMEOUT
         shards[-1].append(proxy)
-        room, left = room - 1, left - seconds
+        places, seconds_left = places - 1, seconds_left - seconds
     return shards
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A round as shards, each a task with the id in ``tasks``."""
+    """The shards of a round, and in ``tasks`` the id of the Celery task of each shard."""
 
     token: int
     checked_at: datetime
@@ -55,7 +54,7 @@ class Plan:
     tasks: Sequence[str]
 
     @classmethod
-    def of(cls, token: int, checked_at: datetime, shards: Sequence[Sequence[Proxy]]) -> Self:
+    def create(cls, token: int, checked_at: datetime, shards: Sequence[Sequence[Proxy]]) -> Self:
         return cls(token, checked_at, shards, [str(uuid4()) for _ in shards])
 
     def dump(self) -> str:
@@ -70,44 +69,43 @@ class Plan:
 
     @classmethod
     def load(cls, text: str) -> Self:
-        """Raises ``ValueError`` for what is no plan."""
+        """Return the plan that :meth:`dump` wrote. Raise ``ValueError`` for any other text."""
         try:
             data = json.loads(text)
             shards = [[Proxy.from_json(proxy) for proxy in shard] for shard in data["shards"]]
             return cls(data["ticket"], datetime.fromisoformat(data["checked_at"]), shards, data["tasks"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is no plan of a round: {error!r}") from error
+            raise ValueError(f"the stored plan of a round is invalid: {error!r}") from error
 
-    def outcome(self, parts: Iterable[Any]) -> Outcome:
-        """What came of it; ``parts`` are the results of the tasks, in any order.
+    def merge(self, parts: Iterable[Any]) -> SharedResult:
+        """Merge ``parts``, the results of the tasks, in any order.
 
-        A part is ``{"shard": index, "found": [judgement...]}``, with a judgement for each proxy of the shard,
-        or ``{"shard": index, "lost": why}``. It says itself whose it is, because a task that was delivered
-        twice has two results, in the place of two.
+        A part is ``{"shard": index, "found": [judgement, …]}``, with one judgement per proxy of the shard,
+        or ``{"shard": index, "lost": why}``. It names its shard, because a task may be delivered twice.
         """
-        results = {part.get("shard"): part for part in parts if isinstance(part, dict)}
+        part_of = {part.get("shard"): part for part in parts if isinstance(part, dict)}
         statuses: list[ProxyStatus] = []
         missing: list[UUID] = []
-        why: list[str] = []
+        errors: list[str] = []
         offline = 0
         for index, shard in enumerate(self.shards):
-            part = results.get(index, {})
-            found = part.get("found")
-            if isinstance(found, list) and len(found) == len(shard):
+            part = part_of.get(index, {})
+            judgements = part.get("found")
+            if isinstance(judgements, list) and len(judgements) == len(shard):
                 statuses += [
                     ProxyStatus.from_judgement(proxy, self.checked_at, judgement)
-                    for proxy, judgement in zip(shard, found, strict=True)
+                    for proxy, judgement in zip(shard, judgements, strict=True)
                 ]
             else:
                 missing += [proxy.id for proxy in shard]
-                why.append(str(part.get("lost", "there is no result of it")))
+                errors.append(str(part.get("lost", "there is no result of it")))
                 offline += bool(part.get("offline"))
         if offline == len(self.shards):
-            return Outcome([], frozenset(missing), why[0], offline=True)
+            return SharedResult([], frozenset(missing), errors[0], offline=True)
         error = ""
-        if why:
+        if errors:
             error = (
-                f"{len(why)} of {len(self.shards)} shards of the round were lost, {len(missing):,} of "
-                f"{len(missing) + len(statuses):,} proxies keep their last status: {'; '.join(set(why))}"
+                f"{len(errors)} of {len(self.shards)} shards of the round were lost, {len(missing):,} of "
+                f"{len(missing) + len(statuses):,} proxies keep their last status: {'; '.join(set(errors))}"
             )
-        return Outcome(statuses, frozenset(missing), error, offline=False)
+        return SharedResult(statuses, frozenset(missing), error, offline=False)

@@ -1,4 +1,4 @@
-"""Rounds that many workers share, shard by shard. A real worker ends one in test_tasks."""
+"""Rounds that all workers share, without a worker. One in a real worker is in test_tasks."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ from project.celery import app
 from proxyhealth import tasks
 from proxyhealth.exceptions import ProberOffline, RoundFailed
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.rounds import runner
+from proxyhealth.rounds import runner, sharing
 from proxyhealth.rounds.shards import Plan
 from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
@@ -32,26 +32,27 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def shared(configure, monkeypatch, serve):
-    """A round of four proxies, of which nobody has begun a shard; its plan, and what was sent."""
+    """The plan of a shared round of four proxies, before its first shard is probed."""
     configure(SHARD_SIZE=2)
     urls = [serve().url, serve(report={"errors": ["x"]}).url]
     for i, url in enumerate(2 * urls):
         WorkspaceProxy.objects.create(name=f"p{i}", url=url)
-    monkeypatch.setattr(runner, "chord", lambda shards: lambda end: None)
+    monkeypatch.setattr(sharing, "chord", lambda shards: lambda end: None)
     assert runner.run_round(share=True) == "shared"
     return Plan.load(load_plan())
 
 
 def run_shards(plan):
     return [
-        runner.run_shard(plan.token, index, plan.checked_at, shard) for index, shard in enumerate(plan.shards)
+        sharing.run_shard(plan.token, index, plan.checked_at, shard)
+        for index, shard in enumerate(plan.shards)
     ]
 
 
-def test_shards__become_one_commit(shared):
+def test_finish__commits_all_shards_at_once(shared):
     parts = run_shards(shared)
     assert reader.read().number == 0
-    runner.run_finish(shared.token, json.loads(json.dumps(parts)))
+    sharing.finish_shared_round(shared.token, json.loads(json.dumps(parts)))
     snapshot = reader.read()
     assert [s.status for s in snapshot.statuses.values()] == ["ok", "unhealthy", "ok", "unhealthy"]
     assert {status.checked_at for status in snapshot.statuses.values()} == {shared.checked_at}
@@ -61,23 +62,23 @@ def test_shards__become_one_commit(shared):
     assert runner.run_round() == "success"
 
 
-def test_shards__their_round_keeps_others_away(shared):
+def test_share__running_round_blocks_others(shared):
     assert runner.run_round(RoundRequest(min_gap=30)) == "running"
 
 
-def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
+def test_finish__proxies_of_lost_shard_keep_status(shared, caplog):
     first, second = run_shards(shared)
-    runner.run_finish(shared.token, [first, second])
+    sharing.finish_shared_round(shared.token, [first, second])
     before = reader.read()
     runner.run_round(share=True)
     plan = Plan.load(load_plan())
     WorkspaceProxy.objects.update(url="http://127.0.0.1:1")
     closed = [replace(proxy, url="http://127.0.0.1:1") for proxy in plan.shards[0]]
     parts = [
-        runner.run_shard(plan.token, 0, plan.checked_at, closed),
+        sharing.run_shard(plan.token, 0, plan.checked_at, closed),
         {"shard": 1, "lost": "out of memory"},
     ]
-    runner.run_finish(plan.token, parts)
+    sharing.finish_shared_round(plan.token, parts)
     after = reader.read()
     for proxy in plan.shards[0]:
         assert after.statuses[proxy.id].status is Status.UNREACHABLE
@@ -91,44 +92,44 @@ def test_shards__a_lost_one_leaves_its_proxies_as_they_were(shared, caplog):
     assert "round incomplete" in caplog.text
 
 
-def test_shards__of_a_round_that_is_over_are_not_probed(shared, serve):
+def test_run_shard__of_closed_round_probes_nothing(shared, serve):
     end_round(shared.token)
     assert [part["lost"] for part in run_shards(shared)] == 2 * ["the round is over"]
 
 
-def test_shards__that_fail_say_why(shared, monkeypatch):
-    monkeypatch.setattr(runner.pool, "probe_all", lambda *args, **options: 1 / 0)
-    part = runner.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
+def test_run_shard__failure_is_in_part(shared, monkeypatch):
+    monkeypatch.setattr(sharing.pool, "probe_all", lambda *args, **options: 1 / 0)
+    part = sharing.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
     assert "division by zero" in part["lost"]
 
 
-def test_shards__an_end_that_comes_twice_commits_once(shared):
+def test_finish__delivered_twice_commits_once(shared):
     parts = run_shards(shared)
-    runner.run_finish(shared.token, parts)
-    runner.run_finish(shared.token, parts)
+    sharing.finish_shared_round(shared.token, parts)
+    sharing.finish_shared_round(shared.token, parts)
     assert reader.read().number == 1
 
 
-def test_shards__an_end_of_what_is_committed_gives_the_lease_back(shared, redis_client):
+def test_finish__repeated_after_kill_releases_lease(shared, redis_client):
     parts = run_shards(shared)
-    runner.run_finish(shared.token, parts)
-    # As if its process had been killed before it could say that the round is closed.
+    sharing.finish_shared_round(shared.token, parts)
+    # As if the process was killed before it closed the round.
     redis_client.hdel(caches["default"].make_key("proxyhealth:round-stats"), "closed")
-    runner.run_finish(shared.token, parts)
+    sharing.finish_shared_round(shared.token, parts)
     assert reader.read().number == 1
     assert begin_round().outcome == "begun"
 
 
-def test_shards__an_end_that_comes_after_another_round_has_begun_commits_nothing(shared, redis_client):
+def test_finish__lost_lease_commits_nothing(shared, redis_client):
     parts = run_shards(shared)
     redis_client.delete(caches["default"].make_key("proxyhealth:lease"))
     begin_round()
-    runner.run_finish(shared.token, parts)
+    sharing.finish_shared_round(shared.token, parts)
     assert reader.read().number == 0
 
 
-def test_shards__of_which_one_was_lost_with_its_process_are_committed_without_it(shared):
-    result = runner.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
+def test_finish_broken__commits_other_shards(shared):
+    result = sharing.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
     app.backend.store_result(shared.tasks[0], result, "SUCCESS")
     app.backend.store_result(shared.tasks[1], LookupError("killed"), "FAILURE")
     tasks.finish_broken_round("the id of the chord", ticket=shared.token)
@@ -138,9 +139,9 @@ def test_shards__of_which_one_was_lost_with_its_process_are_committed_without_it
     assert begin_round().outcome == "begun"
 
 
-def test_shards__whose_worker_died_are_closed_by_the_next_round(shared, redis_client):
-    """What the other shards found is not lost, although the next round could not find anything."""
-    result = runner.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
+def test_left_over__is_committed_by_next_round(shared, redis_client):
+    """The other shards are committed, although the next round itself fails."""
+    result = sharing.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
     app.backend.store_result(shared.tasks[0], result, "SUCCESS")
     redis_client.delete(caches["default"].make_key("proxyhealth:lease"))  # it ran out
     with connection.execute_wrapper(refuse_queries), pytest.raises(RoundFailed):
@@ -153,8 +154,8 @@ def test_shards__whose_worker_died_are_closed_by_the_next_round(shared, redis_cl
     assert reader.read().outcomes == {"incomplete": 1, "failure": 1, "success": 1}
 
 
-def test_shards__a_round_that_slept_does_not_touch_those_of_another(shared, redis_client, monkeypatch):
-    """It reads its rows for so long that another one has begun, and shared its own."""
+def test_share__without_lease_keeps_plan_of_other_round(shared, redis_client, monkeypatch):
+    """The round read its proxies for so long that another one has begun and saved its plan."""
     text = load_plan()
     monkeypatch.setattr(
         runner, "begin_round", lambda *args, **options: RoundStart(RoundOutcome.BEGUN, 7, False)
@@ -162,22 +163,22 @@ def test_shards__a_round_that_slept_does_not_touch_those_of_another(shared, redi
     with pytest.raises(RoundFailed, match="another round has begun"):
         runner.run_round(share=True)
     assert load_plan() == text
-    runner.run_finish(shared.token, run_shards(shared))
+    sharing.finish_shared_round(shared.token, run_shards(shared))
     assert reader.read().outcomes == {"failure": 1, "success": 1}
 
 
-def test_shards__the_end_of_one_round_does_not_commit_the_plan_of_another(shared, redis_client):
+def test_finish__ignores_plan_of_other_round(shared, redis_client):
     parts = run_shards(shared)
     end_round(shared.token)
     other = begin_round()
-    save_plan(other.token, shared.dump())  # as if it were its own
-    runner.run_finish(other.token, parts)
+    save_plan(other.token, shared.dump())  # as if it was its own
+    sharing.finish_shared_round(other.token, parts)
     assert reader.read().number == 0
 
 
-def test_shards__from_one_more_than_shard_size(configure, monkeypatch):
+def test_share__only_above_shard_size(configure, monkeypatch):
     sent = []
-    monkeypatch.setattr(runner, "chord", lambda shards: sent.append)
+    monkeypatch.setattr(sharing, "chord", lambda shards: sent.append)
     configure(SHARD_SIZE=2)
     for name in ("a", "b"):
         WorkspaceProxy.objects.create(name=name)
@@ -190,21 +191,21 @@ def test_shards__from_one_more_than_shard_size(configure, monkeypatch):
     assert set(broken["kwargs"]) == {"ticket"}
 
 
-def test_shards__that_are_offline_leave_nothing_behind(configure, monkeypatch, redis_client):
+def test_finish__offline_deletes_plan_and_results(configure, monkeypatch, redis_client):
     WorkspaceProxy.objects.create(name="dead", url="http://127.0.0.1:1")
     WorkspaceProxy.objects.create(name="dead too", url="http://127.0.0.1:1")
     configure(SHARD_SIZE=1, CANARY_URLS=["http://127.0.0.1:1/"])
-    monkeypatch.setattr(runner, "chord", lambda shards: lambda end: None)
+    monkeypatch.setattr(sharing, "chord", lambda shards: lambda end: None)
     runner.run_round(share=True)
     plan = Plan.load(load_plan())
     app.backend.store_result(plan.tasks[0], {}, "SUCCESS")
     with pytest.raises(ProberOffline):
-        runner.run_finish(plan.token, run_shards(plan))
+        sharing.finish_shared_round(plan.token, run_shards(plan))
     assert load_plan() == ""
     assert redis_client.keys("celery-task-meta-*") == []
 
 
-def test_shards__that_were_left_over_offline_do_not_keep_the_next_round_from_the_truth(shared, redis_client):
+def test_left_over__offline_does_not_outlast_next_round(shared, redis_client):
     offline = {"lost": "Prober offline: x", "offline": True}
     for index, id in enumerate(shared.tasks):
         app.backend.store_result(id, {"shard": index, **offline}, "SUCCESS")
@@ -215,22 +216,22 @@ def test_shards__that_were_left_over_offline_do_not_keep_the_next_round_from_the
     assert load_plan() == ""
 
 
-def test_shards__a_plan_that_cannot_be_read_holds_nobody_up(shared, redis_client, caplog):
+def test_left_over__invalid_plan_does_not_block_round(shared, redis_client, caplog):
     save_plan(shared.token, '{"token": 1}')
     redis_client.delete(caches["default"].make_key("proxyhealth:lease"))
     assert runner.run_round() == "success"
-    assert "it is no plan of a round" in caplog.text
+    assert "the stored plan of a round is invalid" in caplog.text
     assert reader.read().outcomes == {"failure": 1, "success": 1}
 
 
-def test_shards__that_cannot_be_sent_fail_the_round(configure, monkeypatch):
+def test_share__broker_down_fails_round(configure, monkeypatch):
     def refuse(shards):
         raise ConnectionError("broker down")
 
     configure(SHARD_SIZE=1)
     for name in ("a", "b"):
         WorkspaceProxy.objects.create(name=name)
-    monkeypatch.setattr(runner, "chord", refuse)
+    monkeypatch.setattr(sharing, "chord", refuse)
     with pytest.raises(RoundFailed, match="broker down"):
         runner.run_round(share=True)
     assert load_plan() == ""
@@ -238,30 +239,30 @@ def test_shards__that_cannot_be_sent_fail_the_round(configure, monkeypatch):
 
 
 @pytest.mark.parametrize("why", ["disabled://", "rpc://", "eager"])
-def test_shards__without_the_means_one_process_runs_the_round(why, configure, monkeypatch, caplog):
+def test_share__without_chords_one_process_runs_round(why, configure, monkeypatch, caplog):
     configure(SHARD_SIZE=1)
     for name in ("a", "b"):
         WorkspaceProxy.objects.create(name=name)
     if why == "eager":
         monkeypatch.setitem(app.conf, "task_always_eager", True)
     else:
-        monkeypatch.setattr(app, "_local", threading.local())  # the backend is made anew
+        monkeypatch.setattr(app, "_local", threading.local())  # Celery creates the backend again
         monkeypatch.setitem(app.conf, "result_backend", why)
     assert runner.run_round(share=True) == "success"
     assert ("Celery has no result backend for chords" in caplog.text) == (why != "eager")
 
 
-def test_shards__each_asks_the_canaries_for_itself(configure, monkeypatch):
-    """It may be on another host than the others."""
+def test_run_shard__uses_canaries_itself(configure, monkeypatch):
+    """Each shard may run on another host."""
     WorkspaceProxy.objects.create(name="dead", url="http://127.0.0.1:1")
     WorkspaceProxy.objects.create(name="dead too", url="http://127.0.0.1:1")
     configure(SHARD_SIZE=1, CANARY_URLS=["http://127.0.0.1:1/"])
-    monkeypatch.setattr(runner, "chord", lambda shards: lambda end: None)
+    monkeypatch.setattr(sharing, "chord", lambda shards: lambda end: None)
     runner.run_round(share=True)
     plan = Plan.load(load_plan())
     parts = run_shards(plan)
     with pytest.raises(ProberOffline):
-        runner.run_finish(plan.token, parts)
+        sharing.finish_shared_round(plan.token, parts)
     assert reader.read().number == 0
     assert reader.read().outcomes == {"offline": 1}
     assert runner.run_round(RoundRequest(requested_token=take_token()), share=True) == "shared"

@@ -1,0 +1,147 @@
+"""The steps that rounds, shared rounds and checks have in common."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from uuid import UUID
+
+from django.db import Error as DatabaseError
+from django.db import connections, router
+
+from proxyhealth.exceptions import ProberOffline, RoundFailed, StoreError, Superseded
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.probing import pool
+from proxyhealth.rounds.dispatch import request_check
+from proxyhealth.snapshot import Proxy, ProxyStatus
+from proxyhealth.statuses import Status
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.counters import count_round
+from proxyhealth.storage.document import Change, Round
+from proxyhealth.storage.lease import end_round
+
+logger = logging.getLogger(__name__)
+
+# Seconds for which a round renews its lease while it reads the proxies. If the database hangs for longer,
+# another process may begin a round.
+READ_TIMEOUT = 30.0
+
+# Seconds for which a finished round retries its commit while the cache is unreachable.
+COMMIT_TIMEOUT = 5.0
+
+_PLAIN_NAME = re.compile(r"[\w-]+")
+
+
+def lease_limit(count: int) -> float:
+    """Return for how many seconds a process renews the lease while it probes ``count`` proxies.
+
+    A process that needs longer hangs, and must not block other rounds.
+    """
+    return pool.time_limit(count) + COMMIT_TIMEOUT + READ_TIMEOUT
+
+
+def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
+    """Return the active proxies, or those with these ids, by name. Raise ``RoundFailed``."""
+    # A replica may lag behind a row that was just saved.
+    alias = router.db_for_write(WorkspaceProxy)
+    rows = WorkspaceProxy.objects.using(alias).active()
+    if ids is not None:
+        rows = rows.filter(pk__in=list(ids))
+    try:
+        return rows.as_proxies()
+    except DatabaseError as error:
+        # Otherwise a long-lived process keeps a connection that a restart of the database has closed.
+        connections[alias].close_if_unusable_or_obsolete()
+        raise RoundFailed(f"the proxies cannot be read from the database: {error}") from error
+
+
+def commit_round(
+    statuses: list[ProxyStatus], token: int, full_round: Round, lease: int | None = None
+) -> None:
+    """Commit a round, and retry while the cache restarts."""
+    end = time.monotonic() + COMMIT_TIMEOUT
+    while True:
+        try:
+            result = commit(statuses, token, full_round=full_round, lease=lease)
+            break
+        except StoreError as error:
+            if isinstance(error, Superseded) or time.monotonic() > end:
+                raise
+            logger.warning("round waits for the cache token=%d error=%s", token, error)
+            time.sleep(0.25)
+    log_changes(result.changes)
+    logger.info("round end token=%d duration=%.3f %s", token, full_round.duration, count_statuses(statuses))
+
+
+def close_round(token: int) -> None:
+    """Release the lease, and request the round that somebody asked for while this one ran."""
+    try:
+        rerun = end_round(token)
+    except StoreError as error:
+        logger.warning("the lease of the round could not be released, it will expire: %s", error)
+        return
+    if rerun:
+        request_check()
+
+
+@contextmanager
+def recording_failures(token: int = 0) -> Iterator[None]:
+    """Record an exception, close the round with this token, and raise ``RoundFailed``."""
+    try:
+        yield
+    except Exception as error:
+        failure = record_failure(error, token)
+        if token:
+            close_round(token)
+        raise failure from error
+
+
+def record_failure(error: Exception, token: int = 0) -> RoundFailed:
+    """Log ``error``, count it as a failed round, and return it as ``RoundFailed``."""
+    failure = log_failure(error, "round")
+    outcome = "offline" if isinstance(failure, ProberOffline) else "failure"
+    with suppress(StoreError):
+        count_round(outcome, str(failure), token)
+    return failure
+
+
+def log_failure(error: Exception, what: str) -> RoundFailed:
+    """Log ``error``, with its traceback if it is unexpected, and return it as ``RoundFailed``."""
+    if isinstance(error, RoundFailed):
+        failure = error
+    elif isinstance(error, Superseded):
+        failure = RoundFailed(str(error))
+    elif isinstance(error, StoreError):
+        failure = RoundFailed(f"the cache cannot be used: {error}")
+    else:
+        logger.exception("%s failed unexpectedly", what)
+        return RoundFailed(f"an error of proxyhealth, or of how it is set up: {error!r}")
+    logger.error("%s failed: %s", what, failure)
+    return failure
+
+
+def log_changes(changes: Sequence[Change]) -> None:
+    for change in changes:
+        after = change.after
+        logger.log(
+            logging.INFO if after is None or after.healthy else logging.WARNING,
+            "status change proxy=%s name=%s from=%s to=%s reason=%s error=%s",
+            change.proxy,
+            # Names and errors are quoted, so that none can look like a log line of ours.
+            change.name if _PLAIN_NAME.fullmatch(change.name) else json.dumps(change.name),
+            change.before or "none",
+            after.status if after else "none",
+            (after and after.reason) or "none",
+            json.dumps(after.report.errors[0] if after and after.report.errors else ""),
+        )
+
+
+def count_statuses(statuses: Sequence[ProxyStatus]) -> str:
+    """Return the number of proxies with each status, for the log."""
+    values = [status.status for status in statuses]
+    counts = " ".join(f"{s}={values.count(s)}" for s in Status if s is not Status.UNKNOWN)
+    return f"proxies={len(values)} {counts}"
