@@ -1,6 +1,7 @@
-"""What other code calls: the statuses, the hosts, and a round now.
+"""The Python API: the statuses, the hosts, and a round on demand.
 
-Nothing here waits for a proxy, except :func:`force_update`; and no read raises.
+Only :func:`force_update` waits for proxies. While Redis is down, reads return the last copy of this process,
+marked as stale. Only :func:`statuses_of` queries the database, and raises its errors.
 """
 
 from __future__ import annotations
@@ -32,30 +33,33 @@ __all__ = [
 
 
 def health_status() -> Mapping[UUID, ProxyStatus]:
-    """The last known status of every proxy, by id; empty when nothing is known."""
+    """Return the last status of every proxy by id, or an empty mapping before the first check."""
     return reader.read().statuses
 
 
 def proxy_hosts(*, healthy_only: bool = False) -> list[str]:
-    """``host[:port]`` of every registered proxy, or of the usable ones only.
+    """Return ``host[:port]`` of every registered proxy, or only of the healthy ones.
 
-    All callers have the same list, which cannot be written to: whoever wants to makes a copy.
+    All callers share this read-only list. To change it, make a copy.
     """
     snapshot = reader.read()
     return snapshot.healthy_hosts if healthy_only else snapshot.hosts
 
 
 def snapshot() -> Snapshot:
-    """The statuses with when they were checked, and whether they are stale and why."""
+    """Return all statuses, when they were checked, and whether and why they are stale."""
     return reader.read()
 
 
 def force_update() -> Snapshot:
-    """Run one full round now, in this process, and return the snapshot that it led to.
+    """Run a full round in this process, and return the snapshot after it.
 
-    Takes up to about ``TIMEOUT`` seconds, and waits for a round that is under way to end first; many who
-    wait share one round. Raises ``RoundFailed``, and leaves the cache alone, if the proxies cannot be read,
-    the cache cannot be used, or another round does not end.
+    First wait for a running round to end; callers that wait share one round. The round takes up to about
+    ``TIMEOUT`` seconds for each ``CONCURRENCY`` proxies. Raise ``RoundFailed`` if the database or the cache
+    fails, the prober is offline, or the other round does not end.
+
+    A failed round is counted in the cache. It does not change the statuses, with two exceptions: the finished
+    shards of an earlier round may be committed, and if Redis fails during the commit, so may the round.
     """
     wait = pool.time_limit(len(reader.read().statuses)) + 30
     if runner.run_now(wait) is RoundOutcome.BUSY:
@@ -63,25 +67,23 @@ def force_update() -> Snapshot:
     return reader.read_anew()
 
 
-def statuses_of(rows: WorkspaceProxyQuerySet, known: Snapshot | None = None) -> list[ProxyStatus]:
-    """These rows of the database, by name, with what is known of each: one query.
+def statuses_of(rows: WorkspaceProxyQuerySet, snapshot: Snapshot | None = None) -> list[ProxyStatus]:
+    """Return the status of each row, by name, with one query. Raise the errors of the database.
 
-    ``known`` is the snapshot to read, if it is shown beside them: the next one may be another.
-
-    ``unknown`` is a proxy that no probe has seen yet, or not under the URL that it has now. The
-    values are those of the rows, the judgement is that of the snapshot.
+    The values are those of the row. The status is ``unknown`` if no probe has used the URL of the row yet.
+    Pass a ``snapshot`` that you show beside the statuses, so that both agree.
     """
-    statuses = (known or reader.read()).statuses
+    statuses = (snapshot or reader.read()).statuses
     return [join(proxy, statuses.get(proxy.id)) for proxy in rows.as_proxies()]
 
 
 def status_of(row: WorkspaceProxy) -> ProxyStatus:
-    """The same for one row that is already loaded: no query."""
+    """Return the status of a loaded row, as :func:`statuses_of` does, without a query."""
     return join(row.as_proxy(), reader.read().statuses.get(row.pk))
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:
-    """The values of a row with the judgement on it, which is ``unknown`` if that was on another URL."""
+    """Return ``status`` with the values of ``proxy``, or ``unknown`` if it is of another URL."""
     if status is None or status.proxy.url != proxy.url:
         return ProxyStatus(proxy, proxy_host="", status=Status.UNKNOWN)
     return status if status.proxy == proxy else replace(status, proxy=proxy)

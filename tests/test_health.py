@@ -18,17 +18,18 @@ from proxyhealth.health import (
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.statuses import Status
 from proxyhealth.storage.lease import begin_round, end_round
+from tests.support.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
 
 
-def test_health_status__before_any_round_is_empty():
+def test_health_status__before_first_round_is_empty():
     assert health_status() == {}
     assert proxy_hosts() == []
     assert snapshot().stale
 
 
-def test_health_status__maps_ids_to_what_was_found(serve):
+def test_health_status__maps_ids_to_statuses(serve):
     server = serve(report={"warnings": ["old version"]})
     paris = WorkspaceProxy.objects.create(name="paris", display_name="Paris", url=server.url, version="v1")
     begin = time.monotonic()
@@ -45,19 +46,19 @@ def test_health_status__maps_ids_to_what_was_found(serve):
     assert status.checked_at == snapshot().checked_at
 
 
-def test_health_status__cannot_be_written_to():
+def test_health_status__is_read_only():
     with pytest.raises(TypeError):
         health_status()[uuid4()] = None
 
 
-def test_health_status__keeps_the_values_of_when_it_was_checked(serve):
+def test_health_status__keeps_values_of_last_check(serve):
     paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
     force_update()
     WorkspaceProxy.objects.update(display_name="renamed")
     assert health_status()[paris.pk].proxy.display_name == ""
 
 
-def test_health_status__makes_no_query(serve, django_assert_num_queries):
+def test_reads__make_no_query(serve, django_assert_num_queries):
     WorkspaceProxy.objects.create(name="paris", url=serve().url)
     force_update()
     with django_assert_num_queries(0):
@@ -66,7 +67,7 @@ def test_health_status__makes_no_query(serve, django_assert_num_queries):
         snapshot()
 
 
-def test_proxy_hosts__of_the_registered_and_of_the_usable(serve):
+def test_proxy_hosts__all_and_healthy_only(serve):
     good, bad = serve(), serve(report={"errors": ["x"]})
     WorkspaceProxy.objects.create(name="a-good", url=good.url + "/")
     WorkspaceProxy.objects.create(name="b-bad", url=bad.url)
@@ -79,7 +80,7 @@ def test_proxy_hosts__of_the_registered_and_of_the_usable(serve):
 
 
 @pytest.mark.parametrize("healthy_only", [False, True])
-def test_proxy_hosts__nobody_can_spoil_it_for_the_others(serve, configure, healthy_only):
+def test_proxy_hosts__is_read_only(serve, configure, healthy_only):
     server = serve()
     WorkspaceProxy.objects.create(name="paris", url=server.url)
     force_update()
@@ -92,7 +93,7 @@ def test_proxy_hosts__nobody_can_spoil_it_for_the_others(serve, configure, healt
     assert proxy_hosts(healthy_only=healthy_only) == [server.host]
 
 
-def test_proxy_hosts__is_not_made_anew_for_each_caller(serve, configure):
+def test_proxy_hosts__is_shared_by_callers(serve, configure):
     WorkspaceProxy.objects.create(name="paris", url=serve().url)
     force_update()
     configure(READ_INTERVAL=60)
@@ -100,7 +101,7 @@ def test_proxy_hosts__is_not_made_anew_for_each_caller(serve, configure):
     assert proxy_hosts(healthy_only=True) is proxy_hosts(healthy_only=True)
 
 
-def test_force_update__returns_the_snapshot(serve, configure):
+def test_force_update__returns_new_snapshot(serve, configure):
     configure(READ_INTERVAL=60)
     paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
     assert health_status() == {}
@@ -111,21 +112,19 @@ def test_force_update__returns_the_snapshot(serve, configure):
     assert health_status() == result.statuses
 
 
-def test_force_update__database_down(serve, redis_client):
+def test_force_update__database_down_keeps_snapshot(serve, redis_client):
     WorkspaceProxy.objects.create(name="paris", url=serve().url)
     force_update()
     key = caches["default"].make_key("proxyhealth:snapshot")
     before = redis_client.get(key)
 
-    def refuse(*args):
-        raise OperationalError("gone")
-
-    with connection.execute_wrapper(refuse), pytest.raises(RoundFailed, match="gone"):
+    with connection.execute_wrapper(refuse_queries), pytest.raises(RoundFailed, match="database is down"):
         force_update()
     assert redis_client.get(key) == before
+    assert snapshot().outcomes == {"success": 1, "failure": 1}
 
 
-def test_force_update__waits_for_a_round_that_is_under_way(serve):
+def test_force_update__waits_for_running_round(serve):
     WorkspaceProxy.objects.create(name="paris", url=serve().url)
     begun = begin_round()
     end = threading.Timer(0.3, end_round, [begun.token])
@@ -135,38 +134,43 @@ def test_force_update__waits_for_a_round_that_is_under_way(serve):
     end.join(5)
 
 
-def test_force_update__does_not_wait_for_ever(monkeypatch):
+def test_force_update__gives_up_on_endless_round(monkeypatch):
     monkeypatch.setattr("proxyhealth.health.pool.time_limit", lambda count: -29.8)
     begin_round()
     with pytest.raises(RoundFailed, match="another round is still running"):
         force_update()
 
 
-def test_force_update__is_content_with_a_round_that_began_after_it_was_asked_for(monkeypatch):
-    """Ten that wait for a round to end need one more of them, not ten."""
+def test_force_update__callers_share_a_later_round(monkeypatch):
+    """Ten callers that wait for a round to end need one more round, not ten."""
     monkeypatch.setattr("proxyhealth.rounds.runner.take_token", lambda: 1)
     force_update()
     assert force_update().number == 1
 
 
-def test_force_update__cache_down(settings):
+def test_force_update__cache_down_raises(settings):
     settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}}
     with pytest.raises(RoundFailed, match="the cache cannot be used"):
         force_update()
 
 
-def test_statuses_of__joins_rows_and_judgements_in_one_query(serve, django_assert_num_queries):
+def test_statuses_of__joins_rows_and_statuses_in_one_query(serve, django_assert_num_queries):
     paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
     force_update()
     WorkspaceProxy.objects.filter(pk=paris.pk).update(display_name="Paris!")
     WorkspaceProxy.objects.create(name="new", url="http://127.0.0.1:1")
     with django_assert_num_queries(1):
-        new, known = statuses_of(WorkspaceProxy.objects.active())
+        new, checked = statuses_of(WorkspaceProxy.objects.active())
     assert (new.proxy.name, new.status, new.checked_at) == ("new", Status.UNKNOWN, None)
-    assert (known.proxy.display_name, known.status) == ("Paris!", Status.OK)
+    assert (checked.proxy.display_name, checked.status) == ("Paris!", Status.OK)
 
 
-def test_status_of__a_url_that_was_not_probed_yet_is_unknown(serve):
+def test_statuses_of__database_down_raises():
+    with connection.execute_wrapper(refuse_queries), pytest.raises(OperationalError):
+        statuses_of(WorkspaceProxy.objects.active())
+
+
+def test_status_of__new_url_is_unknown(serve):
     paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
     force_update()
     assert status_of(paris).status is Status.OK
