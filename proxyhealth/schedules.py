@@ -1,4 +1,4 @@
-"""The settings of the app: ``PROXYHEALTH = {...}``, read at access."""
+"""The schedule of the rounds, for Celery beat."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from celery.schedules import schedstate, schedule
 from django.core.exceptions import ImproperlyConfigured
 
 from proxyhealth.conf import DEFAULT_INTERVAL, app_settings, interval_of
+from proxyhealth.task_names import TaskName
 
 
 class BeatEntry(TypedDict):
@@ -20,10 +21,11 @@ class BeatEntry(TypedDict):
 
 
 class ClockSafeSchedule(schedule):
-    """A schedule of an interval that goes on when the clock is set back.
+    """A schedule with a fixed interval that continues when the system clock is set back.
 
-    Celery's own waits until the clock has caught up with the last run. And its beat has a heap of what is due
-    when, which it makes anew when a schedule is not equal to what it was: after such a step this one is not.
+    Celery's own schedule pauses until the clock reaches the last run again. Beat also keeps a heap of due
+    times, which it rebuilds only when a schedule changes. So after such a step, this one differs from itself
+    once.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -36,8 +38,8 @@ class ClockSafeSchedule(schedule):
         return super().is_due(last_run_at)
 
     def __eq__(self, other: object) -> bool:
-        before, self._offset = self._offset, _clock_offset()
-        return super().__eq__(other) and self._offset > before - 1
+        previous_offset, self._offset = self._offset, _clock_offset()
+        return super().__eq__(other) and self._offset > previous_offset - 1
 
     __hash__ = None  # type: ignore[assignment]  # like its parent's
 
@@ -46,17 +48,16 @@ class ClockSafeSchedule(schedule):
 
 
 def _clock_offset() -> float:
-    """How far the clock, which can be set, is before the one that cannot."""
+    """Return the seconds from the monotonic clock to the system clock, which can be set."""
     return time.time() - time.monotonic()
 
 
 def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEntry]:
-    """The entry for Celery beat that runs the rounds.
+    """Return the entry for Celery beat that runs the rounds.
 
-    In the settings module give it the ``PROXYHEALTH`` dictionary, because there Django's
-    settings cannot be read yet: ``CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)``.
-    Of ticks that come close together, as from two schedulers or from a backlog, all but the first are
-    skipped by who gets them.
+    A settings module must pass its ``PROXYHEALTH`` dictionary, because Django's settings are not ready yet:
+    ``CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)``. The workers skip a tick less than half an interval
+    after the last one, as from a second beat or a backlog.
     """
     try:
         interval = interval_of(app_settings() if options is None else options)
@@ -64,11 +65,8 @@ def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEnt
         interval = DEFAULT_INTERVAL  # the system check reports it; a settings module must load
     return {
         "proxyhealth-round": {
-            "task": "proxyhealth.tasks.check_all",
+            "task": TaskName.CHECK_ALL.value,  # beat pickles it into its file
             "schedule": ClockSafeSchedule(interval),
             "kwargs": {"gap": interval / 2},
         }
     }
-
-
-# Converters. What they raise completes the sentence "PROXYHEALTH['X'] ...".

@@ -1,10 +1,7 @@
 import dataclasses
 import functools
-import pickle
 import sys
-import time
 import types
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core.checks import registry, run_checks
@@ -16,7 +13,6 @@ from django_prometheus.exports import ExportToDjangoView
 from proxyhealth.checks import HINTS, IDS, check_deployment, check_settings
 from proxyhealth.conf import NAMES, conf
 from proxyhealth.metrics import exposition
-from proxyhealth.schedules import ClockSafeSchedule, beat_schedule
 
 
 def ids(messages):
@@ -364,46 +360,3 @@ def test_checks__metrics_that_are_open_on_a_site_that_others_can_reach(urls, con
 def test_checks__leave_broken_urls_to_django(settings):
     settings.ROOT_URLCONF = "tests.no_such_module"
     assert check_settings() == check_deployment() == []
-
-
-def test_beat_schedule__from_the_settings_and_from_a_dictionary():
-    (entry,) = beat_schedule().values()
-    assert entry["task"] == "proxyhealth.tasks.check_all"
-    assert entry["schedule"].run_every == timedelta(seconds=60)
-    assert entry["kwargs"] == {"gap": 30.0}
-    (entry,) = beat_schedule({"INTERVAL": 15}).values()
-    assert entry["schedule"].run_every == timedelta(seconds=15)
-    assert entry["kwargs"] == {"gap": 7.5}
-
-
-def test_beat_schedule__a_wrong_value_is_left_to_the_system_check():
-    for value in ("soon", 1e300):
-        (entry,) = beat_schedule({"INTERVAL": value}).values()
-        assert entry["schedule"].run_every == timedelta(seconds=60)
-
-
-def test_beat_schedule__goes_on_when_the_clock_is_set_back():
-    every = pickle.loads(pickle.dumps(ClockSafeSchedule(60)))  # as beat's file keeps it
-    now = datetime.now(UTC)
-    assert every.is_due(now - timedelta(seconds=61)).is_due
-    assert not every.is_due(now - timedelta(seconds=1)).is_due
-    due, then = every.is_due(now + timedelta(hours=1))
-    assert (due, then) == (True, 60)
-
-
-def test_beat_schedule__a_clock_that_is_set_back_makes_it_another_one_once(monkeypatch):
-    every = ClockSafeSchedule(60)
-    assert every == every
-    assert every != ClockSafeSchedule(61)
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now - 3_600)
-    assert every != every
-    assert every == every
-
-
-def test_beat_schedule__names_a_task_that_there_is():
-    from project.celery import app
-
-    (entry,) = beat_schedule().values()
-    assert entry["task"] in app.tasks
-    assert app.conf.beat_schedule == beat_schedule()
