@@ -1,4 +1,4 @@
-"""Saving or deleting a proxy has it checked, once the transaction is committed."""
+"""The check of each proxy that is saved or deleted, once its transaction is committed."""
 
 from __future__ import annotations
 
@@ -19,41 +19,40 @@ from proxyhealth.rounds.dispatch import request_check
 logger = logging.getLogger(__name__)
 
 
-class _Changed(set[UUID]):
-    """The proxies that one transaction changed."""
+class _ChangedIds(set[UUID]):
+    """The ids of the proxies that one transaction changes."""
 
     sent = False
 
-    def check(self) -> None:
+    def request_check(self) -> None:
         self.sent = True
         inventory.expire()
         request_check(self)
 
 
-class _Open(threading.local):
-    """The set of the transaction under way, by database.
+class _Transactions(threading.local):
+    """The changed ids of the transactions in progress, by database alias.
 
-    Weak, because only Django's list of what to do on commit may keep a set alive: with a roll-back
-    it goes, and the next transaction begins a new one.
+    Weak, because only the callbacks of Django's transaction may keep a set alive. After a rollback the set
+    disappears, and the next transaction begins a new one.
     """
 
     def __init__(self) -> None:
-        self.sets: weakref.WeakValueDictionary[str, _Changed] = weakref.WeakValueDictionary()
+        self.changed_ids: weakref.WeakValueDictionary[str, _ChangedIds] = weakref.WeakValueDictionary()
 
 
-_open = _Open()
+_transactions = _Transactions()
 
 
 @receiver([post_save, post_delete], sender=WorkspaceProxy, dispatch_uid="proxyhealth")
 def check_on_commit(instance: WorkspaceProxy, using: str, **kwargs: Any) -> None:
-    changed = _open.sets.get(using)
-    if changed is None or changed.sent:
-        changed = _open.sets[using] = _Changed()
-        changed.add(instance.pk)
-        try:
-            transaction.on_commit(changed.check, using=using, robust=True)
-        except transaction.TransactionManagementError:
-            # Without autocommit nobody tells us of the commit; a save does not fail for that.
-            logger.warning("a saved proxy is checked by the next round: there is no autocommit")
-    else:
-        changed.add(instance.pk)
+    changed_ids = _transactions.changed_ids.get(using)
+    if changed_ids is not None and not changed_ids.sent:
+        changed_ids.add(instance.pk)
+        return
+    changed_ids = _transactions.changed_ids[using] = _ChangedIds({instance.pk})
+    try:
+        transaction.on_commit(changed_ids.request_check, using=using, robust=True)
+    except transaction.TransactionManagementError:
+        # Without autocommit, Django does not report commits. The save must succeed all the same.
+        logger.warning("without autocommit, a saved proxy is checked by the next round")

@@ -15,12 +15,12 @@ def ids_of(*proxies):
     return {str(proxy.pk) for proxy in proxies}
 
 
-def test_save__without_a_transaction_sends_at_once(sent):
+def test_save__outside_transaction_sends_at_once(sent):
     paris = WorkspaceProxy.objects.create(name="paris")
     wait_for(lambda: sent == [ids_of(paris)])
 
 
-def test_save__once_a_transaction(sent):
+def test_save__sends_once_per_transaction(sent):
     with transaction.atomic():
         paris = WorkspaceProxy.objects.create(name="paris")
         oslo = WorkspaceProxy.objects.create(name="oslo")
@@ -30,7 +30,7 @@ def test_save__once_a_transaction(sent):
     wait_for(lambda: sent == [ids_of(paris, oslo)])
 
 
-def test_delete__sends_the_id_of_the_row_that_is_gone(sent):
+def test_delete__sends_id_of_deleted_row(sent):
     paris = WorkspaceProxy.objects.create(name="paris")
     wait_for(lambda: len(sent) == 1)
     ids = ids_of(paris)
@@ -38,7 +38,7 @@ def test_delete__sends_the_id_of_the_row_that_is_gone(sent):
     wait_for(lambda: sent == [ids, ids])
 
 
-def test_save__rolled_back_sends_nothing_and_the_next_transaction_does(sent):
+def test_save__rolled_back_sends_nothing(sent):
     with transaction.atomic():
         WorkspaceProxy.objects.create(name="paris")
         transaction.set_rollback(True)
@@ -47,7 +47,7 @@ def test_save__rolled_back_sends_nothing_and_the_next_transaction_does(sent):
     wait_for(lambda: sent == [ids_of(oslo)])
 
 
-def test_save__savepoint_rolled_back(sent):
+def test_save__savepoint_rolled_back_sends_the_rest(sent):
     with transaction.atomic():
         try:
             with transaction.atomic():
@@ -59,7 +59,7 @@ def test_save__savepoint_rolled_back(sent):
     wait_for(lambda: sent == [ids_of(oslo)])
 
 
-def test_save__in_a_savepoint_after_one_outside(sent):
+def test_save__in_savepoint_joins_outer_transaction(sent):
     with transaction.atomic():
         paris = WorkspaceProxy.objects.create(name="paris")
         with transaction.atomic():
@@ -67,7 +67,7 @@ def test_save__in_a_savepoint_after_one_outside(sent):
     wait_for(lambda: sent == [ids_of(paris, oslo)])
 
 
-def test_save__succeeds_with_the_broker_down(monkeypatch, caplog):
+def test_save__broker_down_succeeds(monkeypatch, caplog):
     def refuse(ids):
         raise ConnectionError("broker down")
 
@@ -75,10 +75,10 @@ def test_save__succeeds_with_the_broker_down(monkeypatch, caplog):
     with at_most(0.5):
         paris = WorkspaceProxy.objects.create(name="paris")
     assert WorkspaceProxy.objects.filter(pk=paris.pk).exists()
-    wait_for(lambda: "the next round does it: broker down" in caplog.text)
+    wait_for(lambda: "the next round checks the proxies: broker down" in caplog.text)
 
 
-def test_update_and_bulk_create__send_no_signals(sent):
+def test_update_and_bulk_create__send_nothing(sent):
     WorkspaceProxy.objects.bulk_create([WorkspaceProxy(name="paris")])
     WorkspaceProxy.objects.update(version="v2")
     oslo = WorkspaceProxy.objects.create(name="oslo")
@@ -86,18 +86,18 @@ def test_update_and_bulk_create__send_no_signals(sent):
 
 
 @pytest.mark.django_db
-def test_save__in_a_test_case_that_captures_callbacks(sent):
-    """A host's TestCase holds on to the callbacks that it ran; the next save must be sent too."""
+def test_save__in_test_case_that_captures_callbacks(sent):
+    """A host's TestCase keeps the callbacks that it ran. The next save must be sent, too."""
     with TestCase.captureOnCommitCallbacks(execute=True) as first:
         paris = WorkspaceProxy.objects.create(name="paris")
-    wait_for(lambda: sent == [ids_of(paris)])  # before it is joined by the second
+    wait_for(lambda: sent == [ids_of(paris)])  # before the second is added to it
     with TestCase.captureOnCommitCallbacks(execute=True) as second:
         paris.save()
     assert (len(first), len(second)) == (1, 1)
     wait_for(lambda: sent == [ids_of(paris), ids_of(paris)])
 
 
-def test_save__without_autocommit_succeeds(sent, caplog):
+def test_save__without_autocommit_succeeds_and_warns(sent, caplog):
     transaction.set_autocommit(False)
     try:
         WorkspaceProxy.objects.create(name="paris")
