@@ -11,7 +11,7 @@ TOOLS6 := django-csp|gunicorn|playwright|pytest|pytest-django|pytest-xdist|trust
 TESTS6 := tests/django6 tests/metrics tests/rounds/test_broker.py tests/rounds/test_dispatch.py \
 	$(patsubst %,tests/api/test_%.py,caching filters inventory listing query representation views) \
 	$(patsubst %,tests/test_%.py,access admin checks forks health middleware middleware_policies models receivers \
-		templatetags validators)
+		schedules templatetags validators)
 
 # How many test files, or faults, at once: most of them wait, for rounds, for a browser, for what is to get stale.
 WORKERS ?= 2

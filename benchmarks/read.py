@@ -210,8 +210,8 @@ def commit_round(number: int, tls_expires_at: datetime | None = None) -> None:
 
     With ``tls_expires_at``, those that answer have certificates.
     """
-    from proxyhealth.rounds.runner import read_proxies
     from proxyhealth.report import HealthReport
+    from proxyhealth.rounds.steps import read_proxies
     from proxyhealth.snapshot import ProxyStatus
     from proxyhealth.statuses import Reason, Status
     from proxyhealth.storage.commit import commit

@@ -73,9 +73,8 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def empty_cache(redis_client: redis.Redis) -> None:
-    if dispatch._sender._thread:
-        # What the test before this one has asked for is sent by a thread, perhaps only now.
-        dispatch._sender.add(()).exception(60)
+    # A thread may only now send the requests of the previous test.
+    dispatch._sender.value.flush(timeout=60)
     redis_client.flushall()
     reader.forget()
     inventory.forget()

@@ -11,8 +11,8 @@ from django.db import OperationalError, connection
 from proxyhealth.exceptions import ProberOffline, RoundFailed
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.probing import pool
-from proxyhealth.rounds.runner import read_proxies
 from proxyhealth.rounds.shards import split
+from proxyhealth.rounds.steps import read_proxies
 from proxyhealth.statuses import Reason, Status
 from tests.support.machine import at_most
 from tests.support.values import make_proxy, make_status
