@@ -2,31 +2,31 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The first that runs: a name of it may be there without it.
+# The first Python that works: a version manager may provide a command without its interpreter.
 PYTHON6 ?= $(shell for python in python3.14 python3.13 python3.12; do \
 	$$python -c "import ensurepip, venv" 2>/dev/null && echo $$python && break; done)
 VENV6 := .venv-django6
-# What the tests below need of requirements-dev.txt.
+# The packages of requirements-dev.txt that TESTS6 need.
 TOOLS6 := django-csp|gunicorn|playwright|pytest|pytest-django|pytest-xdist|trustme
 TESTS6 := tests/django6 tests/metrics tests/rounds/test_broker.py tests/rounds/test_dispatch.py \
 	$(patsubst %,tests/api/test_%.py,caching filters inventory listing query representation views) \
 	$(patsubst %,tests/test_%.py,access admin checks forks health middleware middleware_policies models receivers \
 		schedules templatetags validators)
 
-# How many test files, or faults, at once: most of them wait, for rounds, for a browser, for what is to get stale.
+# The number of parallel test processes. Most tests wait: for rounds, for a browser, or for data to become stale.
 WORKERS ?= 2
 
 .PHONY: run prometheus test lint types tests django6 chaos fuzz format start-proxy stop-proxy api-types clean
 
-## The whole thing with a demo fleet on http://127.0.0.1:8000
+## Run the project with a demo fleet on http://127.0.0.1:8000
 run: $(VENV)/.installed
 	@$(BIN)/python -m project.run
 
-## A Prometheus with the rules, beside `make run` and with the same PORT, on http://127.0.0.1:9090
+## Run Prometheus with the alert rules for `make run` (same PORT) on http://127.0.0.1:9090
 prometheus: $(VENV)/.installed
 	@$(BIN)/python -m project.prometheus
 
-## Lint, types, migrations, all tests
+## Run the linters, the type checker, the check for missing migrations, and the tests
 test: lint types tests
 
 lint: $(VENV)/.installed-dev
@@ -43,18 +43,18 @@ tests: $(VENV)/.installed-dev node_modules/.installed
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-## The tests of what touches Django, on Django 6, which wants Python 3.12 or newer: PYTHON6=python3.13
+## Run the tests that depend on Django with Django 6 (Python 3.12 or newer: PYTHON6=python3.13)
 django6: $(VENV6)/.installed
 	$(VENV6)/bin/python manage.py makemigrations --check --dry-run
 	PYTHONDEVMODE=1 $(VENV6)/bin/python -m pytest --quiet --no-header --numprocesses $(WORKERS) --dist loadfile \
 		$(TESTS6)
 
-## Real processes, killed one after the other, while readers look on: about four minutes
+## Kill real processes while clients read, and check what the clients see (about four minutes)
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses $(WORKERS) --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header -m alone
 
-## Random input for the probe; the same SEED gives the same input
+## Send random input to the probe; the same SEED produces the same input
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.probing.fuzz --seed $(or $(SEED),1)
 
@@ -62,11 +62,11 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-## The TypeScript types of the JSON views, from their description
+## Generate the TypeScript types of the JSON API from openapi.json
 api-types: node_modules/.installed
 	$(BIN)/node node_modules/.bin/openapi-typescript proxyhealth/api/openapi.json --output proxyhealth/api/openapi.d.ts --root-types --root-types-no-schema-prefix
 
-## Take a server of the running demo fleet down, and bring it back: NAME=paris
+## Stop or start one server of the running demo fleet: NAME=paris
 stop-proxy start-proxy: $(VENV)/.installed
 	@$(BIN)/python -m project.fleet $(@:-proxy=) $(NAME)
 
@@ -96,8 +96,8 @@ $(VENV6)/.installed: requirements.txt requirements-dev.txt | $(VENV6)/bin/python
 	$(VENV6)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV6)/requirements.txt 'django>=6,<7'
 	@touch $@
 
-# Node itself comes in a wheel; it is to trust whom the machine trusts, as pip does. What is installed is read,
-# and no script of it is run.
+# A wheel provides Node. NODE_USE_SYSTEM_CA makes npm trust the system's authorities, as pip does. Install
+# scripts are disabled: the packages work without them.
 node_modules/.installed: package.json package-lock.json | $(VENV)/.installed-dev
 	NODE_USE_SYSTEM_CA=1 $(BIN)/npm ci --loglevel error --no-audit --no-fund --ignore-scripts
 	@touch $@
