@@ -7,18 +7,18 @@ from django.views.decorators.http import require_safe
 from proxyhealth import __version__, health
 from proxyhealth.statuses import Status
 
-# Names and icons on the page are other people's. Its script asks the regions how far away they are, and
-# which regions there will be while the page is open, nobody knows when it is served.
+# The page shows names and icons from other systems, so it allows scripts and styles of this site only. Its
+# script sends requests to all regions, also to those that are added while the page is open.
 PICKER_POLICY = "default-src 'self'; img-src 'self' https: data:; connect-src 'self' http: https:"
 
 
 def home(request: HttpRequest) -> HttpResponse:
-    """What is running here, and where to look."""
-    found = [status.status for status in health.health_status().values()]
+    """Return the home page: the version, the number of proxies per status, and links."""
+    statuses = [proxy_status.status for proxy_status in health.health_status().values()]
     context = {
         "version": __version__,
         "snapshot": health.snapshot(),
-        "counts": [(status, found.count(status)) for status in Status if status in found],
+        "counts": [(status, statuses.count(status)) for status in Status if status in statuses],
     }
     return render(request, "home.html", context)
 
@@ -27,7 +27,7 @@ def home(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 def regions(request: HttpRequest) -> HttpResponse:
-    """The region picker. What it shows comes from the JSON views."""
+    """Return the region picker. Its script reads the JSON views."""
     response = render(request, "regions.html")
     response["Content-Security-Policy"] = PICKER_POLICY
     return response
@@ -35,5 +35,5 @@ def regions(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def latency_check(request: HttpRequest) -> HttpResponse:
-    """What every region answers, so that a browser can tell how far away it is."""
+    """Return a short response, with which browsers measure the latency to this site."""
     return HttpResponse("ok\n", content_type="text/plain", headers={"Cache-Control": "no-store"})

@@ -1,4 +1,4 @@
-"""The project's own pages, without a browser: who gets them, and what is in them."""
+"""The pages of the project: access and contents, without a browser."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def user():
     return signed_in()
 
 
-def test_regions__wants_somebody_who_is_signed_in(client):
+def test_regions__requires_sign_in(client):
     response = client.get(PICKER)
     assert response.status_code == 302
     assert response["Location"] == "/login/?next=/regions/"
 
 
-def test_regions__asks_for_details_only_if_the_user_may_see_them(user):
+def test_regions__requests_details_only_with_permission(user):
     assert "/api/v2/workspaceproxies" not in user.get(PICKER).text
     assert 'data-details="/api/v2/workspaceproxies"' in signed_in("view_workspaceproxy").get(PICKER).text
 
 
-def test_regions__has_a_policy_and_is_not_kept(user):
+def test_regions__has_a_policy_and_is_not_cached(user):
     response = user.get(PICKER)
     policy = response["Content-Security-Policy"].split("; ")
     assert policy == ["default-src 'self'", "img-src 'self' https: data:", "connect-src 'self' http: https:"]
@@ -43,7 +43,7 @@ def test_regions__has_a_policy_and_is_not_kept(user):
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_pages__have_no_inline_script_and_no_inline_style(user, path):
+def test_pages__no_inline_scripts_or_styles(user, path):
     text = user.get(path).text
     assert "<style" not in text
     assert not re.search(r"<[^>]+\s(?:style|on\w+)=", text)
@@ -52,21 +52,21 @@ def test_pages__have_no_inline_script_and_no_inline_style(user, path):
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_pages__have_their_static_files(user, path):
+def test_pages__static_files_exist(user, path):
     paths = re.findall(r'(?:href|src)="/static/([^"]+)"', user.get(path).text)
     assert paths
     for static in paths:
         assert finders.find(static), static
 
 
-def test_fleet__each_member_has_its_flag():
+def test_fleet__every_member_has_a_flag():
     for member in FLEET:
         path = finders.find(f"project/flags/{member.flag}.svg")
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 @pytest.mark.parametrize("path", ["/latency-check", "/latency-check?1"])
-def test_latency_check__answers_everybody_and_nobody_keeps_it(client, path, django_assert_num_queries):
+def test_latency_check__public_and_not_cached(client, path, django_assert_num_queries):
     with django_assert_num_queries(0):
         response = client.get(path)
     assert response.status_code == 200
@@ -75,7 +75,7 @@ def test_latency_check__answers_everybody_and_nobody_keeps_it(client, path, djan
     assert client.post(path).status_code == 405
 
 
-def test_sign_in__any_user_and_out_again_by_post(client):
+def test_sign_in__any_user_and_sign_out_by_post(client):
     User.objects.create_user("ada", password="1815")
     form = {"username": "ada", "password": "1815", "next": PICKER}
     assert client.post("/login/", form)["Location"] == PICKER
@@ -85,11 +85,11 @@ def test_sign_in__any_user_and_out_again_by_post(client):
     assert client.get(PICKER).status_code == 302
 
 
-def test_sign_in__leads_to_no_other_site(client):
+def test_sign_in__does_not_redirect_to_other_sites(client):
     User.objects.create_user("ada", password="1815")
     form = {"username": "ada", "password": "1815", "next": "https://elsewhere.example/"}
     assert client.post("/login/", form)["Location"] == "/"
 
 
-def test_sign_out__wants_the_token_of_the_form():
+def test_sign_out__requires_the_csrf_token():
     assert Client(enforce_csrf_checks=True).post("/logout/").status_code == 403

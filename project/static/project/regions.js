@@ -1,16 +1,16 @@
-// The region picker, as a frontend would build it on /api/v2/regions: what is healthy says the server, how far
-// away it is measures the browser, and what the user chose is kept to for as long as it is healthy.
+// The region picker, an example of a frontend for /api/v2/regions. The server says which regions are healthy, and
+// the browser measures the latency. The region that the user chose is used as long as it is healthy.
 "use strict";
 (() => {
-  const PATIENCE = 5000; // ms for an answer of the server
-  const LATENCY_PATIENCE = 3000; // ms for an answer of a region
-  const SAMPLES = 3; // one after the other, each time that a region is measured
-  const KEPT = 9; // the median of the last ones is shown, so that the order does not flutter
-  const AT_ONCE = 4; // regions that are measured at the same time
-  const STORED = "proxyhealth.region";
-  const IN_WORDS = {
-    unregistered: "It has no URL yet.",
-    unknown: "It has not been checked yet, or not at the URL that it has now.",
+  const SERVER_TIMEOUT = 5000; // ms
+  const REGION_TIMEOUT = 3000; // ms
+  const SAMPLES = 3; // per measurement of a region, one after the other
+  const MAX_SAMPLES = 9; // kept per region; their median is shown, so that the order is stable
+  const CONCURRENCY = 4; // regions that are measured at the same time
+  const STORAGE_KEY = "proxyhealth.region";
+  const STATUS_TEXTS = {
+    unregistered: "This region has no URL yet.",
+    unknown: "This region has not been checked yet at its current URL.",
   };
 
   const picker = document.getElementById("picker");
@@ -19,24 +19,25 @@
   const connection = document.getElementById("connection");
   const pollEvery = picker.dataset.poll * 1000;
   const measureEvery = picker.dataset.measure * 1000;
-  const opened = new Date();
+  const openedAt = new Date();
 
-  const regions = new Map(); // by id: what the server said, what was measured, and the row that shows it
-  let detailsUrl = picker.dataset.details; // none for who may not see them
-  let loaded = false; // whether the server has ever answered
-  let upToDate = null; // when what is shown was last known to be so
-  let chosen = stored(); // {id, name}, also while that region cannot be used
-  let current = null; // the region that one is connected through
-  let away = false; // whether that is not the chosen one, because it cannot be used
-  let told = ""; // what the sentence about the connection was made of
+  const regions = new Map(); // by id: the server's data, the measured samples, and the row
+  let detailsUrl = picker.dataset.details; // empty if the user may not see the details
+  let loaded = false; // true after the first list of regions
+  let updatedAt = null; // the time of the last successful poll
+  let chosen = loadChoice(); // {id, name}; kept while that region is not available
+  let current = null; // the region of the connection
+  let isFallback = false; // true while the chosen region is not available
+  let lastFacts = ""; // the facts behind the sentence about the connection
 
   function setText(node, text) {
-    if (node.textContent !== text) node.textContent = text; // or it would be announced again
+    // Screen readers announce every change of a live region, even one to the same text.
+    if (node.textContent !== text) node.textContent = text;
   }
 
-  // What the server says
+  // The server's data
 
-  class Problem extends Error {
+  class RequestError extends Error {
     constructor(message, status) {
       super(message);
       this.status = status;
@@ -46,18 +47,19 @@
   async function get(url) {
     let response, body;
     try {
-      // The browser sends the validators of the answer that it has; an unchanged one is not sent again.
-      response = await fetch(url, { cache: "no-cache", signal: AbortSignal.timeout(PATIENCE) });
+      // With "no-cache", the request is conditional: the server does not send an unchanged body again.
+      response = await fetch(url, { cache: "no-cache", signal: AbortSignal.timeout(SERVER_TIMEOUT) });
       body = response.ok ? await response.json() : null;
     } catch (error) {
-      if (error.name === "TimeoutError") throw new Problem("the server did not answer in time");
-      if (error instanceof SyntaxError) throw new Problem("the server answered with something else");
-      throw new Problem("the server cannot be reached");
+      if (error.name === "TimeoutError") throw new RequestError("the server did not respond in time");
+      if (error instanceof SyntaxError) throw new RequestError("the server sent an unexpected response");
+      throw new RequestError("the server cannot be reached");
     }
-    if (response.status === 401) throw new Problem("you are not signed in any more", 401);
-    if (!response.ok) throw new Problem(`the server answered ${response.status}`, response.status);
-    if (!Array.isArray(body?.regions)) throw new Problem("the server answered with something else");
-    return { found: body.regions, stale: response.headers.get("Proxyhealth-Stale") === "true" };
+    const { status } = response;
+    if (status === 401) throw new RequestError("you are no longer signed in", status);
+    if (!response.ok) throw new RequestError(`the server responded with status ${status}`, status);
+    if (!Array.isArray(body?.regions)) throw new RequestError("the server sent an unexpected response");
+    return { items: body.regions, stale: response.headers.get("Proxyhealth-Stale") === "true" };
   }
 
   async function getDetails() {
@@ -65,9 +67,9 @@
       if (detailsUrl) return await get(detailsUrl);
     } catch (error) {
       if (error.status !== 403) throw error;
-      detailsUrl = ""; // the permission was taken away
+      detailsUrl = ""; // the user has lost the permission
     }
-    return { found: [], stale: false };
+    return { items: [], stale: false };
   }
 
   let polling = false;
@@ -77,89 +79,89 @@
     if (polling || document.hidden) return;
     polling = true;
     clearTimeout(nextPoll);
-    const asked = new Date();
+    const startedAt = new Date();
     try {
-      const answers = await Promise.allSettled([get(picker.dataset.regions), getDetails()]);
-      const [listed, details] = answers.map((answer) => answer.value);
-      if (listed) take(listed.found, details?.found ?? []);
-      const failed = answers.find((answer) => answer.reason);
+      const results = await Promise.allSettled([get(picker.dataset.regions), getDetails()]);
+      const [list, details] = results.map((result) => result.value);
+      if (list) update(list.items, details?.items ?? []);
+      const failed = results.find((result) => result.reason);
       if (failed) throw failed.reason;
-      if (listed.stale || details.stale) {
-        showOutdated("the control plane itself has no news of its regions");
+      if (list.stale || details.stale) {
+        showOutdated("the control plane has no current data about its regions");
       } else {
-        upToDate = asked;
+        updatedAt = startedAt;
         notice.hidden = true;
         picker.removeAttribute("data-outdated");
       }
       measureAll();
     } catch (error) {
       showOutdated(error.message, error.status === 401);
-      if (!(error instanceof Problem)) throw error;
+      if (!(error instanceof RequestError)) throw error;
     } finally {
       polling = false;
       nextPoll = setTimeout(poll, pollEvery);
     }
   }
 
-  function take(found, details) {
+  function update(items, details) {
     loaded = true;
     const statuses = new Map(details.map((proxy) => [proxy.id, proxy.healthy ? null : proxy.status]));
-    const gone = new Set(regions.keys());
-    for (const said of found) {
-      gone.delete(said.id);
-      const region = regions.get(said.id) ?? { row: newRow(said.id) };
-      const measured = region.healthy && said.healthy && region.url === said.path_app_url;
-      Object.assign(region, measured ? {} : { samples: [], triedAt: 0 }, {
-        id: said.id,
-        name: said.display_name || said.name,
-        icon: said.icon_url,
-        url: said.path_app_url,
-        healthy: said.healthy === true,
-        status: statuses.get(said.id), // for who may see it, and if both answers agree
+    const removed = new Set(regions.keys());
+    for (const item of items) {
+      removed.delete(item.id);
+      const region = regions.get(item.id) ?? { row: newRow(item.id) };
+      const keepSamples = region.healthy && item.healthy && region.url === item.path_app_url;
+      Object.assign(region, keepSamples ? {} : { samples: [], measuredAt: 0 }, {
+        id: item.id,
+        name: item.display_name || item.name,
+        icon: item.icon_url,
+        url: item.path_app_url,
+        healthy: item.healthy === true,
+        status: statuses.get(item.id), // missing without the permission, or if the two responses disagree
       });
-      regions.set(said.id, region);
+      regions.set(item.id, region);
     }
-    for (const id of gone) regions.delete(id);
+    for (const id of removed) regions.delete(id);
     render();
   }
 
   function showOutdated(why, signIn = false) {
-    const time = (upToDate ?? opened).toTimeString().slice(0, 8);
-    const since = upToDate ? `since ${time}` : `since before ${time}, when this page was opened`;
-    const text = loaded ? `What is shown may be out of date ${since}` : "The regions cannot be loaded";
-    setText(notice.firstElementChild, `${text}: ${why}.`);
+    const time = (updatedAt ?? openedAt).toTimeString().slice(0, 8);
+    const age = updatedAt ? `Last update: ${time}.` : `No update since this page was opened at ${time}.`;
+    const outdated = `The regions may be out of date: ${why}. ${age}`;
+    setText(notice.firstElementChild, loaded ? outdated : `The regions cannot be loaded: ${why}.`);
     notice.querySelector("a").hidden = !signIn;
     notice.hidden = false;
     picker.setAttribute("data-outdated", "");
   }
 
-  // How far away a region is
+  // The latencies
 
-  const timings = new Map(); // by URL: who waits for its Resource Timing entry
+  const timings = new Map(); // by URL: the function that takes its Resource Timing entry
   new PerformanceObserver((entries) => {
     for (const entry of entries.getEntries()) timings.get(entry.name)?.(entry);
   }).observe({ type: "resource" });
 
-  let asked = 0;
+  let sampleCount = 0;
 
   async function sample(base) {
-    asked += 1;
-    // A query of its own tells its entry from those of other requests.
-    const url = `${base.replace(/\/$/, "")}/latency-check?${Date.now().toString(36)}.${asked}`;
+    sampleCount += 1;
+    // The unique query identifies the Resource Timing entry of this request.
+    const url = `${base.replace(/\/$/, "")}/latency-check?${Date.now().toString(36)}.${sampleCount}`;
     const timing = new Promise((resolve) => timings.set(url, resolve));
     try {
       const begin = performance.now();
       const response = await fetch(url, {
         cache: "no-store",
         credentials: "omit",
-        signal: AbortSignal.timeout(LATENCY_PATIENCE),
+        signal: AbortSignal.timeout(REGION_TIMEOUT),
       });
       await response.arrayBuffer();
-      const whole = performance.now() - begin;
-      if (!response.ok) throw new Problem(`the region answered ${response.status}`);
+      const total = performance.now() - begin;
+      if (!response.ok) throw new RequestError(`the region responded with status ${response.status}`);
       const entry = await Promise.race([timing, new Promise((resolve) => setTimeout(resolve, 500))]);
-      // Without Timing-Allow-Origin the parts are zero, and connecting is part of the whole.
-      return entry?.requestStart ? entry.responseStart - entry.requestStart : (entry?.duration ?? whole);
+      // Without Timing-Allow-Origin, requestStart is 0; the only duration then includes the connection set-up.
+      return entry?.requestStart ? entry.responseStart - entry.requestStart : (entry?.duration ?? total);
     } finally {
       timings.delete(url);
     }
@@ -176,10 +178,10 @@
         failed = true;
       }
     }
-    // A hidden tab has too little time to measure anything, and a region may have moved or died meanwhile.
+    // Browsers slow down hidden tabs. The region may have changed or failed during the measurement.
     if (document.hidden || region.url !== url || !region.healthy) return;
-    region.triedAt = Date.now();
-    region.samples = failed ? [] : [...region.samples, ...samples].slice(-KEPT);
+    region.measuredAt = Date.now();
+    region.samples = failed ? [] : [...region.samples, ...samples].slice(-MAX_SAMPLES);
     render();
   }
 
@@ -188,11 +190,11 @@
   async function measureAll() {
     if (measuring) return;
     measuring = true;
-    const due = [...regions.values()].filter((r) => r.healthy && Date.now() - r.triedAt >= measureEvery);
-    const work = async () => {
+    const due = [...regions.values()].filter((r) => r.healthy && Date.now() - r.measuredAt >= measureEvery);
+    const measureNext = async () => {
       while (due.length && !document.hidden) await measure(due.shift());
     };
-    await Promise.all(Array.from({ length: AT_ONCE }, work));
+    await Promise.all(Array.from({ length: CONCURRENCY }, measureNext));
     measuring = false;
   }
 
@@ -201,55 +203,58 @@
     return sorted.length ? sorted[Math.floor(sorted.length / 2)] : Infinity;
   }
 
-  // Which region it is
+  // The choice and the connection
 
-  function stored() {
+  function loadChoice() {
     try {
-      const { id, name } = JSON.parse(localStorage.getItem(STORED));
+      const { id, name } = JSON.parse(localStorage.getItem(STORAGE_KEY));
       return { id: String(id), name: String(name) };
     } catch {
-      return null; // nothing was chosen, or this browser keeps nothing
+      return null; // no choice, or no storage
     }
   }
 
   function choose(region) {
     chosen = { id: region.id, name: region.name };
-    away = false;
+    isFallback = false;
     try {
-      localStorage.setItem(STORED, JSON.stringify(chosen));
+      localStorage.setItem(STORAGE_KEY, JSON.stringify(chosen));
     } catch {
-      // It holds as long as the page, then.
+      // Without storage, the choice lasts until the page is closed.
     }
     render();
   }
 
   function compare(a, b) {
-    const [near, far] = [latency(a), latency(b)];
     if (a.healthy !== b.healthy) return a.healthy ? -1 : 1;
-    return near === far ? a.name.localeCompare(b.name) : near - far;
+    const [latencyA, latencyB] = [latency(a), latency(b)];
+    return latencyA === latencyB ? a.name.localeCompare(b.name) : latencyA - latencyB;
   }
 
   function connect(sorted) {
     const usable = sorted.filter((region) => region.healthy);
-    const wanted = usable.find((region) => region.id === chosen?.id);
-    const kept = usable.find((region) => region === current);
-    // Which one is the nearest is known when all have been asked. Who has lost a region takes the first that answers.
-    const lostOne = current || chosen;
-    const asking = usable.some((r) => !r.triedAt) && !(lostOne && usable.some((r) => r.samples.length));
-    // Who was moved is not moved again because something is nearer now.
-    const next = wanted ?? kept ?? (asking ? null : (usable[0] ?? null));
+    const preferred = usable.find((region) => region.id === chosen?.id);
+    const unchanged = usable.find((region) => region === current);
+    // The nearest region is known when all are measured. After a failure, the first measured one is used at once.
+    const failed = current || chosen;
+    const waiting = usable.some((r) => !r.measuredAt) && !(failed && usable.some((r) => r.samples.length));
+    // The current region stays in use, even if another one becomes nearer.
+    const next = preferred ?? unchanged ?? (waiting ? null : (usable[0] ?? null));
 
-    const name = regions.get(chosen?.id)?.name ?? chosen?.name;
-    const lost = current && !kept ? current.name : chosen && !wanted ? name : "";
-    const back = wanted && away;
-    const now = current || back ? "now " : "";
-    away = Boolean(chosen && !wanted);
-    if (!asking || next) current = next; // one that was lost is named until there is another
-    const facts = [regions.size > 0, usable.length > 0, next?.id, wanted?.id, chosen?.id].join();
-    if (facts === told) return;
-    told = facts;
+    const chosenName = regions.get(chosen?.id)?.name ?? chosen?.name;
+    const lost = current && !unchanged ? current.name : chosen && !preferred ? chosenName : "";
+    const returned = preferred && isFallback ? chosenName : "";
+    const moved = Boolean(current || returned);
+    isFallback = Boolean(chosen && !preferred);
+    if (!waiting || next) current = next; // until then, the sentence names the lost region
+    const facts = [regions.size > 0, usable.length > 0, next?.id, preferred?.id, chosen?.id].join();
+    if (facts === lastFacts) return;
+    lastFacts = facts;
+    showConnection({ usable, preferred, next, lost, returned, moved });
+  }
 
-    const where = next && `You are ${now}connected through ${next.name}`;
+  function showConnection({ usable, preferred, next, lost, returned, moved }) {
+    const sentence = next && `You are ${moved ? "now " : ""}connected through ${next.name}`;
     let state = "connected";
     let text;
     if (!usable.length) {
@@ -258,13 +263,13 @@
     } else if (!next) {
       state = "looking";
       text = `${lost ? `${lost} is not available. ` : ""}Looking for the nearest region…`;
-    } else if (wanted) {
-      text = `${back ? `${name} is available again. ` : ""}${where}.`;
+    } else if (preferred) {
+      text = `${returned ? `${returned} is available again. ` : ""}${sentence}.`;
     } else if (lost) {
       state = "fallback";
       text = `${lost} is not available. You are now connected through ${next.name}.`;
     } else {
-      text = `${where}, the nearest region. Choose one to stay with it.`;
+      text = `${sentence}, the nearest region. To always use the same region, choose one.`;
     }
     setText(connection, text);
     connection.dataset.state = state;
@@ -307,25 +312,25 @@
     setText(row.tag, tag);
     row.tag.hidden = !tag;
 
-    const looks = healthy ? "ok" : (status?.status ?? "unregistered");
-    row.badge.className = `proxyhealth-badge proxyhealth-${looks}`;
+    const style = healthy ? "ok" : (status?.status ?? "unregistered");
+    row.badge.className = `proxyhealth-badge proxyhealth-${style}`;
     setText(row.badge, healthy ? "available" : (status?.status ?? "not available"));
 
     const ms = Math.round(latency(region));
-    const measured = region.samples.length ? `${ms || "< 1"} ms` : region.triedAt ? "no answer" : "measuring…";
+    const measured = region.samples.length ? `${ms || "< 1"} ms` : region.measuredAt ? "no response" : "measuring…";
     setText(row.latency, healthy ? measured : "");
 
     const [code, why] = row.reason.children;
     setText(code, status?.reason ?? "");
-    const general = "It can be chosen as soon as it is available again.";
-    setText(why, status ? (status.report.errors[0] ?? IN_WORDS[status.status] ?? "") : general);
+    const general = "You can choose this region when it is available again.";
+    setText(why, status ? (status.report.errors[0] ?? STATUS_TEXTS[status.status] ?? "") : general);
     row.reason.hidden = healthy;
   }
 
   function showIcon(img, url) {
     const usable = /^(https?:\/)?\//i.test(url) ? url : "";
     if (img.getAttribute("src") === (usable || null)) return;
-    img.hidden = true; // until it is there
+    img.hidden = true; // until it is loaded
     if (usable) img.src = usable;
     else img.removeAttribute("src");
   }
@@ -333,12 +338,12 @@
   let pointerInside = false;
 
   function arrange(rows) {
-    const wanted = new Set(rows);
-    for (const row of [...list.children]) if (!wanted.has(row)) row.remove();
+    const remaining = new Set(rows);
+    for (const row of [...list.children]) if (!remaining.has(row)) row.remove();
     if (pointerInside) {
       list.append(...rows.filter((row) => !row.isConnected));
     } else if (rows.some((row, i) => row !== list.children[i])) {
-      // What is moved loses the focus, so the others are moved around the row that has it.
+      // A row that is moved loses the focus, so the other rows are moved around the focused one.
       const fixed = rows.findIndex((row) => row.contains(document.activeElement));
       rows.forEach((row, i) => {
         if (i < fixed) rows[fixed].before(row);
@@ -367,16 +372,16 @@
   });
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) return;
-    // It is grey until it is known what has happened meanwhile.
-    if (loaded && Date.now() - upToDate > 2 * pollEvery) picker.setAttribute("data-outdated", "");
+    // Show old data as outdated until the next response.
+    if (loaded && Date.now() - updatedAt > 2 * pollEvery) picker.setAttribute("data-outdated", "");
     poll();
   });
   addEventListener("online", poll);
   addEventListener("offline", poll);
   addEventListener("storage", (event) => {
-    if (event.key !== STORED && event.key !== null) return;
-    chosen = stored(); // in another tab
-    away = false;
+    if (event.key !== STORAGE_KEY && event.key !== null) return;
+    chosen = loadChoice(); // made in another tab
+    isFallback = false;
     if (loaded) render();
   });
 

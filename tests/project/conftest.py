@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.project.picker import INTERVAL, PROBE_TIMEOUT, sign_in
+from tests.support.browser import open_page
+from tests.support.demo import start_demo
+
+
+@pytest.fixture(scope="module")
+def quick_demo(tmp_path_factory):
+    """A demo with short intervals, for tests that wait for rounds and polls."""
+    folder = tmp_path_factory.mktemp("checkout")
+    demo = start_demo(folder, PROXYHEALTH_INTERVAL=INTERVAL, PROXYHEALTH_TIMEOUT=PROBE_TIMEOUT)
+    yield demo
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def ordinary_user(quick_demo):
+    """The name and the password of a user without permissions."""
+    quick_demo.shell(
+        "from django.contrib.auth.models import User; User.objects.create_user('ada', password='1815')"
+    )
+    return "ada", "1815"
+
+
+@pytest.fixture
+def ordinary_page(browser, quick_demo, ordinary_user):
+    """A page of a user without permissions."""
+    with open_page(browser) as page:
+        page.goto(f"{quick_demo.base}/regions/")
+        sign_in(page, *ordinary_user)
+        yield page
