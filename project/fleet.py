@@ -1,7 +1,7 @@
-"""The demo fleet: small HTTP servers, one for each way a workspace proxy can be.
+"""The demo fleet: small HTTP servers that simulate healthy and failing proxies.
 
-``python -m project.fleet serve 8000`` serves them all, on the ports after that of the web server;
-``... stop paris`` and ``... start paris`` take one down and bring it back while it runs.
+``python -m project.fleet serve 8000`` starts all of them, on the ports after the web server's port 8000.
+``python -m project.fleet stop paris`` stops one while the fleet runs; ``start paris`` starts it again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Member:
-    """A demo proxy. ``port`` is counted from the web server's; 0: it has no URL.
+    """A demo proxy.
 
-    ``latency`` is the ms that it waits before it answers ``/latency-check``: all of the fleet is on one
-    machine, and a region picker is to show something. ``flag`` names its icon in static/project/flags.
+    ``port`` is an offset from the web server's port; 0 means no URL. ``latency`` is the delay of
+    ``/latency-check`` in ms: it simulates distance, because the whole fleet runs on one machine. ``flag`` is
+    the name of an icon in static/project/flags.
     """
 
     name: str
@@ -52,16 +53,17 @@ FLEET = (
     Member("oslo", "Oslo", 0, "unregistered", "unregistered", flag="no", latency=14),
 )
 
-CONTROL_PORT = 8  # counted from the web server's, like those of the members
+# Offsets from the web server's port, like those of the members.
+CONTROL_PORT = 8
 REDIS_PORT = 9
 
-BUSY = {  # what is served where; a refusing proxy has a port, and nothing listens there
+# The purpose of each port. A refusing proxy has a port, too, although nothing listens on it.
+PORT_PURPOSES = {
     **{member.port: member.name for member in FLEET if member.port},
     CONTROL_PORT: "the control of the demo fleet",
 }
 
-
-# A page of another site may read this answer, and how long it took without the connection.
+# Pages of other sites may read the response and its timing.
 LATENCY_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Timing-Allow-Origin": "*",
@@ -73,7 +75,7 @@ def _report(errors: list[str] | None = None, warnings: list[str] | None = None) 
     return 200, "application/json", json.dumps({"errors": errors, "warnings": warnings})
 
 
-ANSWERS: dict[str, Callable[[], tuple[int, str, str]]] = {
+RESPONSES: dict[str, Callable[[], tuple[int, str, str]]] = {
     "healthy": _report,
     "warnings": lambda: _report(warnings=["The version of this proxy is older than the control plane's."]),
     "errors": lambda: _report(
@@ -86,7 +88,7 @@ ANSWERS: dict[str, Callable[[], tuple[int, str, str]]] = {
 
 
 class DemoProxy:
-    """One proxy of the fleet, that can be stopped and started again on its port."""
+    """The server of one proxy. It can be stopped and started again on the same port."""
 
     def __init__(self, member: Member, base_port: int) -> None:
         self.member = member
@@ -125,20 +127,20 @@ class DemoProxy:
                     if stopping.wait(latency):
                         self.close_connection = True
                     else:
-                        self.answer(200, "text/plain", "ok\n", LATENCY_HEADERS)
+                        self.respond(200, "text/plain", "ok\n", LATENCY_HEADERS)
                 elif path != "/healthz-report":
-                    self.answer(404, "text/plain", "a demo proxy has /healthz-report and /latency-check\n")
+                    self.respond(404, "text/plain", "Valid paths: /healthz-report and /latency-check\n")
                 elif behaviour == "slow":
-                    stopping.wait(60)  # longer than any probe waits
+                    stopping.wait(60)  # longer than the timeout of a probe
                     self.close_connection = True
                 else:
-                    self.answer(*ANSWERS[behaviour]())
+                    self.respond(*RESPONSES[behaviour]())
 
         return Handler
 
 
 class _Handler(BaseHTTPRequestHandler):
-    def answer(
+    def respond(
         self, status: int, content_type: str, text: str, headers: Mapping[str, str] | None = None
     ) -> None:
         body = text.encode()
@@ -151,29 +153,30 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet: a round every few seconds is no news."""
+        """Log nothing: the probes of every round would hide the other lines."""
 
 
 def serve(base_port: int) -> None:
-    """Serve the fleet and its control until SIGTERM."""
+    """Serve the fleet and its control server until SIGTERM."""
     proxies = {member.name: DemoProxy(member, base_port) for member in FLEET if member.port}
 
     class Control(_Handler):
-        """GET / says what runs; POST /<name>/stop and /<name>/start change it."""
+        """The control server. GET / lists the proxies; POST /<name>/stop and /<name>/start change one."""
 
         def do_GET(self) -> None:
             states = {name: proxy.running for name, proxy in proxies.items()}
-            self.answer(200, "application/json", json.dumps(states))
+            self.respond(200, "application/json", json.dumps(states))
 
         def do_POST(self) -> None:
             name, _, verb = self.path.strip("/").partition("/")
             if name not in proxies or verb not in ("start", "stop"):
-                self.answer(404, "text/plain", f"POST /<{'|'.join(proxies)}>/<start|stop>\n")
+                names = ", ".join(proxies)
+                self.respond(404, "text/plain", f"Unknown proxy or command. Valid proxies: {names}\n")
                 return
             getattr(proxies[name], verb)()
             state = "running" if proxies[name].running else "stopped"
             print(f"{name} is {state}", flush=True)
-            self.answer(200, "text/plain", f"{name} is {state}\n")
+            self.respond(200, "text/plain", f"{name} is {state}\n")
 
     for proxy in proxies.values():
         proxy.start()
@@ -186,8 +189,8 @@ def serve(base_port: int) -> None:
         proxy.stop()
 
 
-def order(base_port: int, verb: str, name: str) -> int:
-    """Have the running fleet stop or start one proxy; returns an exit code."""
+def send_command(base_port: int, verb: str, name: str) -> int:
+    """Stop or start one proxy of the running fleet. Return an exit code."""
     url = f"http://{HOST}:{base_port + CONTROL_PORT}/{name}/{verb}"
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=5) as response:
@@ -197,7 +200,7 @@ def order(base_port: int, verb: str, name: str) -> int:
         return 1
     except OSError as error:
         print(
-            f"The demo fleet does not answer at {url}: {error}. Is `make run` running, with the same PORT?",
+            f"The demo fleet does not respond at {url}: {error}. Start `make run`, or set the same PORT.",
             file=sys.stderr,
         )
         return 1
@@ -210,7 +213,7 @@ def main(arguments: list[str]) -> int:
             serve(int(port))
             return 0
         case ["start" | "stop" as verb, name] if (port := os.environ.get("PORT") or "8000").isdecimal():
-            return order(int(port), verb, name)
+            return send_command(int(port), verb, name)
     print("usage: [PORT=8000] python -m project.fleet serve PORT | start NAME | stop NAME", file=sys.stderr)
     return 2
 

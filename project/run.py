@@ -1,4 +1,4 @@
-"""``make run``: the whole thing on this machine, with a demo fleet, until Ctrl-C."""
+"""``make run``: run the project and a demo fleet on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import fcntl
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 import time
@@ -19,72 +18,65 @@ from pathlib import Path
 from honcho.environ import parse_procfile
 from honcho.manager import Manager
 
-from project.fleet import BUSY, FLEET, HOST, REDIS_PORT
+from project.fleet import FLEET, HOST, PORT_PURPOSES, REDIS_PORT
+from project.startup import BASE_DIR, VAR, CannotStart, read_port, require_free_port
 
-BASE_DIR = Path(__file__).resolve().parent.parent
-VAR = BASE_DIR / "var"
-
-# The demo is to be looked at: what changes shows soon.
+# Short intervals, so that the demo shows changes soon.
 DEMO_DEFAULTS = {"DEBUG": "1", "PROXYHEALTH_INTERVAL": "10", "PROXYHEALTH_TIMEOUT": "3"}
 
 USER = "demo"
 DEFAULT_PORT = 8000
 
 
-class CannotRun(Exception):
-    """Says in one line why not."""
-
-
 def main() -> int:
     os.chdir(BASE_DIR)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # into a file, too
-    # Until the parts are started there is nothing to clean up. An exception would not do: raised in a
-    # callback, while modules are imported, it is only reported, and everything starts all the same.
-    signal.signal(signal.SIGINT, _end_at_once)
-    # A terminal that is closed stops it as Ctrl-C does.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # also if stdout is a file
+    # Nothing to clean up until the processes start. KeyboardInterrupt is not reliable here: Python only
+    # reports it if it is raised in a callback during an import, and the start would continue.
+    signal.signal(signal.SIGINT, _exit_at_once)
+    # Closing the terminal stops everything, like Ctrl-C.
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        with _only_one():
+        with _lock_directory():
             return _run()
-    except CannotRun as error:
+    except CannotStart as error:
         print(f"make run: {error}", file=sys.stderr)
         return 1
 
 
-def _end_at_once(*_: object) -> None:
+def _exit_at_once(*_: object) -> None:
     os.write(sys.stdout.fileno(), b"make run: stopped\n")
     os._exit(0)
 
 
 @contextmanager
-def _only_one() -> Iterator[None]:
-    """Two of them would share a database, and set the URLs of the demo fleet to their own ports in turn."""
+def _lock_directory() -> Iterator[None]:
+    """Allow one ``make run`` per directory: two would overwrite each other's URLs in the shared database."""
     try:
         VAR.mkdir(exist_ok=True)
         lock = (VAR / "run.lock").open("w")
     except OSError as error:
-        raise CannotRun(f"cannot write to {VAR}: {error.strerror}") from error
+        raise CannotStart(f"cannot write to {VAR}: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CannotRun("it is running already, from this folder") from None
+            raise CannotStart("already running in this directory. Stop it with Ctrl-C first.") from None
         yield
 
 
 def _run() -> int:
-    # An empty variable is as good as none.
     embedded = not os.environ.get("REDIS_URL")
-    own_database = bool(os.environ.get("DATABASE_URL"))
-    port = _port()
+    external_database = bool(os.environ.get("DATABASE_URL"))
+    port = read_port("PORT", DEFAULT_PORT, highest=65_535 - REDIS_PORT)
     _require_free_ports(port, embedded)
     _set_environment(port, embedded)
     print("make run: preparing the database", flush=True)
-    password = _prepare_database(port, own_database)
+    password = _prepare_database(port, external_database)
     processes = ["fleet", "worker", "beat", "web"]
     if embedded:
         processes.insert(0, "redis")
-    print(f"make run: starting {', '.join(processes)}; Ctrl-C stops all of it", flush=True)
+    print(f"make run: starting {', '.join(processes)}. Press Ctrl-C to stop.", flush=True)
     threading.Thread(target=_announce, args=(port, embedded, password), daemon=True).start()
     manager = _Manager()
     commands = parse_procfile((BASE_DIR / "Procfile").read_text()).processes
@@ -94,12 +86,15 @@ def _run() -> int:
     if manager.returncode in (130, 143):  # SIGINT and SIGTERM
         print("make run: stopped")
         return 0
-    print(f"make run: a part ended by itself (exit code {manager.returncode}); see above", file=sys.stderr)
+    print(
+        f"make run: a process exited unexpectedly (exit code {manager.returncode}). See its output above.",
+        file=sys.stderr,
+    )
     return 1
 
 
 class _Manager(Manager):  # type: ignore[misc]
-    """honcho's, which fails and leaves its parts behind if it is stopped while it starts them."""
+    """A honcho manager that can be stopped while it starts processes. Honcho's own leaves them running."""
 
     _stop = False
 
@@ -108,34 +103,19 @@ class _Manager(Manager):  # type: ignore[misc]
         self._all_started()
 
     def _all_started(self) -> bool:
-        # The loop asks this at every turn.
+        # The loop calls this in every iteration.
         started: bool = super()._all_started()
         if started and self._stop:
             super().terminate()
         return started
 
 
-def _port() -> int:
-    text = os.environ.get("PORT") or str(DEFAULT_PORT)
-    if not text.isdecimal() or not 1 <= int(text) <= 65535 - REDIS_PORT:
-        raise CannotRun(f"PORT must be a number from 1 to {65535 - REDIS_PORT}, not {text!r}")
-    return int(text)
-
-
 def _require_free_ports(port: int, embedded: bool) -> None:
-    wanted = {0: "the web server", **BUSY}
+    purposes = {0: "the web server", **PORT_PURPOSES}
     if embedded:
-        wanted[REDIS_PORT] = "the embedded Redis"
-    for offset, what in wanted.items():
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind((HOST, port + offset))
-            except OSError as error:
-                raise CannotRun(
-                    f"port {port + offset}, for {what}, cannot be used ({error.strerror}); "
-                    f"choose others with PORT={port + 100} make run"
-                ) from None
+        purposes[REDIS_PORT] = "the embedded Redis"
+    for offset, purpose in purposes.items():
+        require_free_port(port + offset, purpose, f"PORT={port + 100} make run")
 
 
 def _set_environment(port: int, embedded: bool) -> None:
@@ -153,7 +133,7 @@ def _set_environment(port: int, embedded: bool) -> None:
 
 
 def _secret_key() -> str:
-    """A key of this checkout's own, so that a sign-in outlives a restart."""
+    """Return a key that is kept in var/, so that users stay signed in after a restart."""
     path = VAR / "secret_key"
     if not path.exists():
         path.touch(mode=0o600)
@@ -161,8 +141,8 @@ def _secret_key() -> str:
     return path.read_text()
 
 
-def _prepare_database(port: int, own_database: bool) -> str:
-    """Migrate, and make the demo's user and rows; returns the user's password, if it is known."""
+def _prepare_database(port: int, external_database: bool) -> str:
+    """Migrate, and create the demo's rows and user. Return the user's password, or "" if it is unknown."""
     import django
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import CommandError, call_command
@@ -172,11 +152,11 @@ def _prepare_database(port: int, own_database: bool) -> str:
         django.setup()
         call_command("migrate", verbosity=0)
         _prepare_fleet(port)
-        return _prepare_user(own_database)
+        return _prepare_user(external_database)
     except Error as error:
-        raise CannotRun(f"the database cannot be used: {_first_line(error)}") from error
+        raise CannotStart(f"cannot use the database: {_first_line(error)}") from error
     except (ImproperlyConfigured, CommandError, ValueError, KeyError) as error:
-        raise CannotRun(f"the environment cannot be used: {_first_line(error)}") from error
+        raise CannotStart(f"invalid environment: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -195,27 +175,27 @@ def _prepare_fleet(port: int) -> None:
             "url": member.url(port),
             "deleted": False,
         }
-        # update() and bulk_create() send no signals: there is nobody yet who would hear them.
+        # update() and bulk_create() send no signals: no worker runs yet that could check the proxies.
         if not WorkspaceProxy.objects.filter(name=member.name).update(**values):
             WorkspaceProxy.objects.bulk_create(
                 [WorkspaceProxy(name=member.name, version="v2.29.1", **values)]
             )
 
 
-def _prepare_user(own_database: bool) -> str:
+def _prepare_user(external_database: bool) -> str:
     from django.contrib.auth import get_user_model
 
     users = get_user_model().objects
-    # A password that everybody knows is for the demo's own database only.
-    password = secrets.token_urlsafe(12) if own_database else USER
+    # The well-known password is safe in the demo's own database only.
+    password = secrets.token_urlsafe(12) if external_database else USER
     if users.filter(username=USER).exists():
-        return "" if own_database else USER
+        return "" if external_database else USER
     users.create_superuser(USER, "", password)
     return password
 
 
 def _announce(port: int, embedded: bool, password: str) -> None:
-    """Say where everything is, once the web server answers."""
+    """Print the URLs and the credentials as soon as the web server responds."""
     home = f"http://{HOST}:{port}/"
     end = time.monotonic() + 60
     while time.monotonic() < end:
@@ -227,10 +207,14 @@ def _announce(port: int, embedded: bool, password: str) -> None:
         except OSError:
             time.sleep(0.2)
     else:
-        print(f"make run: the web server does not answer at {home}", file=sys.stderr)
+        print(f"make run: the web server does not respond at {home}", file=sys.stderr)
         return
     make = "make" if port == DEFAULT_PORT else f"PORT={port} make"
-    sign_in = f"{USER} / {password}" if password else f"{USER}, with the password it was made with"
+    sign_in = (
+        f"{USER} / {password}"
+        if password
+        else f"{USER}, with the password that was printed when the user was created"
+    )
     lines = [
         "",
         f"  home page     {home}",
@@ -242,7 +226,7 @@ def _announce(port: int, embedded: bool, password: str) -> None:
         f"  Redis         {os.environ['REDIS_URL']}{' (embedded)' if embedded else ''}",
         f"  rounds        every {os.environ['PROXYHEALTH_INTERVAL']} s",
         f"  demo fleet    {', '.join(f'{m.name} ({m.status})' for m in FLEET)}",
-        f"  play          {make} stop-proxy NAME=paris, {make} start-proxy NAME=paris",
+        f"  try it        {make} stop-proxy NAME=paris, {make} start-proxy NAME=paris",
         f"  Prometheus    {make} prometheus",
         "",
     ]

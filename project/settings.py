@@ -1,4 +1,4 @@
-"""A deployment of proxyhealth, configured by environment variables (see the README)."""
+"""Settings of the demo project. Environment variables configure it, see docs/project.md."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = environ.FileAwareEnv()
 
-# An empty variable is as good as none.
+# Treat an empty variable as unset.
 for _name in ("DATABASE_URL", "REDIS_URL", "SECRET_KEY"):
     if not os.environ.get(_name):
         os.environ.pop(_name, None)
@@ -22,7 +22,7 @@ DEBUG = env.bool("DEBUG", default=False)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 
-# `make run` starts an embedded server and sets this.
+# `make run` starts an embedded server and sets this variable.
 REDIS_URL = env.str("REDIS_URL", default="redis://127.0.0.1:6379/0")
 
 INSTALLED_APPS = [
@@ -69,13 +69,13 @@ TEMPLATES = [
 if env.str("DATABASE_URL", default="sqlite:").partition(":")[0] not in env.DB_SCHEMES:
     raise ImproperlyConfigured("DATABASE_URL must begin with a scheme like sqlite:// or postgres://")
 
-# The database, through the wrapper of django-prometheus that counts queries.
+# The database backends of django-prometheus count queries.
 DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
 _database = DATABASES["default"]
 _database["ENGINE"] = _database["ENGINE"].replace("django.db.backends.", "django_prometheus.db.backends.")
 if _database["ENGINE"].endswith(".sqlite3"):
-    # Web server, worker and beat write at once: readers must not block writers, and a
-    # transaction that is going to write has to say so at its beginning.
+    # The web server, the worker and beat write at the same time. WAL: readers do not block writers.
+    # IMMEDIATE: a transaction takes the write lock when it begins, where SQLite waits for it.
     _database.setdefault("OPTIONS", {}).update(
         transaction_mode="IMMEDIATE",
         timeout=10,
@@ -91,8 +91,8 @@ CACHES = {
         "OPTIONS": {"socket_timeout": 1, "socket_connect_timeout": 0.5},
     }
 }
-# Sessions are in the database, which is Django's default: with Redis down, the operator must still
-# get to the page that says so.
+# Sessions stay in the database, Django's default: if Redis is down, operators can still sign in and read
+# the health page.
 
 STATIC_URL = "static/"
 STATICFILES_DIRS = [BASE_DIR / "project" / "static"]
@@ -114,13 +114,13 @@ if _primary := env.str("PROXYHEALTH_PRIMARY_URL", default=""):
     }
 
 CELERY_BROKER_URL = REDIS_URL
-# Who waits for Redis waits until it is back, be it in the morning.
+# Retry the broker forever.
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
-# The shards of a large round hand in what they found here.
+# The shards of a large round return their results through the result backend.
 CELERY_RESULT_BACKEND = REDIS_URL
 CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)
-# A worker that is busy must not sit on what another one could begin.
+# A busy worker must not reserve tasks that another worker could run.
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_DISABLE_PREFETCH = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
@@ -132,7 +132,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
 ]
 
-# The project's own page, for every user; the admin has one for its staff.
+# The sign-in page of the project, for all users; the admin's page accepts staff only.
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "home"
 LOGOUT_REDIRECT_URL = "home"

@@ -1,7 +1,4 @@
-"""Every PromQL expression that the app ships: of its rules, and of its dashboard for Grafana.
-
-And the series that ``docs/metrics.md`` has.
-"""
+"""The PromQL expressions of the rules and of the dashboard, and the tables of docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -16,22 +13,23 @@ import yaml
 CONTRIB = Path(__file__).parents[2] / "proxyhealth" / "contrib"
 RULES = CONTRIB / "prometheus" / "rules.yml"
 DASHBOARD = CONTRIB / "grafana" / "dashboard.json"
-METRICS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+METRICS = (DOCS / "metrics.md").read_text()
 
-# What a histogram has besides its name.
+# The suffixes of the series of a histogram.
 PARTS = re.compile(r"_(bucket|sum|count)$")
 
-# What Grafana would put in; `$proxy` is within =~, so that every proxy may stand for the chosen one.
+# Values for Grafana's variables. The dashboard uses `$proxy` with =~, so ".*" selects all proxies.
 VARIABLES = {"job": "proxyhealth", "proxy": ".*", "__rate_interval": "5m"}
 
 
 def expressions(variables: Mapping[str, str] = VARIABLES) -> dict[str, str]:
-    """Where an expression stands -> the expression, with Grafana's variables replaced."""
-    found = {f"rules: {rule.get('alert') or rule['record']}": rule["expr"] for rule in rules()}
-    for name, expression in _of_dashboard(dashboard()):
-        assert name not in found, f"two of the name {name}"
-        found[name] = _fill_in(expression, variables)
-    return found
+    """Return all expressions by their place, with Grafana's variables replaced."""
+    by_place = {f"rules: {rule.get('alert') or rule['record']}": rule["expr"] for rule in rules()}
+    for place, expression in _of_dashboard(dashboard()):
+        assert place not in by_place, f"duplicate name: {place}"
+        by_place[place] = _fill_in(expression, variables)
+    return by_place
 
 
 def rules() -> list[dict[str, Any]]:
@@ -57,7 +55,7 @@ def _of_dashboard(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _of_variable(query: str) -> str:
-    """What Prometheus is asked for: functions of Grafana are around it."""
+    """Return the PromQL inside a function of Grafana."""
     match = re.fullmatch(r"(?:label_values\((.*), \w+|query_result\((.*))\)", query)
     assert match, query
     return match[1] or match[2]
@@ -70,14 +68,17 @@ def _fill_in(expression: str, variables: Mapping[str, str]) -> str:
 
 
 def table_of(heading: str) -> list[str]:
-    """The first words in code of the lines of the table below a heading of the document."""
+    """Return the first column of the table below a heading of docs/metrics.md."""
     section = METRICS.partition(f"# {heading}\n")[2].partition("\n#")[0]
     return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
 
 
-# What says nothing as long as all is well: alerts, and what tells of proxies that fail.
+ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+RECORDS = {rule["record"] for rule in rules() if "record" in rule}
+
+# The expressions without a result while all proxies are healthy: alerts, and lists of failing proxies.
 EMPTY_WHEN_HEALTHY = {
-    *(f"rules: {rule['alert']}" for rule in rules() if "alert" in rule),
+    *(f"rules: {name}" for name in ALERTS),
     "rules: job_proxy:proxyhealth_failing_since:timestamp_seconds",
     *(
         f"dashboard: {name}"

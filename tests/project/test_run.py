@@ -1,4 +1,4 @@
-"""``make run`` as a new user would run it."""
+"""``make run``, run as a new user would run it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from tests.support.machine import at_most
 from tests.support.ports import free_port
 from tests.support.proxies import WorkspaceProxyServer, wait_for
 
-INTERVAL = 10  # the demo's
+INTERVAL = 10  # s, the defaults of the demo
 TIMEOUT = 3
-LEEWAY = 15  # of a machine that is busy
+MARGIN = 15  # for a busy machine
 
 EXPECTED = {member.name: (member.status, member.reason) for member in FLEET}
 NUMBERS = {"unreachable": -2, "unhealthy": -1, "unregistered": 0, "ok": 1}
 
 
 def processes_in(folder):
-    """Ids and command lines of all processes that work in ``folder``."""
-    found = []
+    """Return the ids and command lines of all processes with a working directory in ``folder``."""
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if Path(process, "cwd").resolve().is_relative_to(folder):
                 command = Path(process, "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                found.append((int(process.name), command))
+                processes.append((int(process.name), command))
         except OSError:
             continue
-    return [(pid, command) for pid, command in found if command]
+    return [(pid, command) for pid, command in processes if command]
 
 
-def test_run__shows_the_fleet_as_it_was_built(demo):
+def test_run__shows_the_status_of_every_demo_proxy(demo):
     wait_for(lambda: demo.statuses() == EXPECTED, 30, "the statuses of the demo fleet")
     metrics = demo.metrics()
     ids = {
@@ -55,23 +55,23 @@ def test_run__shows_the_fleet_as_it_was_built(demo):
     assert "Stale." not in page
 
 
-def test_run__says_where_everything_is(demo):
+def test_run__prints_urls_and_credentials(demo):
     wait_for(lambda: "sign-in       demo / demo" in demo.log.read_text(), 10)
     log = demo.log.read_text()
     for text in (
-        "make run: starting redis, fleet, worker, beat, web; Ctrl-C stops all of it",
+        "make run: starting redis, fleet, worker, beat, web. Press Ctrl-C to stop.",
         f"home page     {demo.base}/",
         f"region picker {demo.base}/regions/",
         f"health page   {demo.base}/admin/proxyhealth/workspaceproxy/health/",
         f"metrics       {demo.base}/metrics",
-        f"play          PORT={demo.port} make stop-proxy NAME=paris, PORT={demo.port} make start-proxy ",
+        f"try it        PORT={demo.port} make stop-proxy NAME=paris, PORT={demo.port} make start-proxy ",
         f"Prometheus    PORT={demo.port} make prometheus",
     ):
         assert text in log
 
 
 @pytest.mark.parametrize("query", ["", "?1"])
-def test_run__the_fleet_answers_latency_checks_of_other_sites(demo, query):
+def test_fleet__latency_check_is_open_to_other_sites(demo, query):
     for member in FLEET:
         url = f"{member.url(demo.port)}/latency-check{query}"
         if member.behaviour == "refusing":
@@ -87,17 +87,17 @@ def test_run__the_fleet_answers_latency_checks_of_other_sites(demo, query):
             assert answer.elapsed.total_seconds() >= member.latency / 1000
 
 
-def test_run__a_stopped_proxy_is_unreachable_and_comes_back(demo):
+def test_stop_proxy__is_unreachable_until_started_again(demo):
     assert demo.make("stop-proxy", "paris").stdout == "paris is stopped\n"
     with pytest.raises(requests.ConnectionError):
         demo.session.get(f"http://127.0.0.1:{demo.port + 1}/latency-check", timeout=5)
     down = ("unreachable", "connect")
-    wait_for(lambda: demo.statuses()["paris"] == down, INTERVAL + TIMEOUT + LEEWAY, "paris is down")
+    wait_for(lambda: demo.statuses()["paris"] == down, INTERVAL + TIMEOUT + MARGIN, "paris is down")
     assert demo.make("start-proxy", "paris").stdout == "paris is running\n"
-    wait_for(lambda: demo.statuses()["paris"] == ("ok", ""), INTERVAL + TIMEOUT + LEEWAY, "paris is up")
+    wait_for(lambda: demo.statuses()["paris"] == ("ok", ""), INTERVAL + TIMEOUT + MARGIN, "paris is up")
 
 
-def test_stop_proxy__with_another_port_than_the_demo_says_so(demo):
+def test_stop_proxy__wrong_port(demo):
     done = subprocess.run(
         ["make", "stop-proxy", "NAME=paris"],
         cwd=demo.folder,
@@ -108,19 +108,19 @@ def test_stop_proxy__with_another_port_than_the_demo_says_so(demo):
         check=False,
     )
     assert done.returncode != 0
-    assert "Is `make run` running, with the same PORT?" in done.stderr
+    assert "Start `make run`, or set the same PORT." in done.stderr
 
 
-def test_run__an_unknown_demo_proxy_is_said_to_be_unknown(demo):
+def test_stop_proxy__unknown_name(demo):
     done = demo.make("stop-proxy", "atlantis")
     assert done.returncode != 0
-    assert "POST /<paris|" in done.stderr
+    assert "Unknown proxy or command. Valid proxies: paris, " in done.stderr
 
 
-def test_run__saving_and_deleting_show_long_before_the_next_round(demo):
-    added = "/admin/proxyhealth/workspaceproxy/add/"
+def test_run__save_and_delete_show_before_the_next_round(demo):
+    add = "/admin/proxyhealth/workspaceproxy/add/"
     with WorkspaceProxyServer(report={"warnings": ["hello"]}) as server:
-        demo.post(added, name="lima", url=server.url)
+        demo.post(add, name="lima", url=server.url)
         wait_for(lambda: demo.statuses().get("lima") == ("ok", ""), 4, "the new proxy is ok")
         assert "hello" in demo.health_page()
     region = demo.session.get(f"{demo.base}/api/v2/workspaceproxies/lima", timeout=5).json()
@@ -131,27 +131,27 @@ def test_run__saving_and_deleting_show_long_before_the_next_round(demo):
     demo.post(f"{change}/delete/", post="yes")
     assert "lima" not in demo.statuses()
     assert "lima" not in demo.health_page()
-    wait_for(lambda: region["id"] not in demo.metrics(), 4, "its series are gone")
+    wait_for(lambda: region["id"] not in demo.metrics(), 4, "the series of the deleted proxy are gone")
 
 
-def test_run__the_log_follows_rounds_and_changes(demo):
-    known = "name=cape-town from=none to=unreachable reason=timeout"
-    wait_for(lambda: known in demo.log.read_text() and "round end token=" in demo.log.read_text(), 20)
+def test_run__logs_rounds_and_status_changes(demo):
+    change = "name=cape-town from=none to=unreachable reason=timeout"
+    wait_for(lambda: change in demo.log.read_text() and "round end token=" in demo.log.read_text(), 20)
     log = demo.log.read_text()
     assert "round start token=" in log
     assert "Traceback" not in log
 
 
-def test_run__a_port_that_is_taken_is_one_clear_line(demo, tmp_path):
+def test_run__port_in_use(demo, tmp_path):
     copy_checkout(tmp_path)
-    assert run_in_vain(tmp_path, PORT=demo.port) == (
-        f"make run: port {demo.port}, for the web server, cannot be used (Address already in use); "
-        f"choose others with PORT={demo.port + 100} make run\n"
+    assert error_of_run(tmp_path, PORT=demo.port) == (
+        f"make run: port {demo.port} for the web server is not available (Address already in use). "
+        f"Use another port: PORT={demo.port + 100} make run\n"
     )
 
 
-def run_in_vain(folder, **values):
-    """What `make run` says when it cannot."""
+def error_of_run(folder, **values):
+    """Return the error message of a ``make run`` that cannot start."""
     done = subprocess.run(
         [".venv/bin/python", "-m", "project.run"],
         cwd=folder,
@@ -166,41 +166,41 @@ def run_in_vain(folder, **values):
 
 
 @pytest.mark.parametrize("port", ["http", "0", "65535"])
-def test_run__a_port_that_is_none_is_one_clear_line(tmp_path, port):
+def test_run__invalid_port(tmp_path, port):
     copy_checkout(tmp_path)
-    said = run_in_vain(tmp_path, PORT=port)
-    assert said == f"make run: PORT must be a number from 1 to 65526, not {port!r}\n"
+    message = error_of_run(tmp_path, PORT=port)
+    assert message == f"make run: PORT must be a number from 1 to 65526, not {port!r}\n"
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        ({"PROXYHEALTH_INTERVAL": "soon"}, "the environment cannot be used: "),
-        ({"DATABASE_URL": "nonsense"}, "the environment cannot be used: "),
-        ({"DATABASE_URL": "sqlite:////no/such/folder/x"}, "the database cannot be used: unable to open"),
+        ({"PROXYHEALTH_INTERVAL": "soon"}, "invalid environment: "),
+        ({"DATABASE_URL": "nonsense"}, "invalid environment: "),
+        ({"DATABASE_URL": "sqlite:////no/such/folder/x"}, "cannot use the database: unable to open"),
     ],
     ids=str,
 )
-def test_run__an_environment_that_cannot_be_used_is_one_clear_line(tmp_path, values, said):
+def test_run__invalid_environment(tmp_path, values, message):
     copy_checkout(tmp_path)
-    line = run_in_vain(tmp_path, PORT=free_ports(), **values)
-    assert line.startswith(f"make run: {said}")
+    line = error_of_run(tmp_path, PORT=free_ports(), **values)
+    assert line.startswith(f"make run: {message}")
     assert line.count("\n") == 1
 
 
-def test_run__nowhere_to_write_is_one_clear_line(tmp_path):
+def test_run__directory_not_writable(tmp_path):
     copy_checkout(tmp_path)
     (tmp_path / "var").write_text("in the way")
-    assert run_in_vain(tmp_path) == f"make run: cannot write to {tmp_path / 'var'}: File exists\n"
+    assert error_of_run(tmp_path) == f"make run: cannot write to {tmp_path / 'var'}: File exists\n"
 
 
-def test_run__a_second_one_from_the_same_folder_is_one_clear_line(demo):
-    said = run_in_vain(demo.folder, PORT=free_ports())
-    assert said == "make run: it is running already, from this folder\n"
+def test_run__second_one_in_the_same_directory(demo):
+    message = error_of_run(demo.folder, PORT=free_ports())
+    assert message == "make run: already running in this directory. Stop it with Ctrl-C first.\n"
 
 
-def test_run__a_redis_and_a_database_of_ones_own(tmp_path, valkey):
-    """Nothing embedded then; and no user with a password that everybody knows."""
+def test_run__external_redis_and_database(tmp_path, valkey):
+    """An external database never gets a user with the well-known password."""
     copy_checkout(tmp_path)
     port = free_ports()
     log = (tmp_path / "run.log").open("w+b")
@@ -219,34 +219,34 @@ def test_run__a_redis_and_a_database_of_ones_own(tmp_path, valkey):
             os.killpg(process.pid, signal.SIGINT)
             process.wait(20)
     text = (tmp_path / "run.log").read_text()
-    assert "starting fleet, worker, beat, web;" in text
+    assert "starting fleet, worker, beat, web." in text
     assert "(embedded)" not in text
     assert "demo / demo" not in text
     assert (tmp_path / "own.sqlite3").exists()
     assert not (tmp_path / "db.sqlite3").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM], ids=lambda how: how.name)
-def test_run__leaves_no_process_behind(tmp_path, how):
-    """Ctrl-C, a terminal that is closed, and a supervisor that ends it."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM], ids=lambda sig: sig.name)
+def test_run__signal_ends_all_processes(tmp_path, signum):
+    """The signals of Ctrl-C, of a closed terminal, and of a supervisor."""
     demo = start_demo(tmp_path)
     try:
         assert len(processes_in(demo.folder)) >= 6
-        if how is signal.SIGTERM:
+        if signum is signal.SIGTERM:
             commands = processes_in(demo.folder)
-            os.kill(min(pid for pid, command in commands if "-m project.run" in command), how)
+            os.kill(min(pid for pid, command in commands if "-m project.run" in command), signum)
         else:
-            os.killpg(demo.process.pid, how)
+            os.killpg(demo.process.pid, signum)
         demo.process.wait(20)
         wait_for(lambda: processes_in(demo.folder) == [], 10)
     finally:
         demo.close()
-    if how is not signal.SIGHUP:  # which ends make itself before it could say anything
+    if signum is not signal.SIGHUP:  # SIGHUP ends make before it can print the last line
         assert demo.log.read_text().rstrip().endswith("make run: stopped")
 
 
-@pytest.mark.parametrize("moment", ["preparing the database", "Ctrl-C stops all of it", " started (pid="])
-def test_run__ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path, moment):
+@pytest.mark.parametrize("moment", ["preparing the database", "Press Ctrl-C to stop", " started (pid="])
+def test_run__ctrl_c_during_start_ends_all_processes(tmp_path, moment):
     copy_checkout(tmp_path)
     log = tmp_path / "run.log"
     with log.open("wb") as output:
@@ -272,8 +272,8 @@ def test_run__ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path, moment):
     assert processes_in(tmp_path) == []
 
 
-def test_run__with_redis_gone_the_pages_answer_and_say_so(tmp_path, valkey):
-    """An operator who signs in when Redis is down must get to the page that says so."""
+def test_run__pages_work_while_redis_is_down(tmp_path, valkey):
+    """Operators can sign in and read the health page, which reports the problem."""
     copy_checkout(tmp_path)
     with ValkeyServer(port=free_port()) as own:
         demo = Demo(tmp_path, free_ports(), REDIS_URL=f"redis://127.0.0.1:{own.port}/0")
@@ -285,7 +285,7 @@ def test_run__with_redis_gone_the_pages_answer_and_say_so(tmp_path, valkey):
             demo.session.cookies.clear()
             demo.sign_in()
             wait_for(lambda: "The cache cannot be read" in demo.health_page(), 20)
-            assert demo.statuses() == EXPECTED, "the last that was read is still served"
+            assert demo.statuses() == EXPECTED, "the last snapshot is still served"
             assert "The cache cannot be read" in demo.session.get(demo.base, timeout=5).text
             assert "proxyhealth_snapshot_up 0.0" in demo.metrics()
             with at_most(5):
