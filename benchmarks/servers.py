@@ -1,4 +1,4 @@
-"""Targets for benchmarks: processes of their own, so that their CPU is not the client's."""
+"""Servers to probe. They run in separate processes, so that their CPU time does not count for the client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def response(body: bytes) -> bytes:
 RESPONSE = response(BODY)
 
 
-def _answer(listener: socket.socket, context: ssl.SSLContext | None) -> None:
+def _respond(listener: socket.socket, context: ssl.SSLContext | None) -> None:
     while True:
         connection, _ = listener.accept()
         try:
@@ -37,7 +37,7 @@ def _answer(listener: socket.socket, context: ssl.SSLContext | None) -> None:
                 peer.recv(4096)
                 peer.sendall(RESPONSE)
         except OSError:
-            continue  # a client that hung up
+            continue  # the client has closed the connection
 
 
 def _serve(listener: socket.socket, certificate: str) -> None:
@@ -46,14 +46,14 @@ def _serve(listener: socket.socket, certificate: str) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
     for _ in range(THREADS):
-        threading.Thread(target=_answer, args=(listener, context)).start()
+        threading.Thread(target=_respond, args=(listener, context)).start()
 
 
 @contextmanager
 def target(certificate: str = "") -> Iterator[int]:
-    """A server that answers every request with a healthy report; yields its port on 127.0.0.1.
+    """Run a server that responds to every request with a healthy report. Yield its port on 127.0.0.1.
 
-    ``certificate`` is the path of a PEM file with a chain and its key, for HTTPS.
+    ``certificate`` is the path of a PEM file with a certificate chain and its key, for HTTPS.
     """
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         process = multiprocessing.get_context("fork").Process(target=_serve, args=(listener, certificate))
@@ -65,24 +65,24 @@ def target(certificate: str = "") -> Iterator[int]:
             process.join()
 
 
-# A fleet: one server that is many hosts, each an address of its own in 127.0.0.0/8.
-
 _FIRST = int(IPv4Address("127.1.0.0"))
 SILENT_EVERY = 20
 
 
 def is_silent(index: int) -> bool:
-    """5 % never answer, spread evenly among the others."""
+    """Return True for 5 % of the hosts, evenly distributed: they never respond."""
     return index % SILENT_EVERY == SILENT_EVERY // 2
 
 
 class Fleet(NamedTuple):
+    """One server process with many hosts: each host is an address in 127.0.0.0/8."""
+
     port: int
     pid: int
-    lag: Any  # how many seconds later than it should the server answered, at the most
+    lag: Any  # shared double: the maximum delay of a response in seconds, beyond the intended delay
 
     def take_lag(self) -> float:
-        """The most since it was asked for last."""
+        """Return the maximum lag in seconds since the last call."""
         with self.lag.get_lock():
             lag, self.lag.value = self.lag.value, 0.0
         return float(lag)
@@ -96,9 +96,12 @@ class Fleet(NamedTuple):
 
 @contextmanager
 def fleet(delay: float = 0.0, *, silent: bool = False, body: bytes = BODY) -> Iterator[Fleet]:
-    """Hosts that answer with ``body`` after ``delay`` seconds, or never: they accept, and say nothing."""
+    """Run a fleet that responds with ``body`` after ``delay`` seconds.
+
+    With ``silent``, 5 % of its hosts accept connections and send nothing.
+    """
     with socket.socket() as listener:
-        with suppress(OSError):  # older kernels want a right for it
+        with suppress(OSError):  # older kernels require a capability for this option
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
         listener.bind(("0.0.0.0", 0))
         listener.listen(4096)
@@ -113,14 +116,14 @@ def fleet(delay: float = 0.0, *, silent: bool = False, body: bytes = BODY) -> It
             process.join()
 
 
-def _serve_fleet(listener: socket.socket, delay: float, silent: bool, answer: bytes, lag: Any) -> None:
-    # Bare epoll in one thread: what serves must cost much less than what probes.
+def _serve_fleet(listener: socket.socket, delay: float, silent: bool, payload: bytes, lag: Any) -> None:
+    # One thread with epoll: the server must use much less CPU than the prober.
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     listener.setblocking(False)
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
-    due: deque[tuple[float, socket.socket]] = deque()  # the delay is one, so the first is the next
+    due: deque[tuple[float, socket.socket]] = deque()  # in order: the delay is constant
     ignored: dict[int, socket.socket] = {}
     while True:
         for fd, _ in epoll.poll(max(0.0, due[0][0] - time.monotonic()) if due else None):
@@ -128,7 +131,7 @@ def _serve_fleet(listener: socket.socket, delay: float, silent: bool, answer: by
                 with suppress(OSError):
                     if ignored[fd].recv(4096):
                         continue
-                ignored.pop(fd).close()  # the client has hung up
+                ignored.pop(fd).close()  # the client has closed the connection
                 continue
             with suppress(BlockingIOError):
                 while True:
@@ -145,8 +148,8 @@ def _serve_fleet(listener: socket.socket, delay: float, silent: bool, answer: by
                 lag.value = time.monotonic() - when
             try:
                 peer.recv(4096)
-                peer.sendall(answer)
-            except BlockingIOError:  # its request is still to come
+                peer.sendall(payload)
+            except BlockingIOError:  # the request has not arrived yet
                 due.append((time.monotonic() + delay, peer))
                 continue
             except OSError:
