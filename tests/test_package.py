@@ -1,4 +1,4 @@
-"""The wheel, in a fresh virtual environment and a fresh project made after the README's own words."""
+"""The wheel, installed in a new virtual environment and a new project, as the README describes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def blocks(language, text=README):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The built wheel. It is made from a copy: a build leaves things behind in its source."""
+    """Build the wheel from a copy of the source: a build may leave files there."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
         shutil.copy2(ROOT / name, source)
@@ -60,11 +60,11 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def host(wheel, valkey, tmp_path_factory):
-    """A fresh project with the app installed, as the README says; returns its folder."""
+    """Create a new project with the app, as the README describes. Return its directory."""
     folder = tmp_path_factory.mktemp("host")
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
-    # The constraints make the test repeatable; the ranges are the wheel's own.
+    # The wheel requires version ranges; the constraints make the test repeatable.
     constraints = folder / "constraints.txt"
     pins = (ROOT / "requirements.txt").read_text().replace("celery[redis]", "celery")
     constraints.write_text(pins)
@@ -82,7 +82,7 @@ def host(wheel, valkey, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def deployment(host, valkey):
-    """The project's worker and beat, by the README's commands, and its web server."""
+    """Run the project's worker and beat with the README's commands, and its web server."""
     port = free_ports()
     environ = {
         **{name: value for name, value in os.environ.items() if name in ("HOME", "LANG")},
@@ -107,22 +107,23 @@ def deployment(host, valkey):
             process.wait(20)
 
 
-def test_wheel__has_all_that_the_app_needs_and_nothing_else(wheel):
+def test_wheel__contains_exactly_the_files_of_the_app(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    ours = {
+    files = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "proxyhealth").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {name for name in names if ".dist-info/" not in name} == ours
+    assert {name for name in names if ".dist-info/" not in name} == files
     assert {"proxyhealth/py.typed", "proxyhealth/static/proxyhealth/health.js"} <= names
 
 
-def test_wheel__depends_on_ranges_without_the_project_s_own_needs(wheel):
+def test_wheel__requires_version_ranges_for_the_app_only(wheel):
     archive = zipfile.ZipFile(wheel)
-    (metadata,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
-    needs = re.findall(r"^Requires-Dist: ([a-z0-9-]+)(.*)$", archive.read(metadata).decode(), re.MULTILINE)
-    assert {name for name, _ in needs} == {
+    (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+    metadata = archive.read(name).decode()
+    requirements = re.findall(r"^Requires-Dist: ([a-z0-9-]+)(.*)$", metadata, re.MULTILINE)
+    assert {name for name, _ in requirements} == {
         "celery",
         "certifi",
         "django",
@@ -132,8 +133,8 @@ def test_wheel__depends_on_ranges_without_the_project_s_own_needs(wheel):
         "redis",
         "requests",
     }
-    assert not any("==" in version for _, version in needs)
-    assert ("celery", "[redis]<6,>=5.5") in needs
+    assert not any("==" in version for _, version in requirements)
+    assert ("celery", "[redis]<6,>=5.5") in requirements
 
 
 def test_fresh_project__admin_json_and_metrics_work(deployment):
@@ -147,13 +148,13 @@ def test_fresh_project__admin_json_and_metrics_work(deployment):
         )
         id = run("python", "manage.py", "shell", "-v0", "-c", code, cwd=host, **environ).strip()
 
-        def answers():
+        def responds():
             try:
                 return web.get(f"{base}/admin/login/", timeout=20).ok
             except (requests.ConnectionError, requests.Timeout):
                 return False
 
-        wait_for(answers, 60, "the web server of the fresh project")
+        wait_for(responds, 60, "the web server responds")
         form = {"username": "root", "password": "root", "csrfmiddlewaretoken": web.cookies["csrftoken"]}
         web.post(f"{base}/admin/login/?next=/admin/", form, timeout=20).raise_for_status()
 
@@ -161,7 +162,7 @@ def test_fresh_project__admin_json_and_metrics_work(deployment):
             return web.get(f"{base}/api/v2/workspaceproxies", timeout=20).json()
 
         wait_for(lambda: proxies()["regions"][0]["healthy"], 30, "the proxy is ok")
-        wait_for(lambda: not proxies()["snapshot"]["stale"], 30, "the first round has ended")
+        wait_for(lambda: not proxies()["snapshot"]["stale"], 30, "the first round ends")
         page = web.get(f"{base}/admin/proxyhealth/workspaceproxy/health/", timeout=20)
         assert page.ok
         assert "hello from afar" in page.text
@@ -182,13 +183,13 @@ def test_readme__python_samples_run(deployment):
         run("python", "manage.py", "shell", "-v0", "-c", sample, cwd=host, **environ)
 
 
-def test_readme__commands_are_those_of_the_makefile():
+def test_readme__make_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z0-9-]+(?: [a-z0-9-]+)*):", makefile, re.MULTILINE))
     targets = {target for line in targets for target in line.split()}
-    named = set(re.findall(r"(?:`|\$ |PORT=\d+ )make ([a-z0-9-]+)", README))
-    assert {"run", "test", "start-proxy", "stop-proxy"} <= named
-    assert named <= targets
+    commands = set(re.findall(r"(?:`|\$ |PORT=\d+ )make ([a-z0-9-]+)", README))
+    assert {"run", "test", "start-proxy", "stop-proxy"} <= commands
+    assert commands <= targets
 
 
 def test_readme__names_every_setting_status_reason_and_check():
