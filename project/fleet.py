@@ -80,7 +80,7 @@ RESPONSES: dict[str, Callable[[], tuple[int, str, str]]] = {
     "warnings": lambda: _report(warnings=["The version of this proxy is older than the control plane's."]),
     "errors": lambda: _report(
         errors=["The control plane cannot be reached from here: connection timed out."],
-        warnings=["The certificate of the wildcard host name ends in 9 days."],
+        warnings=["The certificate of the wildcard host name expires in 9 days."],
     ),
     "error_500": lambda: (500, "text/plain", "internal server error\n"),
     "web_page": lambda: (200, "text/html; charset=utf-8", "<!doctype html><h1>Welcome to nginx!</h1>"),
