@@ -8,30 +8,29 @@ from proxyhealth.statuses import Reason, Status
 
 
 class StoreError(Exception):
-    """A failure of the cache; the message says why it cannot be used."""
+    """A failure of the cache. The message says why the cache cannot be used."""
 
 
 class Superseded(StoreError):
-    """A commit that came too late: another round took the lease over, or a later one was committed."""
+    """A commit that came too late: another round took over the lease, or a later round was committed."""
 
 
 class OutdatedRound(Exception):
-    """A round that is older than the one in the document."""
+    """A round that is older than the committed one."""
 
 
 class RoundFailed(Exception):
-    """A round, or the check of a few proxies, that failed. The snapshot is as it was."""
+    """A failed round or check. The snapshot did not change."""
 
 
 class ProberOffline(RoundFailed):
-    """A round in which proxies seem dead, but no canary answers: this machine is cut off."""
+    """A round with unreachable proxies and canaries: this machine has no network."""
 
 
 class BadReport(Exception):
     """A response body that is not a health report.
 
-    ``reason`` is ``not_json`` or ``bad_report``. ``beginning`` holds the first characters of a body that is
-    not JSON.
+    ``reason`` is ``not_json`` or ``bad_report``. ``beginning`` has the first characters if it is not JSON.
     """
 
     def __init__(self, reason: Reason, message: str, beginning: str = "") -> None:
@@ -41,7 +40,7 @@ class BadReport(Exception):
 
 
 class ProbeFailed(Exception):
-    """The end of a probe that got no report. The message is for the operator."""
+    """The end of a probe that got no report. The message is for operators."""
 
     def __init__(self, status: Status, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -50,11 +49,11 @@ class ProbeFailed(Exception):
 
 
 class AddressBlocked(Exception):
-    """A host whose addresses are all refused by the address policy."""
+    """A host of which the address policy refuses all addresses."""
 
 
 class TooManyBytes(http.client.HTTPException):
-    """More bytes from a peer than headers, or a report, can need."""
+    """More bytes from a peer than the headers or body of a report may have."""
 
 
 class APIError(Exception):

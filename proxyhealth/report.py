@@ -1,4 +1,4 @@
-"""What is known of proxies, as frozen values. Pure Python: no Django, no I/O."""
+"""The health report of a proxy: parsing it, and making its texts safe."""
 
 from __future__ import annotations
 
@@ -16,54 +16,32 @@ MAX_ITEM_LENGTH = 1_000
 MAX_BRACKETS = 4_096
 
 _WHITE_SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
-# C0 and C1 controls, the marks that turn text around, and lone surrogates, which UTF-8 cannot carry.
+# C0 and C1 controls, marks that reverse text, and lone surrogates, which UTF-8 cannot encode.
 _UNWANTED = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """What a proxy says of itself: at most 50 items a list, 1,000 characters an item, no controls."""
+    """The errors and warnings of a proxy, at most 50 of each, of 1,000 characters, without controls."""
 
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @classmethod
     def sanitized(cls, errors: Sequence[str] = (), warnings: Sequence[str] = ()) -> Self:
-        """A report of texts from anywhere, made safe to keep and to show; what is cut is marked."""
+        """Return a report of untrusted texts, made safe to store and to show. A cut is marked."""
         return cls(_clean_items(errors), _clean_items(warnings))
 
     @classmethod
     def parse(cls, body: bytes, warnings: Sequence[str] = ()) -> Self:
-        """The report in the body of a response, behind ``warnings`` of ours.
-
-        Raises :class:`BadReport` if there is none.
-        """
+        """Return the report in ``body``, with our own ``warnings`` first. Raise :class:`BadReport`."""
         beginning = body.strip()[:60].decode(errors="replace")
         try:
             text = body.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise BadReport(Reason.NOT_JSON, "the body is not UTF-8", beginning) from None
-        del body  # while the text is taken apart, there is no room for it
-        if not text.strip():
-            raise BadReport(Reason.NOT_JSON, "the body is empty")
-        if text.count("[") + text.count("{") > MAX_BRACKETS:
-            # Depth, and empty lists, cost much more memory than they take room.
-            raise BadReport(Reason.BAD_REPORT, "the JSON is nested too deeply, or has too many parts")
-        try:
-            # Numbers have no place in a report; converting one of a million digits would only cost.
-            document = json.loads(
-                text,
-                object_pairs_hook=_Object,
-                parse_int=_ignore,
-                parse_float=_ignore,
-                parse_constant=_refuse_constant,
-            )
-        except RecursionError:
-            raise BadReport(
-                Reason.BAD_REPORT, "the JSON is nested too deeply, or has too many parts"
-            ) from None
-        except ValueError as error:
-            raise BadReport(Reason.NOT_JSON, f"the body is not JSON ({error})", beginning) from None
+        del body  # parsing the text needs the memory
+        document = _parse_json(text, beginning)
         if not isinstance(document, _Object):
             raise BadReport(Reason.BAD_REPORT, "the JSON is not an object")
         own = document.texts("warnings")
@@ -72,29 +50,48 @@ class HealthReport:
 
 EMPTY_REPORT = HealthReport()
 
+_TOO_COMPLEX = "the JSON is nested too deeply, or has too many parts"
+
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object as its pairs, so that no repeated key is lost."""
+    """A JSON object as a list of pairs, so that no repeated key is lost."""
 
     __slots__ = ()
 
     def texts(self, key: str) -> list[str]:
-        found: list[str] = []
+        """Return the strings of all lists under ``key``, in any case: a second key must not hide errors."""
+        texts: list[str] = []
         for name, value in self:
             if name.lower() != key or value is None:
                 continue
-            if (
-                isinstance(value, _Object)
-                or not isinstance(value, list)
-                or not all(isinstance(item, str) for item in value)
-            ):
+            if type(value) is not list or not all(isinstance(item, str) for item in value):
                 raise BadReport(Reason.BAD_REPORT, f'"{key}" is not a list of strings')
-            # Two lists under one key are both heard: no error may hide behind a second key.
-            found = [*found, *value] if found else value
-        return found
+            texts = [*texts, *value] if texts else value
+        return texts
 
 
-def _ignore(digits: str) -> float:
+def _parse_json(text: str, beginning: str) -> Any:
+    if not text.strip():
+        raise BadReport(Reason.NOT_JSON, "the body is empty")
+    if text.count("[") + text.count("{") > MAX_BRACKETS:
+        # Nesting and empty lists need much more memory parsed than as text.
+        raise BadReport(Reason.BAD_REPORT, _TOO_COMPLEX)
+    try:
+        # A report has no numbers. Converting one of a million digits would waste time.
+        return json.loads(
+            text,
+            object_pairs_hook=_Object,
+            parse_int=_ignore_number,
+            parse_float=_ignore_number,
+            parse_constant=_refuse_constant,
+        )
+    except RecursionError:
+        raise BadReport(Reason.BAD_REPORT, _TOO_COMPLEX) from None
+    except ValueError as error:
+        raise BadReport(Reason.NOT_JSON, f"the body is not JSON ({error})", beginning) from None
+
+
+def _ignore_number(digits: str) -> float:
     return 0.0
 
 
@@ -111,12 +108,12 @@ def _clean_items(items: Sequence[str]) -> tuple[str, ...]:
 
 def _clean_item(item: str) -> str:
     text = clean(item)
-    return "(empty)" if text.isspace() or not text else text  # a blank line explains nothing
+    return text if text.strip() else "(empty)"  # a blank line would explain nothing
 
 
 def clean(text: str, length: int = MAX_ITEM_LENGTH) -> str:
-    """``text`` on one line, without control characters, ``length`` characters at most; a cut ends in …."""
-    cut = text[: 8 * length]  # a megabyte of controls is not worth a look
+    """Return ``text`` on one line without control characters, cut to ``length`` characters with a final …."""
+    cut = text[: 8 * length]  # limits the work for a megabyte of controls
     result = _UNWANTED.sub("", _WHITE_SPACE.sub(" ", cut))
     if len(result) > length or len(cut) < len(text):
         result = result[: length - 1] + "…"

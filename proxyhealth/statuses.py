@@ -1,4 +1,4 @@
-"""What is known of proxies, as frozen values. Pure Python: no Django, no I/O."""
+"""The statuses of a proxy, and the reasons for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Status(enum.StrEnum):
-    """The judgement on a proxy. ``number`` is its value in metrics."""
+    """The health status of a proxy. ``number`` is its value in metrics."""
 
     OK = "ok"
     UNHEALTHY = "unhealthy"
@@ -29,7 +29,7 @@ _NUMBERS = {
 
 
 class Reason(enum.StrEnum):
-    """Why a proxy is not ``ok``; ``NONE``, the empty string, where the status says it all."""
+    """The cause of a status other than ``ok``; ``NONE``, the empty string, if the status needs none."""
 
     NONE = ""
     INVALID_URL = "invalid_url"

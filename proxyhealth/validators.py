@@ -1,4 +1,4 @@
-"""What makes the name and the URL of a proxy usable. Both the model and the probe ask here."""
+"""Validators of a proxy's fields, and the parser of proxy URLs that the probe uses, too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.core.exceptions import ValidationError
 
 RESERVED_NAMES = frozenset({"primary"})
 
-# What can stand for a long time is not looked into: some of it takes time by the square of the length.
+# Parsing some longer URLs would take quadratic time.
 MAX_URL_LENGTH = 2_000
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -24,11 +24,10 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class ProxyURL(NamedTuple):
-    """A proxy's URL, taken apart.
+    """The parts of a proxy's URL.
 
-    ``host`` is what a name look-up takes: lower case, punycode, an IPv6 address without
-    its brackets. ``netloc`` is ``host[:port]`` as it stands in a URL, its port only where
-    the URL names one. ``path`` is empty or begins with a slash.
+    ``host`` is ready for name resolution: lower case, punycode, IPv6 without brackets. ``netloc`` is
+    ``host[:port]``, with the port only if the URL has one. ``path`` is empty or begins with a slash.
     """
 
     scheme: str
@@ -44,10 +43,9 @@ class ProxyURL(NamedTuple):
 
 
 def parse_proxy_url(url: str) -> ProxyURL:
-    """Take ``url`` apart; raises ``ValueError``, saying what is wrong, if no request can go there.
+    """Return the parts of ``url``. Raise ``ValueError`` with the fault if no request can be sent to it.
 
-    A path is let through here, because a request can be sent to it; what may be stored
-    for a proxy is narrower, see :func:`validate_proxy_url`.
+    It accepts paths, for redirects; :func:`validate_proxy_url` does not.
     """
     if len(url) > MAX_URL_LENGTH:
         raise ValueError(f"it is longer than {MAX_URL_LENGTH:,} characters")
@@ -57,7 +55,7 @@ def parse_proxy_url(url: str) -> ProxyURL:
     if parts.scheme not in _DEFAULT_PORTS:
         raise ValueError("it must begin with http:// or https://")
     if "@" in parts.netloc:
-        # The value is not repeated: what stands before the @ may be a password.
+        # No message repeats the URL: the part before the @ may be a password.
         raise ValueError("it must not contain a user name or a password")
     if "?" in url or "#" in url:
         raise ValueError("it must not contain a query (?) or a fragment (#)")
@@ -79,7 +77,7 @@ def parse_proxy_url(url: str) -> ProxyURL:
 
 
 def split_url(url: str, base: str = "") -> SplitResult:
-    """``url``, as found in ``base``, split; raises ``ValueError``, without repeating a password in it."""
+    """Split ``url``, relative to ``base``. Raise ``ValueError`` without repeating a password in it."""
     try:
         return urlsplit(urljoin(base, url))
     except ValueError:
@@ -89,8 +87,8 @@ def split_url(url: str, base: str = "") -> SplitResult:
 def _ascii_host(host: str, *, bracketed: bool) -> str:
     if bracketed:
         try:
-            if "%" not in host:  # a zone means something on one machine only
-                # Not str(): how that writes a mapped IPv4 address depends on Python's version.
+            if "%" not in host:  # a zone ID has a meaning only on one machine
+                # Not str(): its form of a mapped IPv4 address depends on the Python version.
                 return socket.inet_ntop(socket.AF_INET6, ipaddress.IPv6Address(host).packed)
         except ValueError:
             pass
@@ -103,7 +101,7 @@ def _ascii_host(host: str, *, bracketed: bool) -> str:
     host = host.lower()
     labels = host.removesuffix(".").split(".")
     if _NUMBER.fullmatch(labels[-1]):
-        # A look-up would read "0177.0.0.1" and "2130706433" as addresses; nobody means that.
+        # The resolver would accept "0177.0.0.1" and "2130706433" as addresses.
         try:
             return str(ipaddress.IPv4Address(host))
         except ValueError:
@@ -118,7 +116,7 @@ def _short(text: str) -> str:
 
 
 def validate_proxy_url(value: str) -> None:
-    """Validator of ``WorkspaceProxy.url``: what can be requested, and has no path of its own."""
+    """Validate ``WorkspaceProxy.url``: a URL that can be requested, without a path."""
     try:
         url = parse_proxy_url(value)
         if url.path not in ("", "/"):
@@ -130,7 +128,7 @@ def validate_proxy_url(value: str) -> None:
 
 
 def validate_icon(value: str) -> None:
-    """Validator of ``WorkspaceProxy.icon``: it ends up in pages, so it is no ``javascript:``."""
+    """Validate ``WorkspaceProxy.icon``: pages contain it, so it must not be a ``javascript:`` URL."""
     if not re.fullmatch(r"(https?:/)?/[^\s\\\"'<>]*", value):
         raise ValidationError(
             "An icon is a path that begins with / or a URL that begins with http:// or https://.",
@@ -139,7 +137,7 @@ def validate_icon(value: str) -> None:
 
 
 def validate_wildcard_hostname(value: str) -> None:
-    """Validator of ``WorkspaceProxy.wildcard_hostname``: a host name with one ``*`` in its first label."""
+    """Validate ``WorkspaceProxy.wildcard_hostname``: a host name with one ``*`` in its first label."""
     label, _, rest = value.lower().partition(".")
     try:
         if label.count("*") != 1 or not rest:
@@ -155,7 +153,7 @@ def validate_wildcard_hostname(value: str) -> None:
 
 
 def validate_proxy_name(value: str) -> None:
-    """Validator of ``WorkspaceProxy.name``: ``primary`` is the control plane itself."""
+    """Validate ``WorkspaceProxy.name``: ``primary`` is the control plane itself."""
     if value.casefold() in RESERVED_NAMES:
         raise ValidationError(
             "The name “%(name)s” is reserved for the control plane itself.",

@@ -1,4 +1,4 @@
-"""The addresses of a host: looked up anew, held to the address policy, and those with a route."""
+"""The addresses of a host: name resolution, address policy and routes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from proxyhealth.conf import Network
 from proxyhealth.probing.deadline import Deadline
+from proxyhealth.utils import PerProcess
 
-# Look-ups under way in this process: a resolver that hangs must not use up all threads.
+# Simultaneous name resolutions in one process: a resolver that hangs must not use up all threads.
 MAX_LOOK_UPS = 1_024
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -23,7 +24,7 @@ _LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 
 
 class AddressPolicy(NamedTuple):
-    """Which addresses may be connected to."""
+    """The networks that probes may connect to, and those that they may not."""
 
     deny: tuple[Network, ...] = ()
     allow: tuple[Network, ...] = ()
@@ -31,7 +32,7 @@ class AddressPolicy(NamedTuple):
     def permits(self, address: IPAddress) -> bool:
         forms = [address]
         if isinstance(address, ipaddress.IPv6Address):
-            # An IPv4 address in IPv6 clothes reaches the same machine.
+            # An IPv4 address inside an IPv6 address reaches the same machine.
             embedded = address.ipv4_mapped or address.sixtofour
             if address in _NAT64:
                 embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
@@ -51,71 +52,72 @@ class Address(NamedTuple):
 
 
 def routable(addresses: list[Address]) -> list[Address]:
-    """Those to which there is a route, if there are any: the others would only take their time.
+    """Return the addresses that have a route, or all of them if none has.
 
-    A host with IPv4 alone gets to know the IPv6 addresses of a name, too.
+    A host without IPv6 still resolves the IPv6 addresses of a name; trying them would take time.
     """
     if len(addresses) == 1:
         return addresses
-    found = []
+    with_route = []
     for address in addresses:
         with suppress(OSError), socket.socket(address.family, socket.SOCK_DGRAM) as sock:
-            sock.connect(address.sockaddr)  # sends nothing
-            found.append(address)
-    return found or addresses
+            sock.connect(address.sockaddr)  # UDP: sends nothing
+            with_route.append(address)
+    return with_route or addresses
 
 
-_parse_ip = lru_cache(maxsize=16_384)(ipaddress.ip_address)  # the same ones, round after round
+_parse_ip = lru_cache(maxsize=16_384)(ipaddress.ip_address)  # the same addresses in each round
 
 
 def address_ip(address: Address) -> IPAddress:
     return _parse_ip(address.sockaddr[0])
 
 
-_look_ups = threading.BoundedSemaphore(MAX_LOOK_UPS)
-
-
 def look_up(host: str, port: int, deadline: Deadline) -> list[Address]:
-    """The addresses of ``host``, looked up anew; raises ``TimeoutError`` or ``socket.gaierror``.
-
-    The resolver of the C library cannot be interrupted, so it gets a thread that nobody waits
-    for longer than the deadline. A literal address needs neither.
-    """
+    """Resolve ``host``, without a cache. Raise ``TimeoutError`` or ``socket.gaierror``."""
     if ":" in host:
         return [Address(socket.AF_INET6, (host, port, 0, 0))]
     if host.rpartition(".")[2].isdecimal():  # no name ends in a number
         return [Address(socket.AF_INET, (host, port))]
-
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def resolve() -> None:
-        try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:
-            answers.put(error)
-        finally:
-            _look_ups.release()
-
-    if not _look_ups.acquire(timeout=deadline.remaining()):
-        raise TimeoutError
-    try:
-        threading.Thread(target=resolve, name=f"look-up {host}", daemon=True).start()
-    except RuntimeError:
-        _look_ups.release()
-        raise
-    try:
-        answer = answers.get(timeout=deadline.remaining())
-    except queue.Empty:
-        raise TimeoutError from None
-    if isinstance(answer, Exception):
-        # The resolver takes a process without descriptors for a name that there is not; this does not.
-        socket.socket().close()
-        raise answer
     addresses = dict.fromkeys(
         Address(family, sockaddr)
-        for family, _type, _protocol, _name, sockaddr in answer
+        for family, _type, _protocol, _name, sockaddr in _resolve(host, port, deadline)
         if family in (socket.AF_INET, socket.AF_INET6)
     )
     if not addresses:
         raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
     return list(addresses)
+
+
+_free_look_ups = PerProcess(lambda: threading.BoundedSemaphore(MAX_LOOK_UPS))
+
+
+def _resolve(host: str, port: int, deadline: Deadline) -> Any:
+    """Call ``socket.getaddrinfo`` in a thread: nothing can interrupt it, but the caller can stop waiting."""
+    free = _free_look_ups.value
+    if not free.acquire(timeout=deadline.remaining()):
+        raise TimeoutError
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            results.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            results.put(error)
+        finally:
+            free.release()
+
+    try:
+        threading.Thread(target=work, name=f"look-up {host}", daemon=True).start()
+    except RuntimeError:
+        free.release()
+        raise
+    try:
+        result = results.get(timeout=deadline.remaining())
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(result, Exception):
+        # Without free file descriptors, the resolver reports an unknown name. This reports the real error.
+        socket.socket().close()
+        raise result
+    return result

@@ -1,17 +1,18 @@
-"""One deadline for all that a probe does, and a thread that ends what cannot look at the time."""
+"""The deadline of a probe, and a watchdog that enforces it on calls that cannot time out."""
 
 from __future__ import annotations
 
 import heapq
-import os
 import socket
 import threading
 import time
 from contextlib import suppress
 
+from proxyhealth.utils import PerProcess
+
 
 class Deadline:
-    """The end of a probe; ``phase`` says what the time is being spent on."""
+    """The end of a probe; ``phase`` names its current step, for messages."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -19,28 +20,27 @@ class Deadline:
         self.end = time.monotonic() + seconds
 
     def remaining(self) -> float:
-        """Seconds left; raises ``TimeoutError`` when there are none."""
+        """Return the seconds that remain. Raise ``TimeoutError`` if there are none."""
         seconds = self.end - time.monotonic()
         if seconds <= 0:
             raise TimeoutError
         return seconds
 
 
-class Cut:
-    """A connection that is cut at the end of its deadline, unless that is cancelled before."""
+class WatchedSocket:
+    """A socket that the watchdog shuts down at ``end``, unless it is canceled before."""
 
     def __init__(self, sock: socket.socket, end: float) -> None:
         self.end = end
         self._sock: socket.socket | None = sock
 
-    def __lt__(self, other: Cut) -> bool:
+    def __lt__(self, other: WatchedSocket) -> bool:
         return self.end < other.end
 
     def abort(self) -> None:
         if (sock := self._sock) is not None:
-            with suppress(OSError):  # it is closed already
-                # The method of the parent: that of a TLS socket also lets go of what another
-                # thread is using.
+            with suppress(OSError):  # already closed
+                # Not SSLSocket.shutdown(), which drops the TLS session that another thread is using.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def cancel(self) -> None:
@@ -48,40 +48,32 @@ class Cut:
 
 
 class Watchdog:
-    """One thread for all the connections that may have to be cut."""
+    """One thread that shuts down all watched sockets whose time is over."""
 
     def __init__(self) -> None:
-        self._cuts: list[Cut] = []
+        self._sockets: list[WatchedSocket] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def watch(self, sock: socket.socket, deadline: Deadline) -> Cut:
-        cut = Cut(sock, deadline.end)
+    def watch(self, sock: socket.socket, deadline: Deadline) -> WatchedSocket:
+        watched = WatchedSocket(sock, deadline.end)
         with self._changed:
-            heapq.heappush(self._cuts, cut)
+            heapq.heappush(self._sockets, watched)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="probe watchdog", daemon=True)
                 self._thread.start()
-            elif self._cuts[0] is cut:
+            elif self._sockets[0] is watched:
                 self._changed.notify()
-        return cut
+        return watched
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._cuts or self._cuts[0].end > time.monotonic():
-                    left = max(0.0, self._cuts[0].end - time.monotonic()) if self._cuts else None
+                while not self._sockets or self._sockets[0].end > time.monotonic():
+                    left = max(0.0, self._sockets[0].end - time.monotonic()) if self._sockets else None
                     self._changed.wait(left)
-                cut = heapq.heappop(self._cuts)
-            cut.abort()
+                watched = heapq.heappop(self._sockets)
+            watched.abort()
 
 
-watchdog = Watchdog()
-
-
-def _after_fork() -> None:
-    global watchdog
-    watchdog = Watchdog()  # the thread stayed in the parent
-
-
-os.register_at_fork(after_in_child=_after_fork)
+watchdog = PerProcess(Watchdog)

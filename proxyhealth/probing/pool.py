@@ -1,4 +1,4 @@
-"""Many proxies at once: which, in which order, how many together, and until when."""
+"""Probes of many proxies at once: their order, threads, batches and time limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from uuid import UUID
 
@@ -18,191 +19,200 @@ from proxyhealth.probing.probe import is_reachable, probe
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
+from proxyhealth.utils import PerProcess
 from proxyhealth.validators import parse_proxy_url
 
-# Who waits for probes looks up so often (seconds) whether the round is still wanted.
-_STOP_POLL = 0.5
-
-# With so many threads it pays to let them switch less often.
-_SWITCH_THRESHOLD = 64
+_STOP_POLL = 0.5  # seconds between two checks of the stop event
+_SWITCH_THRESHOLD = 64  # with more threads, fewer switches between them save time
 
 
 def time_limit(count: int) -> float:
-    """Seconds within which ``count`` proxies are probed, whatever they do."""
-    # Each turn of CONCURRENCY probes takes TIMEOUT at the most; one turn more is for a machine
-    # that is busy with something else.
+    """Return the seconds within which ``count`` proxies are probed, whatever they do."""
+    # CONCURRENCY probes take at most TIMEOUT. One more turn allows for a busy machine.
     turns = math.ceil(count / conf.CONCURRENCY) + 1
     return turns * conf.TIMEOUT + 1
 
 
-def slow_first(proxies: Iterable[Proxy], known: Mapping[UUID, ProxyStatus]) -> list[Proxy]:
-    """``proxies``, those first that took long last time: what waits for them overlaps all the others."""
-    return sorted(proxies, key=lambda proxy: expected_seconds(known.get(proxy.id), proxy), reverse=True)
+def slow_first(proxies: Iterable[Proxy], previous: Mapping[UUID, ProxyStatus]) -> list[Proxy]:
+    """Return ``proxies``, those with the slowest previous probes first.
+
+    The fast probes then run while the slow ones wait.
+    """
+    return sorted(proxies, key=lambda proxy: expected_seconds(previous.get(proxy.id), proxy), reverse=True)
 
 
 def expected_seconds(status: ProxyStatus | None, proxy: Proxy) -> float:
-    """How many seconds a probe of ``proxy`` will probably take."""
+    """Return how many seconds a probe of ``proxy`` will probably take, given its previous status."""
     if not proxy.url:
         return 0.0
     if status is None or status.proxy.url != proxy.url:
-        return 0.001  # nobody knows; most proxies answer
+        return 0.001  # unknown; most proxies respond fast
     if status.reason is Reason.TIMEOUT:
         return conf.TIMEOUT
     if status.latency is None:
-        return conf.TIMEOUT / 10  # refused, or no such name: sometimes at once, sometimes not
+        return conf.TIMEOUT / 10  # refused, or an unknown name: fast or slow
     return min(status.latency, conf.TIMEOUT)
 
 
 def probe_all(
     proxies: Sequence[Proxy],
     checked_at: datetime,
-    known: Mapping[UUID, ProxyStatus] | None = None,
+    previous: Mapping[UUID, ProxyStatus] | None = None,
     stop: threading.Event | None = None,
 ) -> list[ProxyStatus]:
-    """A status for every one of ``proxies``, in their order; ``known`` is what is known of them so far.
+    """Probe ``proxies`` and return their statuses in the same order; ``previous`` are those before.
 
-    Raises ``ProberOffline`` if some are unreachable, and no canary answers. Raises ``RoundFailed`` if not a
-    single thread can be started; and when ``stop`` is set, after which no other probe begins.
+    Raise ``ProberOffline`` if some are unreachable and no canary answers. Raise ``RoundFailed`` if no thread
+    can be started or ``stop`` is set; no probe begins after that.
     """
-    (batch,) = probe_batches(slow_first(proxies, known or {}), checked_at, lull=math.inf, stop=stop)
+    (batch,) = probe_batches(slow_first(proxies, previous or {}), checked_at, math.inf, stop)
     require_online(batch)
-    found = {status.proxy.id: status for status in batch}
-    return [found[proxy.id] for proxy in proxies]
+    statuses = {status.proxy.id: status for status in batch}
+    return [statuses[proxy.id] for proxy in proxies]
 
 
 def probe_batches(
-    proxies: Sequence[Proxy], checked_at: datetime, lull: float, stop: threading.Event | None = None
+    proxies: Sequence[Proxy], checked_at: datetime, batch_idle: float, stop: threading.Event | None = None
 ) -> Iterator[list[ProxyStatus]]:
-    """A status for every one of ``proxies``, in batches as they come: at least one.
+    """Probe ``proxies`` in their order and yield the statuses in batches, at least one.
 
-    A batch ends when nothing more comes for ``lull`` seconds, of which each batch has twice as many.
-    ``CONCURRENCY`` probes run at once, each in a thread, and begin in the order of ``proxies``. After
-    :func:`time_limit` what has not answered is ``unreachable`` (``timeout``), and its thread is left to
-    itself. Raises ``RoundFailed`` if not a single thread can be started, or when ``stop`` is set.
+    A batch ends when no probe ends for ``batch_idle`` seconds; each batch doubles this time. A proxy without
+    a result after :func:`time_limit` is ``unreachable`` (``timeout``). Raise as :func:`probe_all`.
     """
-    todo: queue.SimpleQueue[Proxy] = queue.SimpleQueue()
-    done: queue.SimpleQueue[ProxyStatus] = queue.SimpleQueue()
-    over = threading.Event()
+    end = time.monotonic() + time_limit(len(proxies))
+    missing = {proxy.id: proxy for proxy in proxies}
+    batch: list[ProxyStatus] = []
+    batch_end = end
+    with _probing(proxies, checked_at) as statuses:
+        while missing:
+            if status := _next_status(statuses, batch_end, stop):
+                del missing[status.proxy.id]
+                batch.append(status)
+                batch_end = min(end, time.monotonic() + batch_idle)
+            elif time.monotonic() >= end:
+                break
+            else:
+                yield batch
+                batch, batch_end, batch_idle = [], end, 2 * batch_idle
+    yield batch + [_timed_out(proxy, checked_at) for proxy in missing.values()]
+
+
+@contextmanager
+def _probing(proxies: Sequence[Proxy], checked_at: datetime) -> Iterator[queue.SimpleQueue[ProxyStatus]]:
+    """Probe in up to ``CONCURRENCY`` threads while the block runs, and yield the queue of results."""
+    waiting: queue.SimpleQueue[Proxy] = queue.SimpleQueue()
+    statuses: queue.SimpleQueue[ProxyStatus] = queue.SimpleQueue()
+    stopped = threading.Event()
     for proxy in proxies:
-        todo.put(proxy)
+        waiting.put(proxy)
 
     def work() -> None:
-        while not over.is_set():
+        while not stopped.is_set():
             try:
-                proxy = todo.get_nowait()
+                proxy = waiting.get_nowait()
             except queue.Empty:
                 return
-            done.put(probe(proxy, checked_at))
+            statuses.put(probe(proxy, checked_at))
 
-    end = time.monotonic() + time_limit(len(proxies))
-    waiting = {proxy.id: proxy for proxy in proxies}
-    batch: list[ProxyStatus] = []
-    heard = 0.0
-    threads = min(conf.CONCURRENCY, len(proxies))
-    crowded = threads > _SWITCH_THRESHOLD
-    if crowded:
-        _switching.fewer()
-    try:
-        _start_threads(work, threads)
-        while waiting:
-            if stop and stop.is_set():
-                raise RoundFailed("another round has begun while this one ran")
-            quiet_until = heard + lull if batch else math.inf
-            try:
-                pause = min(end, quiet_until) - time.monotonic()
-                status = done.get(timeout=max(0.0, min(pause, _STOP_POLL)))
-            except queue.Empty:
-                if time.monotonic() >= end:
-                    break
-                if time.monotonic() >= quiet_until:
-                    yield batch
-                    batch, lull = [], 2 * lull
-                continue
-            heard = time.monotonic()
-            del waiting[status.proxy.id]
-            batch.append(status)
-    finally:
-        over.set()
-        if crowded:
-            _switching.usual()
-    yield batch + [_unanswered(proxy, checked_at) for proxy in waiting.values()]
-
-
-class _Switching:
-    """How often the interpreter has a thread hand over to another one, which is the whole process's.
-
-    Every thread that waits for its turn asks for it so often, and hundreds that do leave little time for
-    the work. A probe hands over by itself, whenever it waits for its proxy.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._usual = 0.0
-
-    def fewer(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._usual = sys.getswitchinterval()
-                sys.setswitchinterval(max(self._usual, 0.05))
-
-    def usual(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                sys.setswitchinterval(self._usual)
-
-
-_switching = _Switching()
-
-
-def _start_threads(work: Callable[[], None], count: int) -> None:
-    for started in range(count):
+    count = min(conf.CONCURRENCY, len(proxies))
+    with fewer_thread_switches() if count > _SWITCH_THRESHOLD else nullcontext():
         try:
-            # Daemons, so that a process can end although a probe of it does not.
-            threading.Thread(target=work, name="probe", daemon=True).start()
-        except RuntimeError as error:
-            if not started:
-                raise RoundFailed(f"no thread can be started: {error}") from error
-            return
+            for number in range(count):
+                try:
+                    # Daemons, so that the process can end while a probe hangs.
+                    threading.Thread(target=work, name="probe", daemon=True).start()
+                except RuntimeError as error:
+                    if number == 0:
+                        raise RoundFailed(f"no thread can be started: {error}") from error
+                    break
+            yield statuses
+        finally:
+            stopped.set()
 
 
-def require_online(statuses: Iterable[ProxyStatus]) -> None:
-    """Raises ``ProberOffline`` if one of ``statuses`` is unreachable, and no canary answers.
-
-    The canaries are asked after the proxies, because it is then that there is something to doubt.
-    """
-    urls = conf.CANARY_URLS
-    if not urls or all(status.status is not Status.UNREACHABLE for status in statuses):
-        return
-    heard: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    for url in urls:
-        threading.Thread(
-            target=lambda url=url: heard.put(is_reachable(url)), name="canary", daemon=True
-        ).start()
-    end = time.monotonic() + conf.TIMEOUT + 1
-    try:
-        if any(heard.get(timeout=max(0.0, end - time.monotonic())) for _ in urls):
-            return
-    except queue.Empty:  # a look-up that hangs is no answer
-        pass
-    raise ProberOffline(
-        f"Prober offline: proxies seem dead, but none of CANARY_URLS answers the worker on "
-        f"{socket.gethostname()} either."
-    )
+def _next_status(
+    statuses: queue.SimpleQueue[ProxyStatus], end: float, stop: threading.Event | None
+) -> ProxyStatus | None:
+    """Return the next status, or None if none comes before ``end``."""
+    while not (stop and stop.is_set()):
+        try:
+            return statuses.get(timeout=max(0.0, min(end - time.monotonic(), _STOP_POLL)))
+        except queue.Empty:
+            if time.monotonic() >= end:
+                return None
+    raise RoundFailed("another round has begun while this one ran")
 
 
-def _unanswered(proxy: Proxy, checked_at: datetime) -> ProxyStatus:
+def _timed_out(proxy: Proxy, checked_at: datetime) -> ProxyStatus:
     try:
         host = parse_proxy_url(proxy.url).netloc
     except ValueError:
         host = ""
-    return ProxyStatus(
-        proxy,
-        host,
-        status=Status.UNREACHABLE,
-        reason=Reason.TIMEOUT,
-        report=HealthReport.sanitized(["request to proxy failed: no judgement before the end of the round"]),
-        checked_at=checked_at,
+    report = HealthReport.sanitized(["request to proxy failed: no result before the end of the round"])
+    return ProxyStatus(proxy, host, Status.UNREACHABLE, Reason.TIMEOUT, report, checked_at)
+
+
+class _SwitchInterval:
+    """The interpreter's switch interval: its usual value, and the blocks that lengthen it."""
+
+    usual = 0.0  # not 0 during such a block; of the class, so that a child forked meanwhile restores it
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.blocks = 0
+        self.restore()
+
+    def restore(self) -> None:
+        if _SwitchInterval.usual:
+            sys.setswitchinterval(_SwitchInterval.usual)
+            _SwitchInterval.usual = 0.0
+
+
+_switch_interval = PerProcess(_SwitchInterval)
+
+
+@contextmanager
+def fewer_thread_switches() -> Iterator[None]:
+    """Make the interpreter switch threads less often while the block runs.
+
+    Each waiting thread requests a switch once per interval, and hundreds of them leave little time for the
+    work. A probe gives way by itself whenever it waits for its proxy.
+    """
+    state = _switch_interval.value
+    with state.lock:
+        state.blocks += 1
+        if state.blocks == 1:
+            _SwitchInterval.usual = sys.getswitchinterval()
+            sys.setswitchinterval(max(_SwitchInterval.usual, 0.05))
+    try:
+        yield
+    finally:
+        with state.lock:
+            state.blocks -= 1
+            if state.blocks == 0:
+                state.restore()
+
+
+def require_online(statuses: Iterable[ProxyStatus]) -> None:
+    """Raise ``ProberOffline`` if one of ``statuses`` is unreachable and no canary answers.
+
+    The canaries are requested after the proxies: a network that fails meanwhile is noticed.
+    """
+    urls = conf.CANARY_URLS
+    if not urls or all(status.status is not Status.UNREACHABLE for status in statuses):
+        return
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    for url in urls:
+        threading.Thread(
+            target=lambda url=url: answers.put(is_reachable(url)), name="canary", daemon=True
+        ).start()
+    end = time.monotonic() + conf.TIMEOUT + 1
+    try:
+        if any(answers.get(timeout=max(0.0, end - time.monotonic())) for _ in urls):
+            return
+    except queue.Empty:  # a name resolution that hangs is no answer
+        pass
+    raise ProberOffline(
+        f"Prober offline: proxies seem dead, but none of CANARY_URLS answers the worker on "
+        f"{socket.gethostname()} either."
     )

@@ -1,4 +1,4 @@
-"""The probe: one GET of one proxy's health report, judged into one status."""
+"""The probe: it requests the health report of one proxy and turns the result into a status."""
 
 from __future__ import annotations
 
@@ -36,8 +36,13 @@ REPORT_PATH = "/healthz-report"
 MAX_REPORT_BYTES = 64 * 1024
 MAX_REDIRECTS = 10
 
-_READ_SIZE = 8 * 1024  # a body in tiny chunks is gathered in pieces of this size
+_READ_SIZE = 8 * 1024  # http.client collects tiny chunks up to this size
 _TOO_LARGE = f"more than {MAX_REPORT_BYTES // 1024} KiB"
+_WINDOW_BITS = {
+    "gzip": (zlib.MAX_WBITS | 16,),
+    "x-gzip": (zlib.MAX_WBITS | 16,),
+    "deflate": (zlib.MAX_WBITS, -zlib.MAX_WBITS),  # some servers omit the zlib header
+}
 
 _HEADERS = CaseInsensitiveDict(
     {
@@ -48,13 +53,12 @@ _HEADERS = CaseInsensitiveDict(
     }
 )
 
-
 _BAD_URL = "failed to parse proxy url: "
 _NOT_ALLOWED = "address not allowed: "
 _NO_RESPONSE = "request to proxy failed: "
 _NO_REPORT = "failed to decode health report: "
 
-# What may go wrong before the headers of a response are complete; the first that fits counts.
+# Errors before the headers of a response are complete. The first match counts.
 _REQUEST_ERRORS: tuple[tuple[type[Exception], Status, Reason, str], ...] = (
     (AddressBlocked, Status.UNHEALTHY, Reason.BLOCKED, _NOT_ALLOWED),
     (socket.gaierror, Status.UNREACHABLE, Reason.DNS, _NO_RESPONSE),
@@ -64,77 +68,78 @@ _REQUEST_ERRORS: tuple[tuple[type[Exception], Status, Reason, str], ...] = (
     (http.client.HTTPException, Status.UNREACHABLE, Reason.PROTOCOL, _NO_RESPONSE),
 )
 
-# Errors of connecting that tell of this machine, and nothing of the proxy.
+# Errors of this machine, not of the proxy.
 _OUR_OWN_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
-    """Ask ``proxy`` for its report and judge the answer, within ``TIMEOUT`` seconds.
+    """Request the report of ``proxy`` and return its status, within ``TIMEOUT`` seconds.
 
-    Raises nothing: whatever a proxy does is a status, and so is a bug of ours (``internal``,
-    logged with its traceback). ``checked_at`` is taken over into the status; default is now.
+    Raise nothing: a bug of ours is a status, too (``internal``), and its traceback is logged. ``checked_at``
+    goes into the status; the default is now.
     """
     checked_at = checked_at or datetime.now(UTC)
     if not proxy.url:
         return ProxyStatus(proxy, "", Status.UNREGISTERED, checked_at=checked_at)
     begin = time.monotonic()
-    visit = _Fetch()
+    fetch = _Fetch()
     status, reason = Status.OK, Reason.NONE
     try:
-        report = visit.fetch_report(proxy.url)
+        report = fetch.fetch_report(proxy.url)
         if report.errors:
             status, reason = Status.UNHEALTHY, Reason.REPORT_ERRORS
-    except ProbeFailed as judged:
-        status, reason = judged.status, judged.reason
-        report = HealthReport.sanitized([str(judged)], visit.warnings)
+    except ProbeFailed as error:
+        status, reason = error.status, error.reason
+        report = HealthReport.sanitized([str(error)], fetch.warnings)
     except Exception:
         logger.exception("probe failed proxy=%s name=%s", proxy.id, proxy.name)
         status, reason = Status.UNHEALTHY, Reason.INTERNAL
         message = "proxyhealth failed to probe this proxy; the worker's log says why"
-        report = HealthReport.sanitized([message], visit.warnings)
+        report = HealthReport.sanitized([message], fetch.warnings)
     return ProxyStatus(
         proxy=proxy,
-        proxy_host=visit.proxy_host,
+        proxy_host=fetch.proxy_host,
         status=status,
         reason=reason,
         report=report,
         checked_at=checked_at,
-        latency=time.monotonic() - begin if visit.answered else None,
-        tls_expires_at=visit.tls_expires_at,
+        latency=time.monotonic() - begin if fetch.responded else None,
+        tls_expires_at=fetch.tls_expires_at,
     )
 
 
 def is_reachable(url: str) -> bool:
-    """Whether a server answers at ``url`` within ``TIMEOUT`` seconds; anything that is HTTP will do.
+    """Return whether ``url`` answers with any HTTP within ``TIMEOUT`` seconds. Raise nothing.
 
-    The URL is the operator's own, so the address policy does not apply. Raises nothing.
+    The operator chose the URL, so the address policy does not apply.
     """
-    visit = _Fetch()
-    visit.deadline = Deadline(conf.TIMEOUT)
-    visit.policy = AddressPolicy()
+    fetch = _Fetch()
+    fetch.deadline = Deadline(conf.TIMEOUT)
+    fetch.policy = AddressPolicy()
+    shown = url.partition("?")[0]  # a query may contain a token
     try:
-        with visit.get(parse_proxy_url(url.partition("?")[0]), requests.utils.requote_uri(url)):
+        with fetch.get(parse_proxy_url(shown), requests.utils.requote_uri(url)):
             return True
-    except ProbeFailed as judged:
-        logger.warning("canary silent url=%s error=%s", url.partition("?")[0], judged)
+    except ProbeFailed as error:
+        logger.warning("canary silent url=%s error=%s", shown, error)
     except Exception:
-        logger.exception("canary failed url=%s", url.partition("?")[0])
+        logger.exception("canary failed url=%s", shown)
     return False
 
 
 class _Fetch:
-    """One probe under way, over all its redirects."""
+    """The requests of one probe: the first one and those that follow redirects."""
 
     def __init__(self) -> None:
         self.proxy_host = ""
-        self.answered = False  # by the one that was asked last
-        self.tls_expires_at: datetime | None = None  # the end of the certificate that ends first
+        self.responded = False
+        self.tls_expires_at: datetime | None = None  # of the certificate that expires first
         self._redirect = ""
         self._expiry = ""
 
     @property
     def warnings(self) -> list[str]:
-        """What we have to say, besides what the proxy says."""
+        """Our own warnings, in addition to those of the proxy."""
         return [text for text in (self._redirect, self._expiry) if text]
 
     def fetch_report(self, proxy_url: str) -> HealthReport:
@@ -147,11 +152,11 @@ class _Fetch:
         self.proxy_host = url.netloc
         for _ in range(MAX_REDIRECTS + 1):
             with self.get(url, target) as response:
-                self.answered = True
+                self.responded = True
                 location = response.headers["location"].strip() if response.is_redirect else ""
                 if not location:
                     return _read_report(response, self.deadline, self.warnings)
-                self.answered = False  # a redirect is no answer yet
+                self.responded = False  # a redirect does not count
                 url, target = self._follow(target, location)
         raise ProbeFailed(
             Status.UNREACHABLE, Reason.PROTOCOL, f"{_NO_RESPONSE}more than {MAX_REDIRECTS} redirects"
@@ -161,7 +166,7 @@ class _Fetch:
         try:
             if len(location) > MAX_URL_LENGTH:
                 raise ValueError(f"it is longer than {MAX_URL_LENGTH:,} characters")
-            # Headers come as Latin-1; what servers send in them is UTF-8.
+            # http.client decodes headers as Latin-1, but servers send UTF-8.
             location = location.encode("latin-1", "replace").decode("utf-8", "replace")
             parts = split_url(location, base=target)
             url = parse_proxy_url(f"{parts.scheme}://{parts.netloc}")
@@ -171,9 +176,9 @@ class _Fetch:
                 Reason.PROTOCOL,
                 f"{_NO_RESPONSE}redirected to a URL that cannot be used: {error}",
             ) from None
-        # Shown without its query, which may hold a token.
-        led_to = clean(f"{url.base}{parts.path}", 200)
-        self._redirect = f"redirected to {led_to}; set the proxy's URL to where its users are to go"
+        # The warning omits the query, which may contain a token.
+        shown = clean(f"{url.base}{parts.path}", 200)
+        self._redirect = f"redirected to {shown}; change the proxy's URL, its users may not be redirected"
         query = f"?{parts.query}" if parts.query else ""
         return url, requests.utils.requote_uri(f"{url.base}{parts.path}{query}")
 
@@ -187,7 +192,7 @@ class _Fetch:
             try:
                 response = _FreshConnectionAdapter(connection).send(_request(target))
             except Exception as error:
-                raise self._judge(error) from error
+                raise self._classify(error) from error
             finally:
                 if connection.tls_expires_at:
                     self._note_expiry(connection.tls_expires_at)
@@ -200,9 +205,9 @@ class _Fetch:
             left = moment - datetime.now(UTC)
             if left < timedelta(days=conf.TLS_EXPIRY_WARNING):
                 when = f"{moment:%Y-%m-%d %H:%M} UTC, in {left.days} {'day' if left.days == 1 else 'days'}"
-                self._expiry = f"the TLS certificate ends on {when}; renew it"
+                self._expiry = f"the TLS certificate expires on {when}; renew it"
 
-    def _judge(self, error: Exception) -> Exception:
+    def _classify(self, error: Exception) -> Exception:
         if isinstance(error, OSError) and error.errno in _OUR_OWN_ERRNOS:
             return error
         for kind, status, reason, prefix in _REQUEST_ERRORS:
@@ -211,14 +216,14 @@ class _Fetch:
         return error
 
 
-@lru_cache(maxsize=16_384)  # the same URLs, round after round; never one that a peer has chosen
+@lru_cache(maxsize=16_384)  # the same URLs in each round; never one that a peer chose
 def _report_of(proxy_url: str) -> tuple[ProxyURL, str]:
     url = parse_proxy_url(proxy_url)
     return url, requests.utils.requote_uri(url.base + REPORT_PATH)
 
 
 def _request(target: str) -> requests.PreparedRequest:
-    # As Request.prepare() makes it, less another look at a URL that was looked at.
+    # As Request.prepare() makes it, without parsing the URL again.
     request = requests.PreparedRequest()
     request.method = "GET"
     request.url = target
@@ -228,10 +233,10 @@ def _request(target: str) -> requests.PreparedRequest:
 
 
 class _FreshConnectionAdapter(BaseAdapter):
-    """Sends a request over the one connection it is given; nothing is pooled or retried.
+    """An adapter for one request over one connection, without a pool or retries.
 
-    Used without a ``requests.Session``, so there are no cookies, no environment proxies, no netrc
-    and nothing that one proxy's answer could leave behind for another's.
+    There is no ``requests.Session``: no cookies, no proxies from the environment, no ``.netrc``, nothing that
+    the response of one proxy could leave for another.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -240,18 +245,18 @@ class _FreshConnectionAdapter(BaseAdapter):
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         self._connection.request("GET", request.path_url, headers=request.headers)
-        answer = self._connection.getresponse()
+        raw = self._connection.getresponse()
         response = requests.Response()
-        response.status_code = answer.status
-        response.reason = answer.reason
-        response.headers = CaseInsensitiveDict(answer.headers.items())
-        response.raw = answer
+        response.status_code = raw.status
+        response.reason = raw.reason
+        response.headers = CaseInsensitiveDict(raw.headers.items())
+        response.raw = raw
         response.request = request
         return response
 
 
 def _describe(error: Exception, deadline: Deadline) -> str:
-    """What an operator needs to know of an error before the response: what, and during what."""
+    """Describe an error before the response for operators: the fault, and the step of the probe."""
     match error:
         case AddressBlocked():
             return str(error)
@@ -260,22 +265,18 @@ def _describe(error: Exception, deadline: Deadline) -> str:
         case ssl.SSLCertVerificationError():
             return f"certificate not accepted while {deadline.phase}: {error.verify_message}"
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER" | "HTTP_REQUEST"):
-            return f"no TLS is spoken there (while {deadline.phase}); is the URL to begin with http://?"
+            return f"the server speaks no TLS (while {deadline.phase}); should the URL begin with http://?"
         case ssl.SSLError():
             return f"TLS failed while {deadline.phase}: {error.reason or error}"
         case TooManyBytes():
             return f"more than {MAX_HEADER_BYTES // 1024} KiB of headers while {deadline.phase}"
         case http.client.UnknownProtocol(args=(version,)):
-            return f"the answer is not HTTP/1.1: it begins with {str(version)[:64]!r}"
+            return f"the response is not HTTP/1.1: it begins with {str(version)[:64]!r}"
         case http.client.BadStatusLine(args=(line,)) if not isinstance(error, ConnectionError):
-            what = f"the answer is not HTTP: it begins with {str(line)[:64]!r}"
-            if str(line).startswith("\x15\x03"):  # an alert
-                what += "; TLS is spoken there, is the URL to begin with https://?"
-            return what
-        case OSError() if error.strerror:
-            return f"{error.strerror} while {deadline.phase}"
-        case _:
-            return f"{error} while {deadline.phase}"
+            is_alert = str(line).startswith("\x15\x03")
+            hint = "; the server speaks TLS, should the URL begin with https://?" if is_alert else ""
+            return f"the response is not HTTP: it begins with {str(line)[:64]!r}{hint}"
+    return f"{getattr(error, 'strerror', None) or error} while {deadline.phase}"
 
 
 def _read_report(response: requests.Response, deadline: Deadline, warnings: list[str]) -> HealthReport:
@@ -301,7 +302,7 @@ def _read_report(response: requests.Response, deadline: Deadline, warnings: list
 
 
 def _read_body(response: requests.Response, deadline: Deadline) -> bytes:
-    """The body, decoded; raises ``ProbeFailed`` if it is late, cut off, or over 64 KiB, or ``BadReport``."""
+    """Return the decoded body. Raise ``ProbeFailed``, or ``BadReport`` for an encoding that is not ours."""
     body = bytearray()
     try:
         while len(body) <= MAX_REPORT_BYTES and (chunk := response.raw.read(_READ_SIZE)):
@@ -321,21 +322,14 @@ def _read_body(response: requests.Response, deadline: Deadline) -> bytes:
 
 
 def _decompress(body: bytearray, encoding: str) -> bytearray:
-    """``body`` out of its content encoding, and no more of it than shows that it is too large."""
-    match encoding.strip().lower():
-        case "" | "identity":
-            return body
-        case _ if not body:
-            return body
-        case "gzip" | "x-gzip":
-            formats = [zlib.MAX_WBITS | 16]
-        case "deflate":
-            formats = [zlib.MAX_WBITS, -zlib.MAX_WBITS]  # with and, as some send it, without a header
-        case _:
-            why = f"the body comes in an encoding that was not asked for, {clean(encoding, 50)}"
-            raise BadReport(Reason.NOT_JSON, why)
-    for format in formats:
-        inflater = zlib.decompressobj(format)
+    """Return ``body`` decoded, at most one byte more than ``MAX_REPORT_BYTES`` of it."""
+    name = encoding.strip().lower()
+    if not body or name in ("", "identity"):
+        return body
+    if name not in _WINDOW_BITS:
+        raise BadReport(Reason.NOT_JSON, f"the Content-Encoding {clean(encoding, 50)} is not supported")
+    for window_bits in _WINDOW_BITS[name]:
+        inflater = zlib.decompressobj(window_bits)
         try:
             content = inflater.decompress(body, MAX_REPORT_BYTES + 1)
         except zlib.error:
@@ -343,7 +337,7 @@ def _decompress(body: bytearray, encoding: str) -> bytearray:
         if not inflater.eof and len(content) <= MAX_REPORT_BYTES:
             raise _no_report(Reason.TRUNCATED, f"cut off after {len(body):,} bytes of {encoding}")
         return bytearray(content)
-    raise BadReport(Reason.NOT_JSON, f"the body is not in the encoding that it names, {encoding}")
+    raise BadReport(Reason.NOT_JSON, f"the body is not valid {encoding}")
 
 
 def _no_report(reason: Reason, why: str) -> ProbeFailed:

@@ -1,8 +1,7 @@
-"""One fresh connection, bounded as a whole: name look-up, address policy, TLS, deadline, bytes.
+"""One new connection with limits on its total time and bytes: name resolution, address policy, TLS.
 
-The timeouts of sockets, and of what is built on them, bound each single operation; a peer
-that sends a byte a second never meets them. Here every operation gets what is left of one
-deadline.
+A socket timeout limits a single operation, so a peer that sends one byte per second never exceeds it. Here
+each operation gets the time that remains until one deadline.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ import certifi
 
 from proxyhealth.exceptions import AddressBlocked, TooManyBytes
 from proxyhealth.probing.addresses import Address, AddressPolicy, IPAddress, address_ip, look_up, routable
-from proxyhealth.probing.deadline import Cut, Deadline, watchdog
+from proxyhealth.probing.deadline import Deadline, WatchedSocket, watchdog
+from proxyhealth.utils import PerProcess
 
-# More than a health report ever needs, and little enough for thousands of probes at once.
+# More than a health report needs, but little enough for thousands of simultaneous probes.
 MAX_HEADER_BYTES = 64 * 1024
 MAX_BODY_BYTES = 512 * 1024
 MAX_CHUNK_LINE = 4 * 1024
@@ -36,7 +36,7 @@ _CLOSED = "the connection was closed"
 
 
 class _Bounded:
-    """What the sockets below share: each receive gets what is left of the deadline and of the bytes."""
+    """A socket mixin: each receive gets the time and the bytes that remain."""
 
     deadline: Deadline
     bytes_left = MAX_HEADER_BYTES
@@ -48,7 +48,7 @@ class _Bounded:
         try:
             count = receive(*args)
         finally:
-            self.deadline.remaining()  # if the time is over, that is what went wrong
+            self.deadline.remaining()  # if the time is over, report that, not the error it caused
         self.ended = self.ended or count == 0
         self.bytes_left -= count
         if self.bytes_left < 0:
@@ -62,75 +62,77 @@ class _PlainSocket(_Bounded, socket.socket):
 
 
 class _TLSSocket(_Bounded, ssl.SSLSocket):
-    made = False
+    constructed = False
 
     def recv_into(self, *args: Any) -> int:
         return self._receive(super().recv_into, *args)
 
     def __del__(self) -> None:
-        # The constructor leaves it open, out of anybody's reach, if the peer has reset the connection by now.
-        if not self.made:
+        # If the peer has already reset the connection, the constructor raises and leaves the socket open.
+        if not self.constructed:
             self.close()
-        super().__del__()  # type: ignore[misc]  # warns of one that somebody forgot
+        super().__del__()  # type: ignore[misc]  # warns of a socket that nobody closed
 
 
 class Response(http.client.HTTPResponse):
-    """A response that is only one if it is complete.
+    """A response that must be complete and unambiguous.
 
-    The parent takes headers and bodies that end with the connection for whole ones, and
-    guesses where the length of a body is nonsense.
+    The parent accepts headers and bodies that a closed connection cuts off, and guesses the length of a body
+    if the header is nonsense.
     """
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self._sock = sock
+        self._bounded: _Bounded = sock  # the parent keeps only a file object
 
     def begin(self) -> None:
-        """Raises ``HTTPException`` for headers that can be read in more ways than one."""
+        """Raise ``HTTPException`` if the headers are malformed or ambiguous."""
         start = self.fp.peek(1)[:64]
         if not b"HTTP/".startswith(start[:5]):
-            # Waiting for the end of a line that is none would make it a timeout.
+            # The parent would wait for the end of the line, until the deadline.
             raise http.client.BadStatusLine(start.decode("latin-1"))
         super().begin()
         while 101 < self.status < 200:
-            # Informational; the parent skips no other than 100.
+            # An informational response; the parent skips only 100.
             self.headers = None  # type: ignore[assignment]
             super().begin()
-        if self._sock.ended:
-            # The parser reads on only where a line is not complete yet.
+        if self._bounded.ended:
+            # The parser reads until the end of the connection only if a line is incomplete.
             raise ConnectionResetError(f"{_CLOSED} in the middle of the headers")
         if self.headers.defects or self.headers.get_payload():
-            raise http.client.HTTPException("a header line that is none came")
+            raise http.client.HTTPException("malformed header line")
         if not self.chunked and "Transfer-Encoding" in self.headers:
-            raise http.client.HTTPException("a Transfer-Encoding other than chunked came")
+            raise http.client.HTTPException("Transfer-Encoding is not chunked")
         lengths = {length.strip() for length in self.headers.get_all("Content-Length", ())}
         if len(lengths) > 1:
-            raise http.client.HTTPException("more than one Content-Length came")
+            raise http.client.HTTPException("different values of Content-Length")
         if not all(map(_CONTENT_LENGTH.fullmatch, lengths)):
-            raise http.client.HTTPException("a Content-Length that is no number of bytes came")
+            raise http.client.HTTPException("Content-Length is not a number of bytes")
 
     def read(self, amt: int | None = None) -> bytes:
-        """Raises ``HTTPException`` if the body is cut off, besides what the socket raises."""
+        """Raise ``HTTPException`` if the body is cut off, or what the socket raises."""
         try:
             data = super().read(amt)
         except (http.client.IncompleteRead, http.client.LineTooLong, ValueError):
-            why = _CLOSED if self._sock.ended else "its chunks are malformed"
+            why = _CLOSED if self._bounded.ended else "its chunks are malformed"
             raise http.client.HTTPException(why) from None
-        if not data and (self.length or (self.chunked and self._sock.ended)):
+        if not data and (self.length or (self.chunked and self._bounded.ended)):
             raise http.client.HTTPException(_CLOSED)
         return data
 
-    def _read_next_chunk_size(self) -> int:
-        # The parent's takes whatever int() does: "0x2", "+2", "1_0".
+    def _parse_chunk_size(self) -> int:
         line = self.fp.readline(MAX_CHUNK_LINE + 1)
         size = _CHUNK_SIZE.match(line)
         if size is None or len(line) > MAX_CHUNK_LINE:
             raise ValueError("a malformed chunk size")
         return int(size[1], 16)
 
+    # Private in http.client, which has no public hook. Its own method accepts what int() does: "0x2", "1_0".
+    _read_next_chunk_size = _parse_chunk_size
+
 
 class Connection(http.client.HTTPConnection):
-    """An HTTP connection that looks its host up, checks the address, and connects, once."""
+    """An HTTP connection that resolves its host, checks the addresses, and connects once."""
 
     response_class = Response
     sock: _PlainSocket | _TLSSocket
@@ -146,22 +148,23 @@ class Connection(http.client.HTTPConnection):
     ) -> None:
         super().__init__(host, port)
         if context is not None:
-            self.default_port = http.client.HTTPS_PORT  # what the Host header leaves out
+            self.default_port = http.client.HTTPS_PORT  # omitted from the Host header
         self.deadline = deadline
-        self.tls_expires_at: datetime | None = None  # when the certificate of the peer ends
+        self.tls_expires_at: datetime | None = None  # the expiry of the peer's certificate
         self._policy = policy
         self._context = context
-        self._cut: Cut | None = None
+        self._watched: WatchedSocket | None = None
 
     def connect(self) -> None:
-        """Raises ``AddressBlocked``, or what the operating system and OpenSSL raise."""
+        """Raise ``AddressBlocked``, or what the operating system and OpenSSL raise."""
         self.deadline.phase = f"looking up {self.host}"
         addresses = look_up(self.host, self.port, self.deadline)
         permitted = [address for address in addresses if self._policy.permits(address_ip(address))]
         if not permitted:
-            refused = ", ".join(dict.fromkeys(str(address_ip(address)) for address in addresses))
-            raise AddressBlocked(f"{self.host} is {refused}, refused by ADDRESS_DENY or ADDRESS_ALLOW")
-        sock, peer = self._dial(routable(permitted))
+            blocked = ", ".join(dict.fromkeys(str(address_ip(address)) for address in addresses))
+            name = self.host if blocked == self.host else f"{self.host} ({blocked})"
+            raise AddressBlocked(f"ADDRESS_DENY or ADDRESS_ALLOW refuses {name}")
+        sock, peer = self._connect_to_any(routable(permitted))
         if self._context is None:
             self.sock = sock
         else:
@@ -171,51 +174,53 @@ class Connection(http.client.HTTPConnection):
         at = "" if str(peer) == self.host else f" at {peer}"
         self.deadline.phase = f"waiting for {self.host}{at} to answer"
 
-    def _dial(self, addresses: Sequence[Address]) -> tuple[_PlainSocket, IPAddress]:
-        failed: list[str] = []
-        left = list(addresses)
-        while True:
-            address = left.pop(0)
-            self.deadline.phase = f"connecting to {address_ip(address)} port {self.port}"
-            if failed:
-                self.deadline.phase += f" (before that, {', '.join(failed)})"
-            sock = _PlainSocket(address.family, socket.SOCK_STREAM)
+    def _connect_to_any(self, addresses: Sequence[Address]) -> tuple[_PlainSocket, IPAddress]:
+        failures: list[str] = []
+        *others, last = addresses
+        for place, address in enumerate(others):
             try:
-                # An address that keeps silent leaves its share of the time to those after it.
-                sock.settimeout(self.deadline.remaining() / (1 + len(left)))
-                sock.connect(address.sockaddr)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.settimeout(self.deadline.remaining())
+                return self._connect_to(address, len(addresses) - place, failures)
             except OSError as error:
-                sock.close()
-                if not left:
-                    raise
-                failed.append(f"{address_ip(address)}: {error.strerror or 'no answer'}")
-            else:
-                return sock, address_ip(address)
+                failures.append(f"{address_ip(address)}: {error.strerror or 'no answer'}")
+        return self._connect_to(last, 1, failures)
+
+    def _connect_to(self, address: Address, left: int, failures: list[str]) -> tuple[_PlainSocket, IPAddress]:
+        ip = address_ip(address)
+        before = f" (before that, {', '.join(failures)})" if failures else ""
+        self.deadline.phase = f"connecting to {ip} port {self.port}{before}"
+        sock = _PlainSocket(address.family, socket.SOCK_STREAM)
+        try:
+            # An address that does not respond uses only its share of the time.
+            sock.settimeout(self.deadline.remaining() / left)
+            sock.connect(address.sockaddr)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(self.deadline.remaining())
+        except OSError:
+            sock.close()
+            raise
+        return sock, ip
 
     def _wrap(self, sock: _PlainSocket, context: ssl.SSLContext) -> _TLSSocket:
         try:
             name = self.host.removesuffix(".")
-            # The context makes sockets of the class that it was given.
-            wrapped = cast(
+            wrapped = cast(  # the context's sslsocket_class
                 _TLSSocket, context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
             )
         except BaseException:
             sock.close()
             raise
-        wrapped.made = True
-        # One call into OpenSSL goes on for as long as records come that hold no data, such as tokens;
-        # it never gets to look at the time. So somebody else does.
-        self._cut = watchdog.watch(wrapped, self.deadline)
+        wrapped.constructed = True
+        # One call into OpenSSL lasts as long as the peer sends records without data, such as session tickets.
+        # It does not observe the timeout, so the watchdog does.
+        self._watched = watchdog.value.watch(wrapped, self.deadline)
         try:
             wrapped.do_handshake()
         except BaseException as error:
             wrapped.close()
             if isinstance(error, OSError):
-                self.deadline.remaining()  # if the time is over, that is what went wrong
+                self.deadline.remaining()  # if the time is over, report that, not the error it caused
             raise
-        with suppress(ValueError, KeyError):  # a certificate may hold bytes that are no text
+        with suppress(ValueError, KeyError):  # a certificate may contain bytes that are not text
             certificate = cast(dict[str, Any], wrapped.getpeercert())
             end = ssl.cert_time_to_seconds(certificate["notAfter"])
             self.tls_expires_at = datetime.fromtimestamp(end, UTC)
@@ -225,31 +230,32 @@ class Connection(http.client.HTTPConnection):
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Not in close(), which the parent calls while the response is still to be read.
+        # Not in close(): the parent calls it before the response is read.
         self.close()
-        if self._cut is not None:
-            self._cut.cancel()
+        if self._watched is not None:
+            self._watched.cancel()
 
     def getresponse(self) -> http.client.HTTPResponse:
         self.sock.settimeout(self.deadline.remaining())
-        sock = self.sock  # the parent lets go of it when the response will close the connection
+        sock = self.sock  # the parent drops it if the response closes the connection
         response = super().getresponse()
         sock.bytes_left = MAX_BODY_BYTES
         self.deadline.phase = f"reading the report of {self.host}"
         return response
 
 
-def tls_context(ca_bundle: str) -> ssl.SSLContext:
-    """The context of all probes: public authorities, and those in ``ca_bundle`` if it is not empty.
+# The threads of a round all need the first context at once; one of them builds it.
+_build_lock = PerProcess(threading.Lock)
 
-    Building one costs 20 ms, so there is one for all, and a new one when the file changes.
+
+def tls_context(ca_bundle: str) -> ssl.SSLContext:
+    """Return the context of all probes: public authorities, and those in the file ``ca_bundle`` if not empty.
+
+    Building one takes 20 ms, so all probes share it until the file changes.
     """
     mtime = Path(ca_bundle).stat().st_mtime_ns if ca_bundle else 0
-    with _building:  # a round begins with hundreds of threads that all want the first one
+    with _build_lock.value:
         return _tls_context(ca_bundle, mtime)
-
-
-_building = threading.Lock()
 
 
 @lru_cache(maxsize=2)
@@ -257,7 +263,7 @@ def _tls_context(ca_bundle: str, mtime: int) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=certifi.where())
     if ca_bundle:
         context.load_verify_locations(cafile=ca_bundle)
-    # Newer Pythons are strict by default about what private authorities often leave out.
+    # Newer Pythons require by default what certificates of private authorities often lack.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -104,7 +104,7 @@ def not_json(what: str, content_type: str = "application/json", begins: bytes = 
 
 
 def led_to(url: str) -> str:
-    return f"redirected to {url}; set the proxy's URL to where its users are to go"
+    return f"redirected to {url}; change the proxy's URL, its users may not be redirected"
 
 
 # Bodies that are sent as fast as they can be.

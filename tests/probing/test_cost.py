@@ -125,19 +125,19 @@ def test_cutter__ends_a_call_that_does_not_look_at_the_time() -> None:
     here, there = socket.socketpair()
     with here, there, at_most(5):
         here.settimeout(None)
-        deadline.watchdog.watch(here, deadline.Deadline(0.2))
+        deadline.watchdog.value.watch(here, deadline.Deadline(0.2))
         assert here.recv(1) == b""
 
 
 def test_cutter__leaves_alone_what_ended_in_time() -> None:
     one, two = socket.socketpair()
     with one, two:
-        deadline.watchdog.watch(one, deadline.Deadline(0.1)).cancel()
-        late = deadline.watchdog.watch(two, deadline.Deadline(30))
+        deadline.watchdog.value.watch(one, deadline.Deadline(0.1)).cancel()
+        late = deadline.watchdog.value.watch(two, deadline.Deadline(30))
         early, other = socket.socketpair()
         with early, other:
             early.settimeout(None)
-            deadline.watchdog.watch(early, deadline.Deadline(0.2))
+            deadline.watchdog.value.watch(early, deadline.Deadline(0.2))
             assert early.recv(1) == b""
         one.sendall(b"x")
         assert two.recv(1) == b"x"
@@ -145,12 +145,12 @@ def test_cutter__leaves_alone_what_ended_in_time() -> None:
 
 
 def test_cutter__of_a_child_is_its_own() -> None:
-    deadline.watchdog.watch(*_pair_and_deadline()).cancel()
+    deadline.watchdog.value.watch(*_pair_and_deadline()).cancel()
     pid = os.fork()
     if pid == 0:
         here, _there = socket.socketpair()
         here.settimeout(10)
-        deadline.watchdog.watch(here, deadline.Deadline(0.1))
+        deadline.watchdog.value.watch(here, deadline.Deadline(0.1))
         os._exit(0 if here.recv(1) == b"" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 

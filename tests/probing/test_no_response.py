@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxyhealth.probing import addresses as addresses_module
+from proxyhealth.probing.addresses import _free_look_ups
 from proxyhealth.report import HealthReport
 from tests.probing.asking import (
     BAD_URL,
@@ -285,7 +285,7 @@ def test_probe__names_the_address_that_keeps_silent(timeout: float, monkeypatch:
 def test_probe__hanging_look_ups_do_not_use_up_all_threads(
     timeout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(addresses_module, "_look_ups", threading.BoundedSemaphore(3))
+    monkeypatch.setattr(_free_look_ups, "value", threading.BoundedSemaphore(3))
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(60) and [])
     before = set(threading.enumerate())

@@ -95,7 +95,7 @@ def test_probe_all__a_probe_that_is_stuck_holds_nobody_up(serve, monkeypatch):
     assert good.status is Status.OK
     assert (bad.status, bad.reason) == (Status.UNREACHABLE, Reason.TIMEOUT)
     assert bad.proxy_host == "127.0.0.1:1"
-    assert bad.report.errors == ("request to proxy failed: no judgement before the end of the round",)
+    assert bad.report.errors == ("request to proxy failed: no result before the end of the round",)
 
 
 def test_probe_all__no_threads_to_be_had(monkeypatch):
@@ -127,7 +127,7 @@ def test_probe_batches__who_answers_comes_before_who_does_not(serve):
     quick, slow = serve(), serve()
     slow.gate.clear()
     proxies = [with_url(slow.url, "slow"), with_url(quick.url, "a"), with_url(quick.url, "b")]
-    batches = pool.probe_batches(proxies, NOW, lull=0.1)
+    batches = pool.probe_batches(proxies, NOW, batch_idle=0.1)
     first = next(batches)
     if len(first) == 1:  # a machine that is busy may have had a lull between the two
         first += next(batches)
@@ -138,7 +138,7 @@ def test_probe_batches__who_answers_comes_before_who_does_not(serve):
 
 
 def test_probe_batches__none_is_one_empty_batch():
-    assert list(pool.probe_batches([], NOW, lull=0.1)) == [[]]
+    assert list(pool.probe_batches([], NOW, batch_idle=0.1)) == [[]]
 
 
 def test_probe_all__nobody_is_asked_after_the_end_of_the_round(serve, configure, monkeypatch):
@@ -154,7 +154,7 @@ def test_probe_all__nobody_is_asked_after_the_end_of_the_round(serve, configure,
 def test_probe_batches__become_rarer(serve):
     proxies = [with_url(serve(delay=0.1 * i).url, f"p{i}") for i in range(1, 12)]
     begin = time.monotonic()
-    batches = list(pool.probe_batches(proxies, NOW, lull=0.02))
+    batches = list(pool.probe_batches(proxies, NOW, batch_idle=0.02))
     assert sum(map(len, batches)) == 11
     # All but the last ended with a lull, each of them twice as long as the one before.
     lulls = sum(0.02 * 2**n for n in range(len(batches) - 1))
@@ -249,7 +249,7 @@ def test_probe_batches__threads_switch_as_before_when_the_last_one_is_done(serve
     before = sys.getswitchinterval()
     server = serve()
     server.gate.clear()
-    slow = pool.probe_batches([with_url(serve().url), with_url(server.url)], NOW, lull=0.01)
+    slow = pool.probe_batches([with_url(serve().url), with_url(server.url)], NOW, batch_idle=0.01)
     next(slow)
     assert sys.getswitchinterval() > before
     pool.probe_all([with_url(serve().url)], NOW)
@@ -264,7 +264,7 @@ def test_probe_batches__threads_switch_as_before_after_who_gave_up(serve, monkey
     before = sys.getswitchinterval()
     server = serve()
     server.gate.clear()
-    slow = pool.probe_batches([with_url(serve().url), with_url(server.url)], NOW, lull=0.01)
+    slow = pool.probe_batches([with_url(serve().url), with_url(server.url)], NOW, batch_idle=0.01)
     next(slow)
     slow.close()
     assert sys.getswitchinterval() == before

@@ -158,7 +158,7 @@ def test_probe__names_where_a_redirect_led_without_controls_and_not_at_length() 
     with Server(servers.sequence(send(redirect("/\x1b[31m\x7f" + "x" * 1500)), send(report()))) as server:
         warning = ask(server).report.warnings[0]
     assert warning.startswith(f"redirected to {server.url}/[31mxxx")
-    assert "x…; set the proxy's URL" in warning
+    assert "x…; change the proxy's URL" in warning
     assert len(warning) < 300
 
 

@@ -123,7 +123,7 @@ def test_probe__plain_bytes_on_a_tls_port(data: bytes) -> None:
     assert verdict(result) == TLS
     where = f"connecting to 127.0.0.1 port {server.port}, in the TLS handshake"
     assert result.report.errors == (
-        f"{DOWN}no TLS is spoken there (while {where}); is the URL to begin with http://?",
+        f"{DOWN}the server speaks no TLS (while {where}); should the URL begin with http://?",
     )
 
 
@@ -233,7 +233,7 @@ def test_probe__warns_of_a_certificate_that_ends_soon(
     with Server(send(report(warnings=["own"])), tls=ending(ca, moment)) as server:
         result = ask(server)
     assert verdict(result) == OK
-    ends = f"the TLS certificate ends on {moment:%Y-%m-%d %H:%M} UTC, {left}; renew it"
+    ends = f"the TLS certificate expires on {moment:%Y-%m-%d %H:%M} UTC, {left}; renew it"
     assert result.report.warnings == (ends, "own")
 
 
