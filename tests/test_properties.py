@@ -1,4 +1,4 @@
-"""What must hold for any input at all."""
+"""Properties that hold for any input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from proxyhealth.statuses import Reason
 from proxyhealth.validators import parse_proxy_url
 from tests.probing.fuzz import check_report
 
-# How quickly a machine makes up input says nothing of what is tested.
+# The time to generate input is not part of the tests.
 settings.register_profile(
     "tests",
     deadline=None,
@@ -34,7 +34,7 @@ labels = st.text(alphabet=string.ascii_letters + string.digits + "-", min_size=1
 
 
 @given(st.binary(max_size=500))
-def test_parse__any_bytes_are_a_report_or_a_bad_report(body):
+def test_parse__any_bytes_are_a_report_or_bad_report(body):
     try:
         check_report(HealthReport.parse(body))
     except BadReport as bad:
@@ -42,7 +42,7 @@ def test_parse__any_bytes_are_a_report_or_a_bad_report(body):
 
 
 @given(json_values)
-def test_parse__any_json_is_a_report_or_a_bad_report(value):
+def test_parse__any_json_is_a_report_or_bad_report(value):
     try:
         check_report(HealthReport.parse(json.dumps(value).encode()))
     except BadReport as bad:
@@ -66,7 +66,7 @@ def test_parse__any_lists_of_strings_are_kept(errors, warnings, other, ascii_onl
 
 
 @given(st.text())
-def test_clean__what_is_clean_stays_as_it_is(text):
+def test_clean__is_idempotent(text):
     once = clean(text)
     assert clean(once) == once
 
@@ -88,12 +88,12 @@ def test_parse_proxy_url__any_text_is_a_url_or_a_value_error(text):
     st.none() | st.integers(1, 65535),
     st.sampled_from(["", "/"]),
 )
-def test_parse_proxy_url__takes_apart_what_it_accepts(scheme, labels, port, path):
+def test_parse_proxy_url__parts_of_any_valid_url(scheme, labels, port, path):
     name = ".".join(labels)
     try:
         parsed = parse_proxy_url(f"{scheme}://{name}" + (f":{port}" if port else "") + path)
     except ValueError as error:
-        # Labels that begin or end in a hyphen, and numbers that are no address.
+        # Labels that begin or end with a hyphen, and numbers that are not an address.
         assert "is not a" in str(error)
         return
     assert parsed.host == name.lower()

@@ -132,18 +132,18 @@ BAD = {
 
 
 @pytest.mark.parametrize(("url", "expected"), GOOD.items())
-def test_parse_proxy_url__takes_good_urls_apart(url: str, expected: ProxyURL) -> None:
+def test_parse_proxy_url__parts_of_good_urls(url: str, expected: ProxyURL) -> None:
     assert parse_proxy_url(url) == expected
 
 
 @pytest.mark.parametrize("url", GOOD)
-def test_parse_proxy_url__its_netloc_means_the_same_again(url: str) -> None:
+def test_parse_proxy_url__netloc_round_trip(url: str) -> None:
     parsed = parse_proxy_url(url)
     assert parse_proxy_url(f"{parsed.scheme}://{parsed.netloc}{parsed.path}") == parsed
 
 
 @pytest.mark.parametrize(("url", "message"), BAD.items())
-def test_parse_proxy_url__says_what_is_wrong(url: str, message: str) -> None:
+def test_parse_proxy_url__names_the_fault(url: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011, the whole message is compared
         parse_proxy_url(url)
     assert str(caught.value) == message
@@ -152,7 +152,7 @@ def test_parse_proxy_url__says_what_is_wrong(url: str, message: str) -> None:
 @pytest.mark.parametrize(
     "url", ["http://☃\u200d.example", "http://a\u0301\u0301\u200c.example", "http://xn--ü.x"]
 )
-def test_parse_proxy_url__says_that_a_name_is_not_an_internationalised_one(url: str) -> None:
+def test_parse_proxy_url__invalid_internationalised_name(url: str) -> None:
     with pytest.raises(ValueError, match=r"^'[^']+' is not an internationalised name: ."):
         parse_proxy_url(url)
 
@@ -167,7 +167,7 @@ def test_parse_proxy_url__says_that_a_name_is_not_an_internationalised_one(url: 
         "http://example.com/?token=hunter2",
     ],
 )
-def test_parse_proxy_url__never_repeats_a_secret(url: str) -> None:
+def test_parse_proxy_url__messages_never_have_a_secret(url: str) -> None:
     with pytest.raises(ValueError, match=r"^it") as caught:
         parse_proxy_url(url)
     assert "hunter2" not in str(caught.value)
@@ -185,12 +185,12 @@ def test_parse_proxy_url__never_repeats_a_secret(url: str) -> None:
         ("https://[::0001]:444/", "https://[::1]:444"),
     ],
 )
-def test_proxy_url_base__leaves_out_one_trailing_slash(url: str, base: str) -> None:
+def test_proxy_url_base__omits_one_trailing_slash(url: str, base: str) -> None:
     assert parse_proxy_url(url).base == base
 
 
 @pytest.mark.parametrize("url", GOOD)
-def test_validate_proxy_url__accepts_what_can_be_requested(url: str) -> None:
+def test_validate_proxy_url__accepts_good_urls(url: str) -> None:
     validate_proxy_url(url)
 
 
@@ -203,7 +203,7 @@ def test_validate_proxy_url__accepts_what_can_be_requested(url: str) -> None:
         ("http://example.com/healthz-report", "it must not contain a path"),
     ],
 )
-def test_validate_proxy_url__says_why_it_cannot_be_used(url: str, why: str) -> None:
+def test_validate_proxy_url__names_the_fault(url: str, why: str) -> None:
     with pytest.raises(ValidationError) as caught:
         validate_proxy_url(url)
     assert caught.value.messages == [f"This URL cannot be used: {why}."]
@@ -211,7 +211,7 @@ def test_validate_proxy_url__says_why_it_cannot_be_used(url: str, why: str) -> N
 
 
 @pytest.mark.parametrize("name", ["primary", "Primary", "PRIMARY"])
-def test_validate_proxy_name__reserves_primary(name: str) -> None:
+def test_validate_proxy_name__refuses_primary(name: str) -> None:
     with pytest.raises(ValidationError) as caught:
         validate_proxy_name(name)
     assert caught.value.messages == [f"The name “{name}” is reserved for the control plane itself."]
@@ -219,5 +219,5 @@ def test_validate_proxy_name__reserves_primary(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["primary-2", "my-primary", "paris", "p", "PRIM"])
-def test_validate_proxy_name__accepts_others(name: str) -> None:
+def test_validate_proxy_name__accepts_other_names(name: str) -> None:
     validate_proxy_name(name)

@@ -1,4 +1,4 @@
-"""What the tests of the probe share: how they ask, and what the answers are called."""
+"""Helpers of the tests of the probe: probing with limits, and names of expected results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def proxy_at(url: str) -> Proxy:
 
 
 def ask(target: Server | str) -> ProxyStatus:
-    """Probe it; whatever comes, within ``TIMEOUT`` + 0.5 s and, of one probe at a time, 1 MB."""
+    """Probe ``target``. Fail if it takes longer than ``TIMEOUT`` + 0.5 s or more than 1 MB."""
     proxy = proxy_at(target if isinstance(target, str) else target.url)
     try:
         bound = conf.TIMEOUT + 0.5
@@ -75,39 +75,39 @@ def ask(target: Server | str) -> ProxyStatus:
             _, held = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    # The traceback of a fault of ours reads whole source files, once.
+    # The traceback of an own bug reads whole source files, once.
     assert held < 1_000_000 or result.reason is Reason.INTERNAL
     return result
 
 
 def ask_in_time(target: Server | str) -> ProxyStatus:
-    """As :func:`ask`, of a server of which something has to come before the time is over.
+    """Probe as :func:`ask` a server that must send something in time.
 
-    If the machine stood still meanwhile, it may have come too late; then it is asked again.
+    If the machine stood still meanwhile, it may be too late. Then probe again.
     """
     for _ in range(20):
         before = stood_still()
         result = ask(target)
         if stood_still() == before:
             return result
-    raise AssertionError("the machine stands still all the time")
+    raise AssertionError("the machine stood still in each attempt")
 
 
 def verdict(result: ProxyStatus) -> tuple[Status, Reason]:
     return result.status, result.reason
 
 
-def not_json(what: str, content_type: str = "application/json", begins: bytes = b"") -> str:
+def not_json(fault: str, content_type: str = "application/json", begins: bytes = b"") -> str:
     beginning = begins.strip().decode(errors="replace")
-    what += f", it begins with {beginning!r}" if beginning else ""
-    return f"{BAD}{what}; its content type is {content_type}. {HINT}"
+    fault += f", it begins with {beginning!r}" if beginning else ""
+    return f"{BAD}{fault}; its content type is {content_type}. {HINT}"
 
 
 def led_to(url: str) -> str:
     return f"redirected to {url}; change the proxy's URL, its users may not be redirected"
 
 
-# Bodies that are sent as fast as they can be.
+# Bodies without end, sent as fast as possible.
 FLOODS = {
     "body": flood(b"x" * 65536, start=HEAD + b"\r\n"),
     "body of declared length": flood(b"x" * 65536, start=HEAD + b"Content-Length: 99999999999\r\n\r\n"),

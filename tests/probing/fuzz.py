@@ -2,8 +2,8 @@
 
     python -m tests.probing.fuzz [--seed 1] [--parser 1000000] [--urls 200000] [--probes 20000]
 
-Ends with exit code 1 and the inputs if anything escapes as an exception, takes longer than it may, or
-breaks what is promised of a status. The same seed gives the same input.
+The exit code is 1, and the output has the inputs, if an exception escapes, a probe takes too long, or a
+status breaks a promise. The same seed produces the same input.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from django.conf import settings
+
+from proxyhealth.exceptions import BadReport
+from proxyhealth.probing.probe import probe
+from proxyhealth.report import HealthReport
+from proxyhealth.snapshot import Proxy, ProxyStatus
+from proxyhealth.statuses import Reason, Status
+from proxyhealth.validators import parse_proxy_url
 
 TIMEOUT = 0.5
 LEEWAY = 0.5
@@ -78,7 +85,7 @@ STATUS_LINES = [
 
 
 def mutate(random: random.Random, data: bytes, tokens: list[bytes]) -> bytes:
-    """``data`` with a few random wounds."""
+    """Return ``data`` with a few random changes."""
     out = bytearray(data)
     for _ in range(random.randint(0, 6)):
         at = random.randint(0, len(out))
@@ -98,8 +105,8 @@ def mutate(random: random.Random, data: bytes, tokens: list[bytes]) -> bytes:
     return bytes(out)
 
 
-def check_report(report) -> None:
-    """What is promised of every report, whatever a proxy sent."""
+def check_report(report: HealthReport) -> None:
+    """Assert the promises of every report, for any response."""
     for items in (report.errors, report.warnings):
         assert len(items) <= 50
         for item in items:
@@ -109,9 +116,6 @@ def check_report(report) -> None:
 
 
 def fuzz_parser(seed: int, count: int) -> Iterator[str]:
-    from proxyhealth.exceptions import BadReport
-    from proxyhealth.report import HealthReport
-
     rng = random.Random(seed)
     readable = 0
     for index in range(count):
@@ -132,8 +136,6 @@ def fuzz_parser(seed: int, count: int) -> Iterator[str]:
 
 
 def fuzz_urls(seed: int, count: int) -> Iterator[str]:
-    from proxyhealth.validators import parse_proxy_url
-
     rng = random.Random(seed)
     usable = 0
     for index in range(count):
@@ -158,7 +160,7 @@ def fuzz_urls(seed: int, count: int) -> Iterator[str]:
 
 
 def response(rng: random.Random) -> bytes:
-    """A response that was valid once."""
+    """Return a response, often with random changes."""
     body = mutate(rng, rng.choice(REPORTS), TOKENS) if rng.random() < 0.7 else rng.choice(REPORTS)
     headers = [b"Content-Type: application/json", b"Content-Length: %d" % len(body)]
     if rng.random() < 0.3:
@@ -175,7 +177,7 @@ def response(rng: random.Random) -> bytes:
 
 
 def misbehave(connection: socket.socket, seed: int) -> None:
-    """Answer with what belongs to the address that was connected to."""
+    """Send the response that belongs to the address of this connection."""
     address = connection.getsockname()[0]
     rng = random.Random(f"{seed} {address}")
     data = response(rng)
@@ -212,10 +214,13 @@ def serve(listener: socket.socket, seed: int) -> None:
         threading.Thread(target=work).start()
 
 
+def address_of(index: int) -> str:
+    """Return the address of a probe: each has its own, so that the server recognizes it in any order."""
+    return f"127.{1 + index // 65025}.{1 + index // 255 % 255}.{1 + index % 254}"
+
+
 @contextmanager
 def hostile_server(seed: int) -> Iterator[int]:
-    # Every address of 127.0.0.0/8 is this machine: each probe has one of its own, so that the server
-    # knows which probe it answers, in whatever order they come.
     with socket.create_server(("0.0.0.0", 0), backlog=1024) as listener:
         process = multiprocessing.get_context("fork").Process(target=serve, args=(listener, seed))
         process.start()
@@ -229,35 +234,36 @@ def hostile_server(seed: int) -> Iterator[int]:
 PREFIXES = ("request to proxy failed: ", "failed to decode health report: ", "unexpected status code ")
 
 
-def fuzz_probe(seed: int, count: int) -> Iterator[str]:
-    from proxyhealth.probing.probe import probe
-    from proxyhealth.snapshot import Proxy, ProxyStatus
-    from proxyhealth.statuses import Reason, Status
-
+def probe_and_check(index: int, port: int) -> str:
+    """Probe the server once and return the reason of the status. Raise if the status breaks a promise."""
     now = datetime.now(UTC)
+    url = f"http://{address_of(index)}:{port}"
+    proxy = Proxy(UUID(int=index), "p", "", "", url, "", "", False, now, now)
+    begin = time.monotonic()
+    status = probe(proxy)
+    took = time.monotonic() - begin
+    assert took <= TIMEOUT + LEEWAY, f"took {took:.2f} s"
+    assert status.reason is not Reason.INTERNAL, status
+    assert status.status not in (Status.UNKNOWN, Status.UNREGISTERED)
+    assert (status.latency is None) == (status.status is Status.UNREACHABLE), status
+    check_report(status.report)
+    judgement = json.loads(json.dumps(status.judgement()))
+    assert ProxyStatus.from_judgement(status.proxy, status.checked_at, judgement) == status
+    if status.status is Status.OK:
+        assert status.reason is Reason.NONE
+    elif status.reason is not Reason.REPORT_ERRORS:
+        assert status.report.errors[0].startswith(PREFIXES), status.report.errors
+    return status.reason or "ok"
+
+
+def fuzz_probe(seed: int, count: int) -> Iterator[str]:
     reasons: Counter[str] = Counter()
 
     def one(index: int) -> str:
-        address = f"127.{1 + index // 65025}.{1 + index // 255 % 255}.{1 + index % 254}"
-        proxy = Proxy(UUID(int=index), "p", "", "", f"http://{address}:{port}", "", "", False, now, now)
-        begin = time.monotonic()
         try:
-            status = probe(proxy)
-            took = time.monotonic() - begin
-            assert took <= TIMEOUT + LEEWAY, f"took {took:.2f} s"
-            assert status.reason is not Reason.INTERNAL, status
-            assert status.status not in (Status.UNKNOWN, Status.UNREGISTERED)
-            assert (status.latency is None) == (status.status is Status.UNREACHABLE), status
-            check_report(status.report)
-            found = json.loads(json.dumps(status.judgement()))
-            assert ProxyStatus.from_judgement(status.proxy, status.checked_at, found) == status
-            if status.status is Status.OK:
-                assert status.reason is Reason.NONE
-            elif status.reason is not Reason.REPORT_ERRORS:
-                assert status.report.errors[0].startswith(PREFIXES), status.report.errors
+            reasons[probe_and_check(index, port)] += 1
         except Exception as error:
-            return f"probe {index} of {address}: {error!r}"
-        reasons[status.reason or "ok"] += 1
+            return f"probe {index} of {address_of(index)}: {error!r}"
         return ""
 
     most = 0
@@ -268,14 +274,14 @@ def fuzz_probe(seed: int, count: int) -> Iterator[str]:
             before, _ = tracemalloc.get_traced_memory()
             if finding := one(index):
                 yield finding
-            took = tracemalloc.get_traced_memory()[1] - before
-            most = max(most, took)
-            if took > MEMORY_A_PROBE:
-                yield f"probe {index} held {took / MEMORY_A_PROBE:.1f} MiB"
+            memory = tracemalloc.get_traced_memory()[1] - before
+            most = max(most, memory)
+            if memory > MEMORY_A_PROBE:
+                yield f"probe {index} held {memory / MEMORY_A_PROBE:.1f} MiB"
         tracemalloc.stop()
         yield from filter(None, threads.map(one, range(min(MEASURED, count), count)))
     print(f"probe: {count:,} probes: {', '.join(f'{name} {n:,}' for name, n in reasons.most_common())}")
-    print(f"memory: {most / 1024:.0f} KiB at the most, of the first {MEASURED:,} probes")
+    print(f"memory: at most {most / 1024:.0f} KiB, of the first {MEASURED:,} probes")
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from tests.support.servers import (
     send,
 )
 
-# Which addresses may be asked.
+# Refused and permitted addresses.
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_probe__refuses_addresses(options: dict[str, Any], configure: Configure)
         {"ADDRESS_ALLOW": ["10.0.0.0/8", "127.0.0.1"]},
     ],
 )
-def test_probe__asks_permitted_addresses(options: dict[str, Any], configure: Configure) -> None:
+def test_probe__connects_to_permitted_addresses(options: dict[str, Any], configure: Configure) -> None:
     configure(**options)
     with Server(send(report())) as server:
         assert verdict(ask(server)) == OK
@@ -73,7 +73,7 @@ def test_probe__refuses_link_local_addresses_by_default(url: str) -> None:
 
 @pytest.mark.skipif(not servers.has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("network", ["127.0.0.0/8", "::ffff:0:0/96", "::ffff:127.0.0.0/104", "::/0"])
-def test_probe__refuses_ipv4_addresses_in_ipv6_clothes(network: str, configure: Configure) -> None:
+def test_probe__refuses_ipv4_mapped_addresses(network: str, configure: Configure) -> None:
     with Server(send(report())) as server:
         url = f"http://[::ffff:127.0.0.1]:{server.port}"
         assert verdict(ask(url)) == OK
@@ -83,7 +83,7 @@ def test_probe__refuses_ipv4_addresses_in_ipv6_clothes(network: str, configure: 
     assert verdict(result) == BLOCKED
 
 
-def test_probe__refuses_the_other_names_of_this_machine(configure: Configure) -> None:
+def test_probe__refuses_unspecified_addresses_as_loopback(configure: Configure) -> None:
     with Server(send(report())) as server:
         assert verdict(ask(f"http://0.0.0.0:{server.port}")) == OK
         configure(ADDRESS_DENY=["127.0.0.0/8"])
@@ -92,7 +92,7 @@ def test_probe__refuses_the_other_names_of_this_machine(configure: Configure) ->
         assert server.connections == 1
 
 
-def test_probe__refuses_a_name_that_leads_to_a_refused_address(
+def test_probe__refuses_a_name_with_only_refused_addresses(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(ADDRESS_DENY=["127.0.0.0/8"])
@@ -107,7 +107,7 @@ def test_probe__refuses_a_name_that_leads_to_a_refused_address(
     )
 
 
-def test_probe__asks_the_permitted_address_of_a_name(
+def test_probe__connects_to_the_permitted_address_of_a_name(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(ADDRESS_DENY=["127.0.0.2"])
@@ -118,7 +118,7 @@ def test_probe__asks_the_permitted_address_of_a_name(
         assert denied.connections == 0
 
 
-def test_probe__refuses_addresses_behind_redirects(configure: Configure) -> None:
+def test_probe__refuses_addresses_after_redirects(configure: Configure) -> None:
     configure(ADDRESS_DENY=["127.0.0.2"])
     with Server(send(report()), host="127.0.0.2") as denied:
         with Server(send(redirect(f"{denied.url}/x"))) as server:
@@ -138,7 +138,7 @@ def test_probe__refuses_addresses_behind_redirects(configure: Configure) -> None
         ("64:ff9b::a9fe:a9fe", "169.254.0.0/16"),
     ],
 )
-def test_probe__an_ipv4_address_within_an_ipv6_address_is_refused(
+def test_probe__refuses_ipv4_addresses_embedded_in_ipv6(
     configure: Configure, address: str, network: str
 ) -> None:
     configure(ADDRESS_DENY=[network])
@@ -147,7 +147,7 @@ def test_probe__an_ipv4_address_within_an_ipv6_address_is_refused(
 
 
 def rebinding(good: tuple[str, int], bad: tuple[str, int], looked_up: list[str]) -> servers.Resolver:
-    """A name that has a good address the first time, and a bad one from then on."""
+    """Return a resolver by which a name has a good address once, and then a bad one."""
 
     def getaddrinfo(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
         looked_up.append(host)
@@ -156,7 +156,7 @@ def rebinding(good: tuple[str, int], bad: tuple[str, int], looked_up: list[str])
     return getaddrinfo
 
 
-def test_probe__a_name_that_changes_behind_a_redirect_is_refused(
+def test_probe__refuses_a_name_that_changes_after_a_redirect(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(ADDRESS_DENY=["127.0.0.2"])
@@ -170,10 +170,10 @@ def test_probe__a_name_that_changes_behind_a_redirect_is_refused(
         result = ask("http://paris.example")
         assert inner.connections == 0
     assert verdict(result) == BLOCKED
-    assert looked_up == ["paris.example"] * 2, "one look-up a connection, and it is what is connected to"
+    assert looked_up == ["paris.example"] * 2, "each connection resolves the name once and uses the result"
 
 
-def test_probe__a_name_that_changes_between_two_probes_is_refused(
+def test_probe__refuses_a_name_that_changes_between_probes(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(ADDRESS_DENY=["127.0.0.2"])

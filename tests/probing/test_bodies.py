@@ -81,7 +81,7 @@ def test_probe__does_not_read_the_body_of_an_error() -> None:
         assert verdict(ask(server)) == STATUS_CODE
 
 
-# Bodies that end too late, too early, or not at all.
+# Bodies that end too late, too early, or never.
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_probe__body_cut_off(script: servers.Script, why: str | None) -> None:
     assert result.latency is not None
 
 
-def test_probe__chunk_of_negative_size_is_no_end_of_it() -> None:
+def test_probe__negative_chunk_size_is_truncated() -> None:
     with Server(send(chunked(end=b"-1\r\n{}\r\n0\r\n\r\n"))) as server:
         assert verdict(ask(server)) == TRUNCATED
 
@@ -181,14 +181,14 @@ def test_probe__chunk_size_line_without_end(start: bytes) -> None:
     assert result.report.errors == (f"{BAD}cut off after 0 bytes: its chunks are malformed",)
 
 
-def test_probe__report_of_exactly_64_kib_is_read() -> None:
+def test_probe__report_of_exactly_64_kib_is_ok() -> None:
     body = b'{"warnings": ["w"]}'.ljust(65536)
     for data in (response(body), chunked(body), response(body, length="")):
         with Server(send(data)) as server:
             assert verdict(ask(server)) == OK
 
 
-def test_probe__report_of_a_byte_more_is_too_large() -> None:
+def test_probe__report_over_64_kib_is_too_large() -> None:
     body = b'{"warnings": ["w"]}'.ljust(65537)
     for data in (response(body), chunked(body), response(body, length="")):
         with Server(send(data)) as server:
@@ -196,7 +196,7 @@ def test_probe__report_of_a_byte_more_is_too_large() -> None:
         assert (*verdict(result), result.report.errors) == (*TOO_LARGE, (f"{BAD}more than 64 KiB",))
 
 
-# Content encodings, none of which was asked for.
+# Content encodings that the probe did not request.
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -274,13 +274,13 @@ def test_probe__compressed_report_cut_off(encoding: str, missing: int) -> None:
         ),
     ],
 )
-def test_probe__encoding_that_cannot_be_read(encoding: str, body: bytes, why: str) -> None:
+def test_probe__unreadable_encoding(encoding: str, body: bytes, why: str) -> None:
     with Server(send(response(body, f"Content-Encoding: {encoding}"))) as server:
         result = ask(server)
     assert (*verdict(result), result.report.errors) == (*NOT_JSON, (not_json(why),))
 
 
-def test_probe__plain_body_named_compressed_in_part_only() -> None:
+def test_probe__ignores_bytes_after_the_compressed_body() -> None:
     body = gzip.compress(b"{}") + b"trailing garbage"
     with Server(send(response(body, "Content-Encoding: gzip"))) as server:
         assert verdict(ask(server)) == OK

@@ -34,7 +34,7 @@ from tests.support.servers import (
     send,
 )
 
-# What a probe may cost.
+# Memory, sockets, threads and time of a probe.
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def allocated() -> Iterator[Callable[[], int]]:
     tracemalloc.start()
 
     def peak() -> int:
-        """The most bytes there were since the last call, above those that there were then."""
+        """Return the peak of allocated bytes since the last call, above the amount at that call."""
         nonlocal before
         current, peak = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
@@ -78,18 +78,18 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("script", COSTLY.values(), ids=COSTLY)
-def test_probe__needs_little_memory_whatever_comes(
+def test_probe__memory_is_limited_for_any_response(
     script: servers.Script, allocated: Callable[[], int]
 ) -> None:
     with Server(script) as server:
-        ask(server)  # what is built once is not what a probe costs
+        ask(server)  # fills caches
         allocated()
         ask(server)
         assert allocated() < 1_000_000
 
 
 @pytest.mark.parametrize("script", [*COSTLY.values(), send(report()), send(b""), send(redirect("/x"))])
-def test_probe__leaves_no_socket_and_no_thread_behind(script: servers.Script) -> None:
+def test_probe__leaves_no_socket_and_no_thread(script: servers.Script) -> None:
     with Server(script) as server:
         threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
         for _ in range(3):
@@ -100,8 +100,8 @@ def test_probe__leaves_no_socket_and_no_thread_behind(script: servers.Script) ->
             time.sleep(0.01)
 
 
-def test_probe__long_redirect_costs_no_time() -> None:
-    """Taking a host name of this kind apart takes time by the square of its length."""
+def test_probe__long_redirect_is_fast() -> None:
+    """Parsing a host name of this kind takes quadratic time."""
     location = "http://e" + "\u0301\u0327" * 15_000 + ".example/"
     head = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\n\r\n".encode()
     with Server(send(head)) as server, at_most(1):
@@ -112,16 +112,16 @@ def test_probe__long_redirect_costs_no_time() -> None:
     )
 
 
-def test_probe__what_peers_chose_is_not_kept() -> None:
-    probe_module._report_of.cache_clear()  # a server before this one may have had the same port
+def test_probe__urls_of_redirects_are_not_cached() -> None:
+    probe_module._report_of.cache_clear()  # an earlier server may have had the same port
     script = servers.sequence(*(send(redirect(f"/{number}")) for number in range(10)), send(report()))
     with Server(script) as server:
         assert verdict(ask(server)) == OK
     assert probe_module._report_of.cache_info().currsize == 1
 
 
-def test_cutter__ends_a_call_that_does_not_look_at_the_time() -> None:
-    """OpenSSL reads on in one call while records come that hold no data."""
+def test_watchdog__ends_a_call_that_ignores_timeouts() -> None:
+    """One call into OpenSSL lasts as long as the peer sends records without data."""
     here, there = socket.socketpair()
     with here, there, at_most(5):
         here.settimeout(None)
@@ -129,7 +129,7 @@ def test_cutter__ends_a_call_that_does_not_look_at_the_time() -> None:
         assert here.recv(1) == b""
 
 
-def test_cutter__leaves_alone_what_ended_in_time() -> None:
+def test_watchdog__ignores_canceled_sockets() -> None:
     one, two = socket.socketpair()
     with one, two:
         deadline.watchdog.value.watch(one, deadline.Deadline(0.1)).cancel()
@@ -142,21 +142,3 @@ def test_cutter__leaves_alone_what_ended_in_time() -> None:
         one.sendall(b"x")
         assert two.recv(1) == b"x"
         late.cancel()
-
-
-def test_cutter__of_a_child_is_its_own() -> None:
-    deadline.watchdog.value.watch(*_pair_and_deadline()).cancel()
-    pid = os.fork()
-    if pid == 0:
-        here, _there = socket.socketpair()
-        here.settimeout(10)
-        deadline.watchdog.value.watch(here, deadline.Deadline(0.1))
-        os._exit(0 if here.recv(1) == b"" else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-def _pair_and_deadline() -> tuple[socket.socket, deadline.Deadline]:
-    here, there = socket.socketpair()
-    there.close()
-    here.close()
-    return here, deadline.Deadline(0.1)

@@ -22,7 +22,7 @@ from tests.support.servers import (
     send,
 )
 
-# Bodies that are no report.
+# Bodies that are not a report.
 
 
 @pytest.mark.parametrize(
@@ -53,21 +53,21 @@ def test_probe__body_is_not_json(body: bytes, what: str | None) -> None:
         assert message.endswith(f"; its content type is text/html; charset=utf-8. {HINT}")
 
 
-def test_probe__body_is_not_json_and_has_no_type() -> None:
+def test_probe__body_is_not_json_without_a_content_type() -> None:
     with Server(send(b"HTTP/1.1 200 OK\r\n\r\nhello")) as server:
         (message,) = ask(server).report.errors
     what = "the body is not JSON (Expecting value: line 1 column 1 (char 0))"
     assert message == not_json(what, "none", b"hello")
 
 
-def test_probe__only_the_beginning_of_a_page_is_shown() -> None:
+def test_probe__shows_only_the_beginning_of_a_page() -> None:
     with Server(send(response(b"\n <h1>" + b"x" * 10_000, content_type="text/html"))) as server:
         (message,) = ask(server).report.errors
     what = "the body is not JSON (Expecting value: line 2 column 2 (char 2))"
     assert message == not_json(what, "text/html", b"<h1>" + b"x" * 56)
 
 
-def test_probe__hint_survives_an_endless_content_type() -> None:
+def test_probe__long_content_type_keeps_the_hint() -> None:
     with Server(send(response("hello", content_type="x\x1b" * 5000))) as server:
         (message,) = ask(server).report.errors
     assert message.endswith(HINT)
@@ -93,7 +93,7 @@ def test_probe__hint_survives_an_endless_content_type() -> None:
         ('{"errors":' * 6000 + "[]" + "}" * 5000, "the JSON is nested too deeply, or has too many parts"),
     ],
 )
-def test_probe__json_is_no_report(body: str, what: str) -> None:
+def test_probe__json_that_is_not_a_report(body: str, what: str) -> None:
     with Server(send(response(body))) as server:
         result = ask(server)
     assert (*verdict(result), result.report.errors) == (*BAD_REPORT, (BAD + what,))
@@ -120,7 +120,7 @@ def test_probe__report_with_errors(body: str, errors: tuple[str, ...]) -> None:
     assert (*verdict(result), result.report.errors) == (*ERRORS, errors)
 
 
-def test_probe__error_of_a_megabyte_is_too_large() -> None:
+def test_probe__one_megabyte_error_is_too_large() -> None:
     with Server(send(report(["x" * 1_000_000]))) as server:
         assert verdict(ask(server)) == TOO_LARGE
 

@@ -37,7 +37,7 @@ from tests.support.servers import (
     send_and_reset,
 )
 
-# No use of the URL.
+# Invalid URLs.
 
 
 @pytest.mark.parametrize(
@@ -122,17 +122,15 @@ def test_probe__connection_refused() -> None:
         ),
     ],
 )
-def test_probe__connection_lost_before_the_headers_are_complete(
-    script: servers.Script, read: bool, why: str
-) -> None:
+def test_probe__connection_lost_within_the_headers(script: servers.Script, read: bool, why: str) -> None:
     with Server(script, read=read) as server:
         result = ask(server)
     assert (*verdict(result), result.report.errors) == (*CONNECT, (DOWN + why,))
 
 
 @pytest.mark.parametrize("script", [send(b""), send_and_reset(b"")])
-def test_probe__connection_lost_before_the_request_is_read(script: servers.Script) -> None:
-    # Which of the calls on the connection meets it first is a matter of luck.
+def test_probe__connection_lost_before_the_request(script: servers.Script) -> None:
+    # It depends on timing which call on the connection fails first.
     with Server(script, read=False) as server:
         result = ask(server)
     assert verdict(result) == CONNECT
@@ -163,14 +161,14 @@ def test_probe__no_complete_headers_in_time(script: servers.Script, read: bool, 
 
 
 @pytest.mark.parametrize("part", ["headers", "body"])
-def test_probe__one_byte_a_second_is_judged_in_time(part: str, configure: Configure) -> None:
+def test_probe__one_byte_per_second_times_out(part: str, configure: Configure) -> None:
     configure(TIMEOUT=1)
     start = b"" if part == "headers" else HEAD + b"Content-Length: 9\r\n\r\n"
     with Server(drip(b"HTTP/1.1 200 OK\r\n\r\n", 1, start=start)) as server:
         assert verdict(ask_in_time(server)) == (SILENT if part == "headers" else LATE)
 
 
-def test_probe__no_answer_to_a_connection_being_opened(timeout: float) -> None:
+def test_probe__connection_not_accepted_in_time(timeout: float) -> None:
     with servers.silent() as port, at_most(timeout + 0.5):
         result = ask(f"http://127.0.0.1:{port}")
     assert verdict(result) == SILENT
@@ -208,14 +206,14 @@ def test_probe__redirects_share_one_deadline(timeout: float) -> None:
     assert verdict(result) == SILENT
 
 
-def test_probe__second_address_is_tried_when_the_first_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe__tries_the_second_address_if_the_first_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(send(report())) as server, servers.refusing("127.0.0.2") as port:
         addresses = ("127.0.0.2", port), ("127.0.0.1", server.port)
         monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(*addresses))
         assert verdict(ask("http://paris.example")) == OK
 
 
-def test_probe__second_address_is_tried_when_the_first_keeps_silent(
+def test_probe__tries_the_second_address_if_the_first_is_silent(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(TIMEOUT=2)
@@ -232,9 +230,7 @@ def test_probe__all_addresses_keep_silent(timeout: float, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not servers.has_ipv6(), reason="this machine has no IPv6")
-def test_probe__ipv4_is_tried_when_ipv6_keeps_silent(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probe__tries_ipv4_if_ipv6_is_silent(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(TIMEOUT=2)
     with Server(send(report())) as server, servers.silent("::1") as port, at_most(2.5):
         monkeypatch.setattr(
@@ -243,10 +239,10 @@ def test_probe__ipv4_is_tried_when_ipv6_keeps_silent(
         assert verdict(ask("http://paris.example")) == OK
 
 
-NOWHERE = ("fe80::1", 80)  # no connection goes there without saying by which interface
+NOWHERE = ("fe80::1", 80)  # a connection to it needs an interface
 
 
-def test_probe__an_address_without_a_route_takes_no_time_and_no_blame(
+def test_probe__skips_addresses_without_a_route(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(TIMEOUT=0.5, ADDRESS_DENY=[])
@@ -264,7 +260,7 @@ def test_probe__only_addresses_without_a_route(configure: Configure, monkeypatch
     assert verdict(ask("http://paris.example")) == CONNECT
 
 
-def test_probe__names_every_address_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe__names_all_failed_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.refusing("127.0.0.2") as port, servers.refusing("127.0.0.3") as other:
         addresses = [("127.0.0.2", port), ("127.0.0.3", other)]
         monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(*addresses))
@@ -275,16 +271,14 @@ def test_probe__names_every_address_that_failed(monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_probe__names_the_address_that_keeps_silent(timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe__names_the_silent_address(timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(servers.hold) as server:
         monkeypatch.setattr(socket, "getaddrinfo", servers.resolver(("127.0.0.1", server.port)))
         (message,) = ask("http://paris.example").report.errors
     assert message.endswith("while waiting for paris.example at 127.0.0.1 to answer")
 
 
-def test_probe__hanging_look_ups_do_not_use_up_all_threads(
-    timeout: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probe__hanging_look_ups_are_limited(timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_free_look_ups, "value", threading.BoundedSemaphore(3))
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(60) and [])
@@ -295,15 +289,13 @@ def test_probe__hanging_look_ups_do_not_use_up_all_threads(
     hanging = set(threading.enumerate()) - before
     assert len(hanging) <= 3
     release.set()
-    wait_for(
-        lambda: verdict(ask("http://paris.example")) == DNS, 5, "look-ups that ended make room for others"
-    )
-    for thread in hanging:  # what they give back is of this test
+    wait_for(lambda: verdict(ask("http://paris.example")) == DNS, 5, "a look-up that ended frees its place")
+    for thread in hanging:  # they release the semaphore of this test
         thread.join(5)
         assert not thread.is_alive()
 
 
-def test_probe__a_thread_that_cannot_be_started_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe__failure_to_start_a_thread_is_internal(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -94,7 +94,7 @@ def test_probe__bytes_that_are_not_http(
         (["X: " + "y" * 9000] * 90, f"more than 64 KiB of headers {WAITING}"),
     ],
 )
-def test_probe__headers_that_are_not_those_of_http(headers: list[str], why: str) -> None:
+def test_probe__invalid_headers(headers: list[str], why: str) -> None:
     with Server(send_and_hold(response("{}", *headers, length=""))) as server, at_most(5):
         result = ask(server)
     assert (*verdict(result), result.report.errors) == (*PROTOCOL, (DOWN + why,))

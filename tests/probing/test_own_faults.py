@@ -30,14 +30,12 @@ from tests.support.servers import (
     send,
 )
 
-# Our own faults.
+# Own bugs, settings and limits.
 
 OWN_FAULT = "proxyhealth failed to probe this proxy; the worker's log says why"
 
 
-def test_probe__bug_of_ours_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_probe__own_bug_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def getaddrinfo(*args: Any, **kwargs: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
@@ -56,7 +54,7 @@ def test_probe__bug_of_ours_is_logged(
     "options",
     [{"TIMEOUT": "soon"}, {"ADDRESS_DENY": ["nonsense"]}, {"CA_BUNDLE": "/does/not/exist.pem"}],
 )
-def test_probe__wrong_setting_is_ours(
+def test_probe__invalid_setting_is_internal(
     options: dict[str, Any], configure: Configure, caplog: pytest.LogCaptureFixture
 ) -> None:
     configure(**options)
@@ -65,7 +63,7 @@ def test_probe__wrong_setting_is_ours(
     assert "ImproperlyConfigured" in caplog.text
 
 
-def test_probe__ca_bundle_that_is_no_pem_is_ours(
+def test_probe__invalid_ca_bundle_is_internal(
     configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "ca.pem"
@@ -76,7 +74,7 @@ def test_probe__ca_bundle_that_is_no_pem_is_ours(
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_probe__too_many_open_files_is_ours(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_probe__too_many_open_files_is_internal(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
     with servers.listener() as listening, contextlib.ExitStack() as stack:
         url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -90,8 +88,8 @@ def test_probe__too_many_open_files_is_ours(scheme: str, caplog: pytest.LogCaptu
     assert "Too many open files" in caplog.text
 
 
-def test_probe__too_many_open_files_are_not_blamed_on_a_name() -> None:
-    """The resolver says of a process without descriptors that the name is not known."""
+def test_probe__too_many_open_files_is_not_a_dns_error() -> None:
+    """Without free file descriptors, the resolver reports an unknown name."""
     with contextlib.ExitStack() as stack:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
@@ -112,7 +110,7 @@ def test_probe__never_shows_a_password(caplog: pytest.LogCaptureFixture) -> None
         assert "hunter2" not in repr(ask(server)) + caplog.text
 
 
-def test_probe__nothing_of_one_proxy_reaches_another() -> None:
+def test_probe__proxies_share_no_state() -> None:
     def script(sock: socket.socket) -> None:
         host = sock.getsockname()[0]
         sock.sendall(
@@ -125,16 +123,16 @@ def test_probe__nothing_of_one_proxy_reaches_another() -> None:
 
     hosts = [f"127.0.1.{number}" for number in range(1, 61)]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(30) as threads:
-        found = [stack.enter_context(Server(script, host=host)) for host in hosts]
+        servers_of_hosts = [stack.enter_context(Server(script, host=host)) for host in hosts]
         for _ in range(3):
-            results = list(threads.map(probe, [proxy_at(server.url) for server in found]))
+            results = list(threads.map(probe, [proxy_at(server.url) for server in servers_of_hosts]))
             assert [result.report.warnings for result in results] == [(host,) for host in hosts]
-        requests = [request for server in found for request in server.requests]
+        requests = [request for server in servers_of_hosts for request in server.requests]
     assert len(requests) == 3 * len(hosts)
     assert not any(b"cookie" in request.lower() for request in requests)
 
 
-def test_probe__says_nothing_in_the_log_about_what_proxies_do(caplog: pytest.LogCaptureFixture) -> None:
+def test_probe__faults_of_proxies_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     both = chunked(b"{}").replace(b"\r\nTransfer", b"\r\nContent-Length: 1\r\nTransfer")
     for data in (b"", b"nonsense", response("<html>"), response(status="500 Oops"), both):

@@ -106,7 +106,7 @@ def test_probe__follows_a_redirect_to_https(ca: trustme.CA, ca_file: Path, confi
     assert result.report.warnings == (led_to(f"{there.url}/healthz-report"),)
 
 
-def test_probe__verifies_certificates_behind_redirects(ca: trustme.CA) -> None:
+def test_probe__verifies_certificates_after_redirects(ca: trustme.CA) -> None:
     with Server(send(report()), tls=servers.server_context(ca, "127.0.0.1")) as there:
         with Server(send(redirect(there.url))) as here:
             assert verdict(ask(here)) == TLS
@@ -131,7 +131,7 @@ def test_probe__verifies_certificates_behind_redirects(ca: trustme.CA) -> None:
         ("http://2130706433/", "'2130706433' is not an IPv4 address"),
     ],
 )
-def test_probe__redirected_to_a_url_that_cannot_be_used(location: str, why: str) -> None:
+def test_probe__redirected_to_an_unusable_url(location: str, why: str) -> None:
     with Server(send(redirect(location.encode().decode("latin-1")))) as server:
         result = ask(server)
     assert verdict(result) == PROTOCOL
@@ -154,7 +154,7 @@ def test_probe__never_shows_the_query_of_a_redirect(
     assert "hunter2" in server.paths[1]
 
 
-def test_probe__names_where_a_redirect_led_without_controls_and_not_at_length() -> None:
+def test_probe__redirect_warning_is_cleaned_and_shortened() -> None:
     with Server(servers.sequence(send(redirect("/\x1b[31m\x7f" + "x" * 1500)), send(report()))) as server:
         warning = ask(server).report.warnings[0]
     assert warning.startswith(f"redirected to {server.url}/[31mxxx")
@@ -162,7 +162,7 @@ def test_probe__names_where_a_redirect_led_without_controls_and_not_at_length() 
     assert len(warning) < 300
 
 
-def test_probe__counts_the_warnings_right_when_a_redirect_adds_one() -> None:
+def test_probe__redirect_warning_counts_towards_the_limit() -> None:
     many = response(json.dumps({"warnings": ["w"] * 100}))
     with Server(servers.sequence(send(redirect("/x")), send(many))) as server:
         warnings = ask(server).report.warnings

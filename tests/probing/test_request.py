@@ -34,7 +34,7 @@ from tests.support.servers import (
     send_and_hold,
 )
 
-# What is asked.
+# The request.
 
 
 def test_probe__unregistered_makes_no_request() -> None:
@@ -43,7 +43,7 @@ def test_probe__unregistered_makes_no_request() -> None:
     assert result.latency is None
 
 
-def test_probe__asks_for_the_report_and_nothing_else() -> None:
+def test_probe__sends_one_request_for_the_report() -> None:
     with Server(send(report())) as server:
         assert verdict(ask(server)) == OK
     assert server.connections == 1
@@ -68,7 +68,7 @@ def test_probe__asks_for_the_report_and_nothing_else() -> None:
         ("/a/b/", "/a/b/healthz-report"),
     ],
 )
-def test_probe__leaves_out_one_trailing_slash(suffix: str, path: str) -> None:
+def test_probe__omits_one_trailing_slash(suffix: str, path: str) -> None:
     with Server(send(report())) as server:
         assert verdict(ask(server.url + suffix)) == OK
     assert server.paths == [path]
@@ -84,7 +84,7 @@ def test_probe__leaves_out_one_trailing_slash(suffix: str, path: str) -> None:
         ("http://bücher.example", "xn--bcher-kva.example"),
     ],
 )
-def test_probe__sends_the_host_without_the_default_port(
+def test_probe__host_header_omits_the_default_port(
     url: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Server(send(report())) as server:
@@ -93,7 +93,7 @@ def test_probe__sends_the_host_without_the_default_port(
     assert f"\r\nHost: {host}\r\n".encode() in server.requests[0]
 
 
-def test_probe__sends_the_host_without_the_default_port_of_https(
+def test_probe__host_header_omits_the_default_https_port(
     ca: trustme.CA, ca_file: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(CA_BUNDLE=ca_file)
@@ -106,7 +106,7 @@ def test_probe__sends_the_host_without_the_default_port_of_https(
 
 
 @pytest.mark.skipif(not servers.has_ipv6(), reason="this machine has no IPv6")
-def test_probe__takes_ipv6_addresses() -> None:
+def test_probe__accepts_ipv6_addresses() -> None:
     with Server(send(report()), host="::1") as server:
         result = ask(f"http://[::1]:{server.port}")
     assert verdict(result) == OK
@@ -115,21 +115,21 @@ def test_probe__takes_ipv6_addresses() -> None:
     assert f"\r\nHost: [::1]:{server.port}\r\n".encode() in server.requests[0]
 
 
-def test_probe__looks_names_up() -> None:
+def test_probe__resolves_names() -> None:
     with Server(send(report())) as server:
         result = ask(f"http://localhost:{server.port}")
     assert verdict(result) == OK
     assert result.proxy_host == f"localhost:{server.port}"
 
 
-def test_probe__opens_a_fresh_connection_each_time() -> None:
+def test_probe__opens_a_new_connection_each_time() -> None:
     keep_alive = send_and_hold(response("{}", "Connection: keep-alive", "Keep-Alive: timeout=60"))
     with Server(keep_alive) as server:
         assert [verdict(ask(server)) for _ in range(3)] == [OK] * 3
         assert server.connections == 3
 
 
-def test_probe__goes_to_the_new_address_after_a_dns_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe__follows_a_dns_change_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(send_and_hold(report(["old"]))) as old, Server(send(report()), host="127.0.0.2") as new:
         monkeypatch.setattr(socket, "getaddrinfo", servers.resolver((old.host, old.port)))
         assert ask("http://paris.example").report.errors == ("old",)
@@ -165,10 +165,10 @@ def test_probe__keeps_no_cookies() -> None:
     assert not [request for request in server.requests if b"cookie" in request.lower()]
 
 
-# What comes with a status.
+# The other fields of a status.
 
 
-def test_probe__takes_over_the_moment_and_the_proxy() -> None:
+def test_probe__status_has_the_given_proxy_and_checked_at() -> None:
     with Server(send(report())) as server:
         result = probe(proxy_at(server.url), MOMENT)
     assert result.checked_at == MOMENT
@@ -176,7 +176,7 @@ def test_probe__takes_over_the_moment_and_the_proxy() -> None:
     assert result.proxy_host == server.netloc
 
 
-def test_probe__takes_now_for_the_moment_if_none_is_given() -> None:
+def test_probe__default_checked_at_is_now() -> None:
     with Server(send(report())) as server:
         before = datetime.now(UTC)
         result = ask(server)
@@ -185,7 +185,7 @@ def test_probe__takes_now_for_the_moment_if_none_is_given() -> None:
     assert result.checked_at.utcoffset() == timedelta(0)
 
 
-def test_probe__measures_the_latency_to_the_end_of_the_body() -> None:
+def test_probe__latency_includes_the_body() -> None:
     script = servers.after(0.1, drip(b"{}", 0.1, start=HEAD + b"Content-Length: 2\r\n\r\n"))
     with Server(script) as server:
         result = ask(server)
@@ -265,13 +265,13 @@ def test_probe__is_ok_without_errors(body: str, warnings: list[str]) -> None:
         chunked(b"{}").replace(b"\r\nTransfer", b"\r\nContent-Length: 1\r\nTransfer"),
     ],
 )
-def test_probe__is_ok_for_every_form_of_a_good_response(data: bytes) -> None:
+def test_probe__is_ok_for_every_form_of_good_response(data: bytes) -> None:
     with Server(send(data)) as server:
         result = ask(server)
     assert (*verdict(result), result.report) == (*OK, HealthReport())
 
 
-def test_probe__does_not_wait_for_the_end_of_a_connection_that_is_held() -> None:
+def test_probe__does_not_wait_for_the_connection_to_close() -> None:
     with Server(send_and_hold(report())) as server, at_most(5):
         assert verdict(ask(server)) == OK
     with Server(send_and_hold(chunked(b"{}"))) as server, at_most(5):

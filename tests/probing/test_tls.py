@@ -101,7 +101,7 @@ def test_probe__certificate_of_another_name(ca: trustme.CA, ca_file: Path, confi
         assert certificate_problem(server, "localhost").startswith("Hostname mismatch")
 
 
-def test_probe__new_ca_bundle_counts_without_a_restart(
+def test_probe__new_ca_bundle_applies_without_a_restart(
     ca: trustme.CA, configure: Configure, tmp_path: Path
 ) -> None:
     path = tmp_path / "ca.pem"
@@ -130,7 +130,7 @@ def test_probe__plain_bytes_on_a_tls_port(data: bytes) -> None:
 def test_probe__tls_on_a_plain_port(ca: trustme.CA) -> None:
     with Server(send(report()), tls=servers.server_context(ca, "127.0.0.1")) as server:
         result = ask(f"http://127.0.0.1:{server.port}")
-    # A server that sends an alert first shows what it is, one that just closes does not.
+    # Some servers send an alert first, others only close the connection.
     assert verdict(result) in (CONNECT, PROTOCOL)
     assert result.report.errors[0].startswith(DOWN)
 
@@ -151,14 +151,14 @@ def test_probe__tls_handshake_that_stalls(script: servers.Script, timeout: float
 
 @pytest.mark.parametrize("script", [send(b""), send_and_reset(b"")])
 def test_probe__tls_handshake_that_is_broken_off(script: servers.Script) -> None:
-    # Whether a close looks like a reset depends on what was under way.
+    # It depends on timing whether a close looks like a reset.
     with Server(script, read=False) as server:
         result = ask(f"https://127.0.0.1:{server.port}")
     assert verdict(result) in (TLS, CONNECT)
     assert result.report.errors[0].startswith(DOWN)
 
 
-def test_wrap__of_a_connection_that_is_reset_already_leaves_nothing_open() -> None:
+def test_wrap_socket__connection_already_reset_is_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sock = transport._PlainSocket(socket.AF_INET, socket.SOCK_STREAM)
         sock.deadline = Deadline(5)
@@ -168,7 +168,7 @@ def test_wrap__of_a_connection_that_is_reset_already_leaves_nothing_open() -> No
         peer.close()
         select.select([sock], [], [], 5)
         fd = sock.fileno()
-        with pytest.raises(OSError):  # noqa: PT011  which one depends on the interpreter
+        with pytest.raises(OSError):  # noqa: PT011  the error depends on the Python version
             transport.tls_context("").wrap_socket(
                 sock, server_hostname="x.example.com", do_handshake_on_connect=False
             ).do_handshake()
@@ -177,7 +177,7 @@ def test_wrap__of_a_connection_that_is_reset_already_leaves_nothing_open() -> No
             os.fstat(fd)
 
 
-def test_probe__time_bounds_tls_too(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
+def test_probe__timeout_applies_to_tls(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
     configure(CA_BUNDLE=ca_file, TIMEOUT=0.5)
     tls = servers.server_context(ca, "127.0.0.1")
     with Server(servers.hold, tls=tls) as server:
@@ -200,21 +200,21 @@ def test_probe__old_tls_is_refused(ca: trustme.CA, ca_file: Path, configure: Con
     assert result.report.errors[0].startswith(f"{DOWN}TLS failed while connecting to 127.0.0.1 port")
 
 
-# Certificates that are going to end.
+# Expiry of certificates.
 
 
 def in_days(days: float) -> datetime:
     return datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
 
 
-def ending(ca: trustme.CA, moment: datetime, name: str = "127.0.0.1") -> ssl.SSLContext:
+def expiring(ca: trustme.CA, moment: datetime, name: str = "127.0.0.1") -> ssl.SSLContext:
     return servers.server_context(ca, name, not_after=moment)
 
 
-def test_probe__tells_when_the_certificate_ends(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
+def test_probe__reports_the_expiry(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
     configure(CA_BUNDLE=ca_file)
     moment = in_days(90)
-    with Server(send(report()), tls=ending(ca, moment)) as server:
+    with Server(send(report()), tls=expiring(ca, moment)) as server:
         result = ask(server)
     assert verdict(result) == OK
     assert result.tls_expires_at == moment
@@ -225,45 +225,45 @@ def test_probe__tells_when_the_certificate_ends(ca: trustme.CA, ca_file: Path, c
     ("days", "setting", "left"),
     [(13.5, 14, "in 13 days"), (1.5, 14, "in 1 day"), (0.5, 14, "in 0 days"), (20.5, 30, "in 20 days")],
 )
-def test_probe__warns_of_a_certificate_that_ends_soon(
+def test_probe__certificate_warning_before_expiry(
     ca: trustme.CA, ca_file: Path, configure: Configure, days: float, setting: float, left: str
 ) -> None:
     configure(CA_BUNDLE=ca_file, TLS_EXPIRY_WARNING=setting)
     moment = in_days(days)
-    with Server(send(report(warnings=["own"])), tls=ending(ca, moment)) as server:
+    with Server(send(report(warnings=["own"])), tls=expiring(ca, moment)) as server:
         result = ask(server)
     assert verdict(result) == OK
-    ends = f"the TLS certificate expires on {moment:%Y-%m-%d %H:%M} UTC, {left}; renew it"
-    assert result.report.warnings == (ends, "own")
+    expires = f"the TLS certificate expires on {moment:%Y-%m-%d %H:%M} UTC, {left}; renew it"
+    assert result.report.warnings == (expires, "own")
 
 
 @pytest.mark.parametrize(("days", "setting"), [(14.5, 14), (0.5, 0)])
-def test_probe__does_not_warn_of_a_certificate_in_good_time(
+def test_probe__no_certificate_warning_long_before_expiry(
     ca: trustme.CA, ca_file: Path, configure: Configure, days: float, setting: float
 ) -> None:
     configure(CA_BUNDLE=ca_file, TLS_EXPIRY_WARNING=setting)
-    with Server(send(report()), tls=ending(ca, in_days(days))) as server:
+    with Server(send(report()), tls=expiring(ca, in_days(days))) as server:
         assert ask(server).report.warnings == ()
 
 
-def test_probe__warns_of_a_certificate_whatever_the_answer_is(
+def test_probe__certificate_warning_with_an_error_response(
     ca: trustme.CA, ca_file: Path, configure: Configure
 ) -> None:
     configure(CA_BUNDLE=ca_file)
-    with Server(send(b"HTTP/1.1 500 Oops\r\n\r\n"), tls=ending(ca, in_days(3.5))) as server:
+    with Server(send(b"HTTP/1.1 500 Oops\r\n\r\n"), tls=expiring(ca, in_days(3.5))) as server:
         result = ask(server)
     assert verdict(result) == STATUS_CODE
     assert "in 3 days; renew it" in result.report.warnings[0]
 
 
-def test_probe__takes_the_first_end_of_all_certificates_on_the_way(
+def test_probe__reports_the_earliest_expiry_of_all_redirects(
     ca: trustme.CA, ca_file: Path, configure: Configure
 ) -> None:
     configure(CA_BUNDLE=ca_file)
     soon, late = in_days(5.5), in_days(300)
     with (
-        Server(send(report()), tls=ending(ca, late)) as there,
-        Server(send(redirect(f"{there.url}/healthz-report")), tls=ending(ca, soon)) as here,
+        Server(send(report()), tls=expiring(ca, late)) as there,
+        Server(send(redirect(f"{there.url}/healthz-report")), tls=expiring(ca, soon)) as here,
     ):
         result = ask(here)
     assert result.tls_expires_at == soon
@@ -276,12 +276,12 @@ def test_probe__no_certificate_without_tls() -> None:
 
 
 @pytest.mark.parametrize("script", [servers.hold, send(b""), send(b"nonsense")])
-def test_probe__knows_the_certificate_although_no_response_came(
+def test_probe__reports_the_certificate_without_a_response(
     ca: trustme.CA, ca_file: Path, configure: Configure, script: servers.Script
 ) -> None:
     configure(CA_BUNDLE=ca_file, TIMEOUT=1)
     moment = in_days(3.5)
-    with Server(script, tls=ending(ca, moment)) as server:
+    with Server(script, tls=expiring(ca, moment)) as server:
         result = ask(server)
     assert result.status is Status.UNREACHABLE
     assert result.tls_expires_at == moment

@@ -1,8 +1,7 @@
-"""Real servers for tests, down to the bytes: each connection is answered by a script.
+"""Real servers for tests: a script answers each connection with any bytes.
 
-A script is a function that gets the connected socket. It may send what it likes; the server
-closes the socket after it. Scripts that wait do so on the socket, so that a server can be
-stopped at any moment.
+A script is a function that gets the connected socket. The server closes the socket after it. Scripts wait
+only on the socket, so that a server can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ MAX_REQUEST_BYTES = 256 * 1024
 
 
 class Server:
-    """Runs ``script`` on each connection, in a thread of its own, while the ``with`` block runs.
+    """A server that runs ``script`` in a thread for each connection, while the ``with`` block runs.
 
-    ``connections`` counts what was accepted, ``requests`` holds the bytes of each request up to
-    and with its empty line. With ``read=False`` the script gets the socket at once, with
-    nothing read. With ``tls`` a handshake comes first. An exception in a script, other than
-    that the peer has gone, fails the test on leaving the ``with`` block.
+    ``connections`` counts accepted connections. ``requests`` has the bytes of each request, including its
+    empty line. With ``read=False`` the script gets the socket before anything is read. With ``tls`` a
+    handshake comes first. The end of the block raises exceptions of scripts, except for closed connections.
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class Server:
 
     @property
     def paths(self) -> list[str]:
-        """The targets of the requests so far."""
+        """Return the targets of the requests so far."""
         return [request.split(b" ", 2)[1].decode("ascii") for request in self.requests]
 
     def __enter__(self) -> Self:
@@ -150,13 +148,13 @@ class Server:
 
 
 def _shut_down(sock: socket.socket) -> None:
-    # That of a TLS socket would drop its session under the thread that uses it.
+    # Not SSLSocket.shutdown(), which drops the TLS session that another thread is using.
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def listener(host: str = "127.0.0.1", port: int = 0, *, backlog: int = 128) -> socket.socket:
-    """A listening socket."""
+    """Return a listening socket."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -169,7 +167,7 @@ def listener(host: str = "127.0.0.1", port: int = 0, *, backlog: int = 128) -> s
 
 
 def read_request(sock: socket.socket) -> bytes:
-    """The bytes of one request without a body; what came so far if the peer closes."""
+    """Return the bytes of one request without a body, or the bytes until the peer closes."""
     data = b""
     while b"\r\n\r\n" not in data and len(data) < MAX_REQUEST_BYTES:
         received = sock.recv(65536)
@@ -181,7 +179,7 @@ def read_request(sock: socket.socket) -> bytes:
 
 @contextlib.contextmanager
 def refusing(host: str = "127.0.0.1") -> Iterator[int]:
-    """A port on which nobody listens, and nobody else comes to listen."""
+    """Yield a port that refuses connections and stays reserved."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         sock.bind((host, 0))
         yield sock.getsockname()[1]
@@ -189,7 +187,7 @@ def refusing(host: str = "127.0.0.1") -> Iterator[int]:
 
 @contextlib.contextmanager
 def silent(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
-    """A port that does not even answer to a connection being opened: its backlog is full."""
+    """Yield a port that does not accept connections, because its backlog is full."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listener(host, port, backlog=0))
         for _ in range(8):
@@ -207,7 +205,7 @@ def has_ipv6() -> bool:
     return True
 
 
-# What a server may send.
+# Bytes of responses.
 
 
 def response(
@@ -218,7 +216,7 @@ def response(
     content_type: str = "application/json",
     length: int | str | None = None,
 ) -> bytes:
-    """The bytes of a response; its Content-Length is right unless ``length`` says otherwise, "" for none."""
+    """Return the bytes of a response; ``length`` replaces the correct Content-Length, "" omits it."""
     content = body.encode() if isinstance(body, str) else body
     lines = [f"{version} {status}", f"Content-Type: {content_type}"]
     if length != "":
@@ -228,7 +226,7 @@ def response(
 
 
 def report(errors: Any = (), warnings: Any = ()) -> bytes:
-    """The bytes of a response with a health report."""
+    """Return the bytes of a response with a health report."""
     return response(json.dumps({"errors": errors, "warnings": warnings}))
 
 
@@ -237,7 +235,7 @@ def redirect(location: str, status: str = "302 Found") -> bytes:
 
 
 def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
-    """The bytes of a response in chunks."""
+    """Return the bytes of a response in chunks."""
     body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + end
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     return head + body
@@ -247,12 +245,12 @@ def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
 
 
 def send(data: bytes) -> Script:
-    """Exactly these bytes, then close."""
+    """Send these bytes, then close."""
     return lambda sock: sock.sendall(data)
 
 
 def send_and_hold(data: bytes) -> Script:
-    """Exactly these bytes, then keep the connection open until the peer closes it."""
+    """Send these bytes, then keep the connection open until the peer closes it."""
 
     def script(sock: socket.socket) -> None:
         sock.sendall(data)
@@ -262,7 +260,7 @@ def send_and_hold(data: bytes) -> Script:
 
 
 def send_and_reset(data: bytes) -> Script:
-    """Exactly these bytes, then a TCP reset."""
+    """Send these bytes, then reset the connection."""
 
     def script(sock: socket.socket) -> None:
         sock.sendall(data)
@@ -274,7 +272,7 @@ def send_and_reset(data: bytes) -> Script:
 
 
 def drip(data: bytes, interval: float, start: bytes = b"") -> Script:
-    """``start`` at once, then one byte of ``data`` every ``interval`` seconds, then close."""
+    """Send ``start`` at once, then one byte of ``data`` every ``interval`` seconds, then close."""
 
     def script(sock: socket.socket) -> None:
         sock.sendall(start)
@@ -287,7 +285,7 @@ def drip(data: bytes, interval: float, start: bytes = b"") -> Script:
 
 
 def flood(data: bytes, start: bytes = b"") -> Script:
-    """``start``, then ``data`` again and again, as fast as it goes, until the peer closes."""
+    """Send ``start``, then repeat ``data`` as fast as possible until the peer closes."""
 
     def script(sock: socket.socket) -> None:
         sock.sendall(start)
@@ -298,7 +296,7 @@ def flood(data: bytes, start: bytes = b"") -> Script:
 
 
 def after(seconds: float, script: Script) -> Script:
-    """``script``, but only after a wait."""
+    """Run ``script`` after ``seconds``."""
 
     def delayed(sock: socket.socket) -> None:
         if not _peer_spoke(sock, seconds):
@@ -308,7 +306,7 @@ def after(seconds: float, script: Script) -> Script:
 
 
 def sequence(*scripts: Script) -> Script:
-    """The first script for the first connection, and so on; the last one for all after it."""
+    """Run the first script for the first connection, and so on; the last one for all others."""
     lock = threading.Lock()
     left = list(scripts)
 
@@ -334,14 +332,14 @@ def _peer_spoke(sock: socket.socket, seconds: float) -> bool:
 
 
 def server_context(ca: trustme.CA, *names: str, not_after: datetime.datetime | None = None) -> ssl.SSLContext:
-    """A context with a certificate of ``ca`` for these names and addresses."""
+    """Return a context with a certificate of ``ca`` for these names and addresses."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert(*names, not_after=not_after).configure_cert(context)
     return context
 
 
 def self_signed_context(ca: trustme.CA) -> ssl.SSLContext:
-    """A context whose certificate is that of an authority that signed itself."""
+    """Return a context with a self-signed certificate, that of ``ca`` itself."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     pem = ca.private_key_pem.bytes() + ca.cert_pem.bytes()
     with trustme.Blob(pem).tempfile() as path:
@@ -353,7 +351,7 @@ Resolver = Callable[..., Sequence[Any]]
 
 
 def resolver(*addresses: tuple[str, int]) -> Resolver:
-    """A stand-in for ``socket.getaddrinfo`` by which every name has these addresses, ports included."""
+    """Return a replacement of ``socket.getaddrinfo`` by which every name has these addresses and ports."""
 
     def getaddrinfo(host: str, port: int, *args: Any, **kwargs: Any) -> Sequence[Any]:
         return [

@@ -17,7 +17,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def exchange(server: Server, request: bytes = REQUEST, tls: ssl.SSLContext | None = None) -> bytes:
-    """All that the server sends until it closes."""
+    """Return all bytes that the server sends until it closes."""
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(socket.create_connection((server.host, server.port), timeout=5))
         if tls is not None:
@@ -71,9 +71,9 @@ def test_server__resets_after_the_bytes() -> None:
             sock.recv(100)
 
 
-def test_server__resets_before_anything_is_read() -> None:
+def test_server__resets_before_reading() -> None:
     with Server(servers.send_and_reset(b""), read=False) as server:
-        # It may be there before the peer has taken note that it is connected.
+        # The reset may come before connect() returns.
         with pytest.raises(ConnectionResetError), connect(server) as sock:
             sock.recv(100)
         assert server.requests == []
@@ -90,7 +90,7 @@ def test_server__drips_one_byte_at_a_time() -> None:
         assert time.monotonic() - begin >= 0.1
 
 
-def test_server__takes_its_scripts_in_sequence() -> None:
+def test_server__runs_its_scripts_in_sequence() -> None:
     script = servers.sequence(servers.send(b"1"), servers.send(b"2"))
     with Server(script) as server:
         assert [exchange(server) for _ in range(3)] == [b"1", b"2", b"2"]
@@ -127,7 +127,7 @@ def test_server__survives_a_failed_handshake() -> None:
     ],
 )
 @pytest.mark.parametrize("secure", [False, True])
-def test_server__stops_at_once_whatever_its_scripts_do(script: servers.Script, secure: bool) -> None:
+def test_server__stops_at_once_during_any_script(script: servers.Script, secure: bool) -> None:
     threads = set(threading.enumerate())
     ca = trustme.CA()
     tls = servers.server_context(ca, "127.0.0.1") if secure else None
@@ -146,12 +146,12 @@ def test_server__stops_at_once_whatever_its_scripts_do(script: servers.Script, s
         with at_most(2):
             server.__exit__()
         assert set(threading.enumerate()) <= threads
-        with socket.socket() as other:  # nobody has its port any more
+        with socket.socket() as other:  # its port is free again
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             other.bind((server.host, server.port))
 
 
-def test_server__fails_the_test_if_a_script_fails() -> None:
+def test_server__raises_the_exception_of_a_script() -> None:
     def script(sock: socket.socket) -> None:
         raise ZeroDivisionError
 
@@ -164,7 +164,7 @@ def test_refusing__refuses() -> None:
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_silent__does_not_answer_to_a_connection_being_opened() -> None:
+def test_silent__does_not_accept_connections() -> None:
     with servers.silent() as port, pytest.raises(TimeoutError):
         socket.create_connection(("127.0.0.1", port), timeout=0.2)
 

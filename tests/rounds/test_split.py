@@ -1,0 +1,22 @@
+from proxyhealth.rounds.shards import split
+from proxyhealth.statuses import Reason, Status
+from tests.support.values import make_proxy, make_status
+
+
+def test_split__into_shards_of_at_most_shard_size(configure):
+    configure(SHARD_SIZE=3)
+    proxies = [make_proxy(f"p{i}") for i in range(8)]
+    shards = split(proxies, {})
+    assert [len(shard) for shard in shards] == [3, 3, 2]
+    assert {proxy.id for shard in shards for proxy in shard} == {proxy.id for proxy in proxies}
+
+
+def test_split__silent_proxies_first_and_at_most_concurrency(configure):
+    configure(SHARD_SIZE=100, CONCURRENCY=4, TIMEOUT=5)
+    silent = [make_status(make_proxy(f"s{i}"), Status.UNREACHABLE, reason=Reason.TIMEOUT) for i in range(6)]
+    quick = [make_status(make_proxy(f"q{i}"), latency=0.1) for i in range(20)]
+    statuses = [*quick, *silent]
+    shards = split([status.proxy for status in statuses], {status.proxy.id: status for status in statuses})
+    silent_in = [sum(proxy.name.startswith("s") for proxy in shard) for shard in shards]
+    assert silent_in == [4, 2]
+    assert [len(shard) for shard in shards] == [4, 22]
