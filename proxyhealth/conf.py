@@ -1,12 +1,12 @@
-"""The settings of the app: ``PROXYHEALTH = {...}``, read at access."""
+"""The settings of the app: the dictionary ``PROXYHEALTH``, read at each access."""
 
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -21,13 +21,13 @@ T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_INTERVAL = 60.0
-A_YEAR = 365 * 24 * 3600
-LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
+SECONDS_PER_YEAR = 365 * 24 * 3600
+LINK_LOCAL_NETWORKS = ("169.254.0.0/16", "fe80::/10")
 
 
 @dataclass(frozen=True)
 class Primary:
-    """The control plane itself, as a region beside its proxies."""
+    """The control plane as a region beside its proxies."""
 
     id: UUID
     display_name: str
@@ -38,42 +38,42 @@ class Primary:
 
 
 class Settings:
-    """One typed property a setting. A wrong value raises ``ImproperlyConfigured``, with what to do."""
+    """One typed property per setting. An invalid value raises ``ImproperlyConfigured``."""
 
     @property
     def INTERVAL(self) -> float:
-        """Seconds between two rounds; 0 or less means 60."""
+        """Seconds between two rounds. 0 or less means 60."""
         return interval_of(app_settings())
 
     @property
     def TIMEOUT(self) -> float:
         """Seconds that a whole probe may take."""
-        return _get("TIMEOUT", 5.0, _positive)
+        return _get("TIMEOUT", 5.0, _positive_seconds)
 
     @property
     def CONCURRENCY(self) -> int:
-        """Probes at once in a process."""
-        return _get("CONCURRENCY", 512, _count)
+        """Number of probes that run at once in a process."""
+        return _get("CONCURRENCY", 512, _positive_integer)
 
     @property
     def SHARD_SIZE(self) -> int:
-        """Proxies that one task of a round takes."""
-        return _get("SHARD_SIZE", 1000, _count)
+        """Number of proxies that one task of a round probes."""
+        return _get("SHARD_SIZE", 1000, _positive_integer)
 
     @property
     def CACHE(self) -> str:
-        """Alias, in ``CACHES``, of the Redis cache that holds the snapshot."""
+        """Alias in ``CACHES`` of the Redis cache that holds the snapshot."""
         return _get("CACHE", "default", _cache_alias)
 
     @property
     def READ_INTERVAL(self) -> float:
-        """Seconds for which a process reads its copy of the snapshot before it asks for a newer one."""
-        return _get("READ_INTERVAL", 0.5, _not_negative)
+        """Age in seconds at which a process refreshes its copy of the snapshot."""
+        return _get("READ_INTERVAL", 0.5, _seconds_or_zero)
 
     @property
     def STALE_AFTER(self) -> float:
-        """Seconds after which a snapshot without a full round is stale; default three intervals."""
-        return _get("STALE_AFTER", None, _optional(_positive)) or 3 * self.INTERVAL
+        """Age in seconds of the last full round at which the snapshot is stale. Default: three intervals."""
+        return _get("STALE_AFTER", None, _optional(_positive_seconds)) or 3 * self.INTERVAL
 
     @property
     def CA_BUNDLE(self) -> str:
@@ -82,47 +82,47 @@ class Settings:
 
     @property
     def TLS_EXPIRY_WARNING(self) -> float:
-        """Days before the end of a certificate from which on it is a warning; 0 for never."""
+        """Days before the expiry of a certificate at which warnings begin. 0 turns them off."""
         return _get("TLS_EXPIRY_WARNING", 14, _days)
 
     @property
     def ADDRESS_DENY(self) -> tuple[Network, ...]:
-        """Networks that no probe may connect to."""
-        return _get("ADDRESS_DENY", LINK_LOCAL, _networks)
+        """Networks that probes must not connect to."""
+        return _get("ADDRESS_DENY", LINK_LOCAL_NETWORKS, _networks)
 
     @property
     def ADDRESS_ALLOW(self) -> tuple[Network, ...]:
-        """If not empty, the only networks that a probe may connect to; goes before ADDRESS_DENY."""
+        """Only networks that probes may connect to, unless empty. Takes precedence over ADDRESS_DENY."""
         return _get("ADDRESS_ALLOW", (), _networks)
 
     @property
     def CANARY_URLS(self) -> tuple[str, ...]:
-        """URLs that always answer; if none does, it is the workers' own network that is gone."""
+        """URLs that always respond. If none does, the workers' own network has failed."""
         return _get("CANARY_URLS", (), _urls)
 
     @property
     def METRICS_NAMESPACE(self) -> str:
-        """Put, with an underscore, in front of the names of all metrics."""
+        """Prefix of all metric names, without the underscore that follows it."""
         return _get("METRICS_NAMESPACE", "", _metric_prefix)
 
     @property
     def PRIMARY(self) -> Primary | None:
-        """The control plane itself, if it is to be a region too."""
+        """The control plane, if it is listed as a region."""
         return _get("PRIMARY", None, _optional(_primary))
 
     @property
     def PUBLIC_REGIONS(self) -> bool:
-        """Whether the regions are for everybody, and not only for who is signed in."""
-        return _get("PUBLIC_REGIONS", False, _flag)
+        """True if the regions are readable without authentication."""
+        return _get("PUBLIC_REGIONS", False, _boolean)
 
     @property
     def AUTHENTICATE(self) -> Callable[[Any], Any] | None:
-        """A function of the host that says whose a request is, instead of Django's session."""
+        """A function of the host that authenticates requests, or None for Django's session."""
         return _get("AUTHENTICATE", None, _optional(_function))
 
     @property
     def METRICS_TOKEN(self) -> str:
-        """What whoever scrapes has to know; empty if the metrics are open."""
+        """Bearer token that ``/metrics`` requires, or empty if the metrics are public."""
         return _get("METRICS_TOKEN", "", _token)
 
 
@@ -132,8 +132,8 @@ NAMES = tuple(name for name in vars(Settings) if name.isupper())
 
 
 def interval_of(options: Mapping[str, Any]) -> float:
-    """``INTERVAL`` of these options, in seconds."""
-    interval = _convert("INTERVAL", options.get("INTERVAL", DEFAULT_INTERVAL), _number)
+    """Return ``INTERVAL`` of these options in seconds."""
+    interval = _convert("INTERVAL", options.get("INTERVAL", DEFAULT_INTERVAL), _seconds)
     return interval if interval > 0 else DEFAULT_INTERVAL
 
 
@@ -155,41 +155,34 @@ def _convert(name: str, value: Any, convert: Callable[[Any], T]) -> T:
         raise ImproperlyConfigured(f"PROXYHEALTH[{name!r}] {error}, not {value!r}.") from None
 
 
-# Converters. What they raise completes the sentence "PROXYHEALTH['X'] ...".
+# Converters. Their errors complete the sentence "PROXYHEALTH['X'] ...".
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("must be a number of seconds")
-    if value > A_YEAR:  # dates and timers end somewhere
-        raise ValueError("must be a number of seconds, a year at most")
-    return float(value)
+def _number(description: str, is_valid: Callable[[float], bool]) -> Callable[[Any], float]:
+    def convert(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not is_valid(value):
+            raise ValueError(f"must be a number of {description}")
+        return float(value)
+
+    return convert
 
 
-def _positive(value: Any) -> float:
-    number = _number(value)
-    if number <= 0:
-        raise ValueError("must be a number of seconds above 0")
-    return number
+# The upper limits are what dates and timers can hold. A comparison with NaN is always False.
+_seconds = _number("seconds, at most a year", lambda value: abs(value) <= SECONDS_PER_YEAR)
+_seconds_or_zero = _number("seconds from 0 to a year", lambda value: 0 <= value <= SECONDS_PER_YEAR)
+_positive_seconds = _number("seconds above 0, at most a year", lambda value: 0 < value <= SECONDS_PER_YEAR)
+_days = _number("days, 0 or more", lambda value: 0 <= value <= timedelta.max.days)
 
 
-def _not_negative(value: Any) -> float:
-    number = _number(value)
-    if number < 0:
-        raise ValueError("must be a number of seconds, 0 or more")
-    return number
-
-
-def _days(value: Any) -> float:
-    try:
-        return _not_negative(value)
-    except ValueError:
-        raise ValueError("must be a number of days, 0 or more") from None
-
-
-def _count(value: Any) -> int:
+def _positive_integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError("must be a whole number, 1 or more")
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("must be True or False")
     return value
 
 
@@ -206,37 +199,39 @@ def _cache_alias(value: Any) -> str:
 def _file(value: Any) -> str:
     if not isinstance(value, str | Path):
         raise TypeError("must be the path of a file")
-    if str(value) in ("", "."):
+    if str(value) in ("", "."):  # "." is an empty Path
         return ""
     if not Path(value).is_file():
         raise ValueError("must be the path of a file that exists")
     return str(value)
 
 
+def _items(value: Any, requirement: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise TypeError(requirement)
+    return tuple(value)
+
+
 def _networks(value: Any) -> tuple[Network, ...]:
-    if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):
-        raise TypeError("must be a list of networks such as '10.0.0.0/8'")
-    return _parse_networks(tuple(value))
+    requirement = "must be a list of networks such as ['10.0.0.0/8']"
+    items = _items(value, requirement)
+    try:
+        return _parse_networks(items)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{requirement} ({error})") from None
 
 
 @lru_cache(maxsize=16)
-def _parse_networks(value: tuple[Any, ...]) -> tuple[Network, ...]:
-    networks = []
-    for item in value:
-        try:
-            networks.append(ipaddress.ip_network(item))
-        except ValueError as error:
-            raise ValueError(f"must be a list of networks such as '10.0.0.0/8' ({error})") from None
-    return tuple(networks)
+def _parse_networks(items: tuple[Any, ...]) -> tuple[Network, ...]:
+    return tuple(map(ipaddress.ip_network, items))
 
 
 def _urls(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):
-        raise TypeError("must be a list of URLs")
-    for item in value:
-        if not _is_url(item):
-            raise ValueError("must be a list of URLs such as 'https://example.com/'")
-    return tuple(value)
+    requirement = "must be a list of URLs such as ['https://example.com/']"
+    urls = _items(value, requirement)
+    if not all(map(_is_url, urls)):
+        raise ValueError(requirement)
+    return urls
 
 
 def _is_url(value: Any) -> bool:
@@ -245,7 +240,7 @@ def _is_url(value: Any) -> bool:
 
 def _metric_prefix(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", value):
-        raise ValueError("must be empty, or letters, digits and underscores, and not begin with a digit")
+        raise ValueError("must consist of letters, digits and underscores, and not begin with a digit")
     return value
 
 
@@ -257,17 +252,17 @@ def _primary(value: Any) -> Primary:
         raise TypeError("must be a dictionary such as {'url': 'https://example.com'}")
     for key, item in value.items():
         if key not in _PRIMARY_KEYS:
-            raise ValueError(f"must have no keys but {', '.join(_PRIMARY_KEYS)}")
+            raise ValueError(f"must have only the keys {', '.join(_PRIMARY_KEYS)}")
         if not isinstance(item, str) and not (key == "id" and isinstance(item, UUID)):
-            raise TypeError(f"must have a text as its {key!r}")
+            raise TypeError(f"must have a string as {key!r}")
     url = value.get("url", "")
     if not _is_url(url):
         raise ValueError("must have a 'url' such as 'https://example.com'")
     try:
-        # Clients remember a region by its id, so one that is made up is always the same.
+        # Clients remember a region by its id, so a derived id must always be the same.
         id = UUID(str(value["id"])) if "id" in value else uuid5(NAMESPACE_URL, url)
     except ValueError:
-        raise ValueError("must have a UUID as its 'id', or none") from None
+        raise ValueError("must have a UUID as 'id', or no 'id'") from None
     return Primary(
         id=id,
         display_name=value.get("display_name") or "Primary",
@@ -277,30 +272,23 @@ def _primary(value: Any) -> Primary:
     )
 
 
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError("must be True or False")
-    return value
-
-
 def _function(value: Any) -> Callable[[Any], Any]:
-    wanted = "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate'"
+    requirement = "must be the dotted path of a synchronous function such as 'host.api.authenticate'"
     if not isinstance(value, str):
-        raise TypeError(wanted)
+        raise TypeError(requirement)
     try:
         function = import_string(value)
     except ImportError as error:
-        raise ValueError(f"{wanted} ({error})") from None
+        raise ValueError(f"{requirement} ({error})") from None
     if not callable(function) or iscoroutinefunction(function):
-        raise TypeError(wanted)
-    return function  # type: ignore[no-any-return]  # callable() is all that can be known of it
+        raise TypeError(requirement)
+    return function  # type: ignore[no-any-return]  # its signature is unknown
 
 
 def _token(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]*", value):
-        # Not a ValueError: that would show it, and it is a secret.
+        # Not a ValueError: its message would include the value, which is a secret.
         raise ImproperlyConfigured(
-            "PROXYHEALTH['METRICS_TOKEN'] must be empty, or letters, digits and signs of ASCII without a "
-            "space or the end of a line."
+            "PROXYHEALTH['METRICS_TOKEN'] must consist of printable ASCII characters without spaces."
         )
     return value

@@ -10,7 +10,7 @@ from django.urls import include, path
 from django.views.decorators.cache import never_cache
 from django_prometheus.exports import ExportToDjangoView
 
-from proxyhealth.checks import HINTS, IDS, check_deployment, check_settings
+from proxyhealth.checks import SETTINGS, check_deployment, check_settings
 from proxyhealth.conf import NAMES, conf
 from proxyhealth.metrics import exposition
 
@@ -19,53 +19,89 @@ def ids(messages):
     return [message.id for message in messages]
 
 
-def test_checks__are_registered_and_silent_by_default():
+def test_checks__registered_without_messages():
     assert check_settings in registry.registry.get_checks()
     assert [m for m in run_checks() if m.id.startswith("proxyhealth.")] == []
 
 
-def test_checks__every_setting_has_an_id_and_a_hint():
-    assert set(HINTS) == set(IDS) == set(NAMES)
-    assert len(set(IDS.values())) == len(NAMES)
+def test_checks__ids_of_settings():
+    """Hosts write ids into SILENCED_SYSTEM_CHECKS. An id must stay the same."""
+    assert {name: id for name, (id, _) in SETTINGS.items()} == {
+        "INTERVAL": "E010",
+        "TIMEOUT": "E011",
+        "CONCURRENCY": "E012",
+        "SHARD_SIZE": "E013",
+        "CACHE": "E014",
+        "READ_INTERVAL": "E015",
+        "STALE_AFTER": "E016",
+        "CA_BUNDLE": "E017",
+        "TLS_EXPIRY_WARNING": "E018",
+        "ADDRESS_DENY": "E019",
+        "ADDRESS_ALLOW": "E020",
+        "CANARY_URLS": "E021",
+        "METRICS_NAMESPACE": "E022",
+        "PRIMARY": "E023",
+        "PUBLIC_REGIONS": "E024",
+        "AUTHENTICATE": "E025",
+        "METRICS_TOKEN": "E026",
+    }
+
+
+def test_checks__every_setting_has_its_own_id_and_hint():
+    assert set(SETTINGS) == set(NAMES)
+    assert (
+        len({id for id, _ in SETTINGS.values()}) == len({hint for _, hint in SETTINGS.values()}) == len(NAMES)
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("INTERVAL", "60", "must be a number of seconds, not '60'"),
-        ("INTERVAL", True, "must be a number of seconds, not True"),
-        ("INTERVAL", float("nan"), "must be a number of seconds, not nan"),
-        ("TIMEOUT", 1e10, "must be a number of seconds, a year at most, not 10000000000.0"),
-        ("STALE_AFTER", 1e12, "must be a number of seconds, a year at most, not 1000000000000.0"),
-        ("TIMEOUT", 0, "must be a number of seconds above 0, not 0"),
-        ("TIMEOUT", -1, "must be a number of seconds above 0, not -1"),
-        ("TIMEOUT", None, "must be a number of seconds, not None"),
-        ("TIMEOUT", float("inf"), "must be a number of seconds, not inf"),
+        ("INTERVAL", "60", "must be a number of seconds, at most a year, not '60'"),
+        ("INTERVAL", True, "must be a number of seconds, at most a year, not True"),
+        ("INTERVAL", float("nan"), "must be a number of seconds, at most a year, not nan"),
+        ("TIMEOUT", 1e10, "must be a number of seconds above 0, at most a year, not 10000000000.0"),
+        ("STALE_AFTER", 1e12, "must be a number of seconds above 0, at most a year, not 1000000000000.0"),
+        ("TIMEOUT", 0, "must be a number of seconds above 0, at most a year, not 0"),
+        ("TIMEOUT", -1, "must be a number of seconds above 0, at most a year, not -1"),
+        ("TIMEOUT", None, "must be a number of seconds above 0, at most a year, not None"),
+        ("TIMEOUT", float("inf"), "must be a number of seconds above 0, at most a year, not inf"),
         ("CONCURRENCY", 0, "must be a whole number, 1 or more, not 0"),
         ("CONCURRENCY", 1.5, "must be a whole number, 1 or more, not 1.5"),
         ("SHARD_SIZE", "many", "must be a whole number, 1 or more, not 'many'"),
         ("CACHE", "nowhere", "must be an alias in CACHES (default), not 'nowhere'"),
         ("CACHE", None, "must be an alias in CACHES (default), not None"),
-        ("READ_INTERVAL", -0.5, "must be a number of seconds, 0 or more, not -0.5"),
-        ("STALE_AFTER", 0, "must be a number of seconds above 0, not 0"),
+        ("READ_INTERVAL", -0.5, "must be a number of seconds from 0 to a year, not -0.5"),
+        ("STALE_AFTER", 0, "must be a number of seconds above 0, at most a year, not 0"),
         ("CA_BUNDLE", "/no/such/file", "must be the path of a file that exists, not '/no/such/file'"),
         ("CA_BUNDLE", 5, "must be the path of a file, not 5"),
         ("TLS_EXPIRY_WARNING", -1, "must be a number of days, 0 or more, not -1"),
         ("TLS_EXPIRY_WARNING", "soon", "must be a number of days, 0 or more, not 'soon'"),
-        ("ADDRESS_DENY", "10.0.0.0/8", "must be a list of networks such as '10.0.0.0/8', not '10.0.0.0/8'"),
+        ("ADDRESS_DENY", "10.0.0.0/8", "must be a list of networks such as ['10.0.0.0/8'], not '10.0.0.0/8'"),
         (
             "ADDRESS_DENY",
             ["10.0.0.1/8"],
             (
-                "must be a list of networks such as '10.0.0.0/8' (10.0.0.1/8 has host bits set), "
+                "must be a list of networks such as ['10.0.0.0/8'] (10.0.0.1/8 has host bits set), "
                 "not ['10.0.0.1/8']"
             ),
         ),
-        ("ADDRESS_ALLOW", 10, "must be a list of networks such as '10.0.0.0/8', not 10"),
+        ("ADDRESS_ALLOW", 10, "must be a list of networks such as ['10.0.0.0/8'], not 10"),
+        (
+            "ADDRESS_ALLOW",
+            [[]],
+            "must be a list of networks such as ['10.0.0.0/8'] (unhashable type: 'list'), not [[]]",
+        ),
+        (
+            "CANARY_URLS",
+            "https://example.com/",
+            "must be a list of URLs such as ['https://example.com/'], not 'https://example.com/'",
+        ),
+        ("CANARY_URLS", ["a.b"], "must be a list of URLs such as ['https://example.com/'], not ['a.b']"),
         (
             "METRICS_NAMESPACE",
             "my-name",
-            "must be empty, or letters, digits and underscores, and not begin with a digit, not 'my-name'",
+            "must consist of letters, digits and underscores, and not begin with a digit, not 'my-name'",
         ),
         (
             "PRIMARY",
@@ -82,19 +118,19 @@ def test_checks__every_setting_has_an_id_and_a_hint():
             "PRIMARY",
             {"url": "https://example.com", "name": "here"},
             (
-                "must have no keys but id, display_name, icon, url, wildcard_hostname, "
+                "must have only the keys id, display_name, icon, url, wildcard_hostname, "
                 "not {'url': 'https://example.com', 'name': 'here'}"
             ),
         ),
         (
             "PRIMARY",
             {"url": "https://example.com", "icon": None},
-            "must have a text as its 'icon', not {'url': 'https://example.com', 'icon': None}",
+            "must have a string as 'icon', not {'url': 'https://example.com', 'icon': None}",
         ),
         (
             "PRIMARY",
             {"url": "https://example.com", "id": "1"},
-            "must have a UUID as its 'id', or none, not {'url': 'https://example.com', 'id': '1'}",
+            "must have a UUID as 'id', or no 'id', not {'url': 'https://example.com', 'id': '1'}",
         ),
         ("PUBLIC_REGIONS", 1, "must be True or False, not 1"),
         ("PUBLIC_REGIONS", "false", "must be True or False, not 'false'"),
@@ -102,7 +138,7 @@ def test_checks__every_setting_has_an_id_and_a_hint():
             "AUTHENTICATE",
             len,
             (
-                "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate', "
+                "must be the dotted path of a synchronous function such as 'host.api.authenticate', "
                 "not <built-in function len>"
             ),
         ),
@@ -110,7 +146,7 @@ def test_checks__every_setting_has_an_id_and_a_hint():
             "AUTHENTICATE",
             "tests.nowhere.authenticate",
             (
-                "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate' "
+                "must be the dotted path of a synchronous function such as 'host.api.authenticate' "
                 "(No module named 'tests.nowhere'), not 'tests.nowhere.authenticate'"
             ),
         ),
@@ -118,7 +154,7 @@ def test_checks__every_setting_has_an_id_and_a_hint():
             "AUTHENTICATE",
             "tests.test_access.not_a_function",
             (
-                "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate', "
+                "must be the dotted path of a synchronous function such as 'host.api.authenticate', "
                 "not 'tests.test_access.not_a_function'"
             ),
         ),
@@ -126,7 +162,7 @@ def test_checks__every_setting_has_an_id_and_a_hint():
             "AUTHENTICATE",
             "tests.test_access.coroutine",
             (
-                "must be the dotted path of a function, and no coroutine, such as 'host.api.authenticate', "
+                "must be the dotted path of a synchronous function such as 'host.api.authenticate', "
                 "not 'tests.test_access.coroutine'"
             ),
         ),
@@ -134,18 +170,18 @@ def test_checks__every_setting_has_an_id_and_a_hint():
             (
                 "METRICS_TOKEN",
                 value,
-                "must be empty, or letters, digits and signs of ASCII without a space or the end of a line",
+                "must consist of printable ASCII characters without spaces",
             )
             for value in ("secret\n", "se cret", "sécret", b"secret", None)
         ),
     ],
 )
-def test_checks__a_wrong_value(configure, name, value, message):
+def test_checks__invalid_value(configure, name, value, message):
     configure(**{name: value})
     (error,) = check_settings()
     assert error.msg == f"PROXYHEALTH['{name}'] {message}."
-    assert error.id == IDS[name]
-    assert error.hint == HINTS[name]
+    id, hint = SETTINGS[name]
+    assert (error.id, error.hint) == (f"proxyhealth.{id}", hint)
     with pytest.raises(ImproperlyConfigured, match=name):
         getattr(conf, name)
 
@@ -166,7 +202,7 @@ def test_checks__a_wrong_value(configure, name, value, message):
         ("METRICS_TOKEN", "Zm9v-_+/=.~", "Zm9v-_+/=.~"),
     ],
 )
-def test_settings__good_values(configure, name, value, result):
+def test_settings__valid_values(configure, name, value, result):
     configure(**{name: value})
     assert check_settings() == []
     assert getattr(conf, name) == result
@@ -196,16 +232,16 @@ def test_settings__defaults(settings):
     assert [str(network) for network in conf.ADDRESS_DENY] == ["169.254.0.0/16", "fe80::/10"]
 
 
-def test_checks__a_misspelt_name(configure):
+def test_checks__misspelt_name(configure):
     configure(TIME_OUT=5)
     (error,) = check_settings()
-    assert (error.id, error.msg) == ("proxyhealth.E002", "PROXYHEALTH has no 'TIME_OUT'.")
+    assert (error.id, error.msg) == ("proxyhealth.E002", "Unknown setting PROXYHEALTH['TIME_OUT'].")
     assert error.hint == "Did you mean 'TIMEOUT'?"
 
 
-def test_checks__a_name_like_no_other(configure):
+def test_checks__unknown_name(configure):
     configure(XYZ=5)
-    assert check_settings()[0].hint.startswith("There are INTERVAL, TIMEOUT,")
+    assert check_settings()[0].hint.startswith("Valid settings: INTERVAL, TIMEOUT,")
 
 
 def test_checks__not_a_dictionary(settings):
@@ -215,7 +251,7 @@ def test_checks__not_a_dictionary(settings):
         _ = conf.TIMEOUT
 
 
-def test_checks__a_cache_that_other_processes_cannot_read(settings):
+def test_checks__cache_without_redis(settings):
     settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
     assert ids(check_settings()) == ["proxyhealth.E003"]
 
@@ -226,22 +262,22 @@ def test_checks__a_cache_that_other_processes_cannot_read(settings):
         "django.core.cache.backends.redis.RedisCache",
         "django_prometheus.cache.backends.redis.NativeRedisCache",
         "django_redis.cache.RedisCache",
-        "no.such.backend",  # Django's own check names it
+        "no.such.backend",  # Django reports it
     ],
 )
-def test_checks__caches_that_are_let_through(settings, backend):
+def test_checks__accepted_caches(settings, backend):
     settings.CACHES = {"default": {"BACKEND": backend}}
     assert check_settings() == []
 
 
-def test_checks__stale_before_the_next_round(configure):
+def test_checks__stale_after_not_above_interval(configure):
     configure(INTERVAL=60, STALE_AFTER=60)
     assert ids(check_settings()) == ["proxyhealth.W001"]
 
 
 @pytest.fixture
 def urls(settings):
-    """``urls(*patterns)``: the host project has these."""
+    """Return a function that sets the URL patterns of the host."""
 
     module = types.ModuleType("urls_of_a_host")
     sys.modules[module.__name__] = module
@@ -271,12 +307,12 @@ def wrapped(view):
 @dataclasses.dataclass
 class Unhashable:
     def __call__(self, request):
-        """A view may be anything that can be called."""
+        """Be a view: any callable can be one."""
 
 
 class WrapsItself:
     def __call__(self, request):
-        """Nor has it to be well made."""
+        """Be a view with an endless chain of ``__wrapped__``."""
 
     @property
     def __wrapped__(self):
@@ -302,7 +338,7 @@ ODD = [path("odd", Unhashable()), path("odder", WrapsItself())]
         ([], []),
     ],
 )
-def test_checks__a_view_that_loses_the_metrics(urls, patterns, expected):
+def test_checks__view_that_omits_the_metrics(urls, patterns, expected):
     urls(*patterns)
     messages = check_settings()
     assert ids(messages) == expected
@@ -319,7 +355,7 @@ def test_checks__a_view_that_loses_the_metrics(urls, patterns, expected):
         ([], []),
     ],
 )
-def test_checks__a_view_that_wants_no_token(urls, configure, patterns, expected):
+def test_checks__view_without_token(urls, configure, patterns, expected):
     urls(*patterns)
     assert check_settings() == []
     configure(METRICS_TOKEN="secret")
@@ -333,23 +369,23 @@ def test_checks__a_view_that_wants_no_token(urls, configure, patterns, expected)
     ("name", "value"),
     [("PROMETHEUS_METRICS_EXPORT_PORT", 8001), ("PROMETHEUS_METRICS_EXPORT_PORT_RANGE", range(8001, 8010))],
 )
-def test_checks__a_port_that_wants_no_token(urls, configure, settings, name, value):
+def test_checks__port_without_token(urls, configure, settings, name, value):
     urls(OURS)
     setattr(settings, name, value)
     assert check_settings() == []
     configure(METRICS_TOKEN="secret")
     (message,) = check_settings()
     assert (message.id, name in message.msg) == ("proxyhealth.W003", True)
-    assert "from that port" in message.hint
+    assert "access to that port" in message.hint
 
 
-def test_checks__metrics_that_are_open_on_a_site_that_others_can_reach(urls, configure):
+def test_checks__public_metrics_in_a_deployment(urls, configure):
     assert check_deployment in registry.registry.get_checks(include_deployment_checks=True)
     assert check_deployment not in registry.registry.get_checks()
     urls(OURS)
     assert ids(check_deployment()) == ["proxyhealth.W004"]
     configure(METRICS_TOKEN="se cret")
-    assert check_deployment() == [], "there is an error of it already"
+    assert check_deployment() == [], "check_settings reports it"
     configure(METRICS_TOKEN="secret")
     assert check_deployment() == []
     configure(METRICS_TOKEN="")
@@ -357,6 +393,6 @@ def test_checks__metrics_that_are_open_on_a_site_that_others_can_reach(urls, con
     assert check_deployment() == []
 
 
-def test_checks__leave_broken_urls_to_django(settings):
+def test_checks__broken_urls_are_left_to_django(settings):
     settings.ROOT_URLCONF = "tests.no_such_module"
     assert check_settings() == check_deployment() == []

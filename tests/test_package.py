@@ -193,11 +193,11 @@ def test_readme__make_commands_exist():
 
 
 def test_readme__names_every_setting_status_reason_and_check():
-    from proxyhealth.checks import IDS
+    from proxyhealth import checks
     from proxyhealth.conf import NAMES
     from proxyhealth.statuses import Reason, Status
 
     for word in [*NAMES, *Status, *(reason for reason in Reason if reason)]:
         assert f"| `{word}` |" in README, word
-    for name, id in IDS.items():
-        assert f"| `{id}` | `{name}` |" in SETTINGS, name
+    for name, (id, _) in checks.SETTINGS.items():
+        assert f"| `proxyhealth.{id}` | `{name}` |" in SETTINGS, name
