@@ -1,13 +1,11 @@
-"""The snapshot as Prometheus metrics, made for each scrape: every process answers the same."""
+"""The Prometheus metrics of the snapshot, collected at each scrape, so that all processes report the same."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
-from itertools import repeat
-from operator import attrgetter
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 from uuid import UUID
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,249 +18,231 @@ from proxyhealth.rounds import broker
 from proxyhealth.snapshot import ProxyStatus, RoundHistogram, Snapshot
 from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
-from proxyhealth.storage.reader import TaskRuns
+from proxyhealth.storage.reader import Activity, TaskRuns
+from proxyhealth.task_names import TaskName
 
 OUTCOMES = ("success", "incomplete", "offline", "failure")
 
-TASKS = ("check_all", "check_shard", "check_proxies", "first_round", "finish_round", "finish_broken_round")
-
-
-class SnapshotCollector(Collector):
-    """Asks the cache on ``collect()``, and for the snapshot only if it is a new one; a proxy that is not in
-    it has no series.
-
-    With the cache out of reach there is nothing but ``proxyhealth_snapshot_up 0``: the last copies
-    of different processes may differ.
-    """
-
-    def describe(self) -> list[Metric]:
-        # A registry that gets no description collects at once, and that would ask the cache
-        # while Django is still starting.
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        activity = reader.read_activity()
-        snapshot = activity.snapshot
-        prefix = f"{conf.METRICS_NAMESPACE}_proxyhealth_" if conf.METRICS_NAMESPACE else "proxyhealth_"
-        # What a check of a few has left in a cache that was emptied is no snapshot yet.
-        up = not snapshot.fault and snapshot.checked_at is not None
-        yield _gauge(f"{prefix}snapshot_up", "Whether there is a snapshot and it can be read.", up)
-        if not snapshot.fault:
-            yield from _of_snapshot(prefix, snapshot)
-            yield from _of_rounds(prefix, activity)
-            yield from _of_tasks(prefix, activity.tasks)
-            yield from _of_proxies(prefix, snapshot.statuses)
-
-
-def _gauge(name: str, documentation: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, documentation, value=float(value))
-
-
-def _of_snapshot(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
-    yield _gauge(
-        f"{prefix}snapshot_stale",
-        "Whether the snapshot is older than it should be, or the prober is offline.",
-        snapshot.stale,
-    )
-    yield _gauge(
-        f"{prefix}prober_offline",
-        "Whether proxies seemed dead in the last round but no canary answered.",
-        bool(snapshot.offline),
-    )
-    numbers = Counter(status.status for status in snapshot.statuses.values())
-    proxies = GaugeMetricFamily(f"{prefix}proxies", "Proxies, by their status.", labels=["status"])
-    for status in Status:
-        proxies.add_metric([status], numbers[status])
-    yield proxies
-
-
-def _of_rounds(prefix: str, activity: reader.Activity) -> Iterator[Metric]:
-    snapshot = activity.snapshot
-    yield HistogramMetricFamily(
-        f"{prefix}health_check_duration_seconds",
-        "How long rounds took, from reading the proxies to the last answer.",
-        buckets=_buckets(snapshot.rounds),
-        sum_value=snapshot.rounds.sum,
-    )
-    outcomes = CounterMetricFamily(
-        f"{prefix}rounds", f"Rounds, by how they ended: {', '.join(OUTCOMES)}.", labels=["outcome"]
-    )
-    for outcome in OUTCOMES:
-        outcomes.add_metric([outcome], snapshot.outcomes.get(outcome, 0))
-    yield outcomes
-    yield CounterMetricFamily(
-        f"{prefix}skipped_ticks",
-        "Ticks that found a round running, or came too soon after another one.",
-        value=snapshot.outcomes.get("skipped", 0),
-    )
-    yield _gauge(f"{prefix}round_in_progress", "Whether a round is running.", activity.round_in_progress)
-    if snapshot.checked_at:
-        yield _gauge(
-            f"{prefix}last_round_timestamp_seconds",
-            "When the last full round began.",
-            snapshot.checked_at.timestamp(),
-        )
-    if snapshot.duration is not None:
-        yield _gauge(
-            f"{prefix}last_round_duration_seconds", "How long the last full round took.", snapshot.duration
-        )
-    yield _gauge(f"{prefix}interval_seconds", "Seconds between two rounds.", conf.INTERVAL)
-
-
-def _buckets(rounds: RoundHistogram) -> list[tuple[str, float]]:
-    bounds = [*map(str, RoundHistogram.BOUNDS), "+Inf"]
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip(bounds, rounds.counts, strict=True):
-        total += count
-        buckets.append((bound, total))
-    return buckets
-
-
-def _of_tasks(prefix: str, tasks: Mapping[str, TaskRuns]) -> Iterator[Metric]:
-    runs = CounterMetricFamily(
-        f"{prefix}task_runs", "Runs of the Celery tasks, by how they ended.", labels=["task", "outcome"]
-    )
-    seconds = CounterMetricFamily(
-        f"{prefix}task_runtime_seconds", "Seconds that runs of the Celery tasks took.", labels=["task"]
-    )
-    for task in TASKS:
-        counts = tasks.get(task, TaskRuns())
-        runs.add_metric([task, "success"], counts.success)
-        runs.add_metric([task, "failure"], counts.failure)
-        seconds.add_metric([task], counts.microseconds / 1_000_000)
-    yield from (runs, seconds)
-    waiting = broker.queue_length()
-    if waiting is not None:
-        yield _gauge(
-            f"{prefix}tasks_waiting", "Messages that wait in the broker's queue for a worker.", waiting
-        )
-
-
-class Fleet:
-    """The proxies of a snapshot, and their ids as text, which all gauges share."""
-
-    _last: tuple[list[UUID], list[str]] = ([], [])
-
-    def __init__(self, statuses: Mapping[UUID, ProxyStatus]) -> None:
-        self.statuses = statuses
-
-    @cached_property
-    def ids(self) -> list[str]:
-        # From one snapshot to the next they hardly ever change.
-        ids = list(self.statuses)
-        last = Fleet._last
-        if ids != last[0]:
-            last = Fleet._last = ids, [str(id) for id in ids]
-        return last[1]
-
 
 class ProxyGauge(Metric):
-    """A gauge with a sample of each proxy whose ``value`` is a ``number``, and perhaps with more ``labels``.
+    """A gauge with one series per proxy, stored as columns.
 
-    For thousands of them, prometheus_client's objects and its text take longer than everything else in a
-    scrape. So its samples are made when they are asked for, and :meth:`text` is made without them.
+    ``values`` and each column of ``labels`` have one item per proxy. A proxy whose value is None has no
+    series. prometheus_client takes 3 µs per sample, most of the time of a scrape of thousands of proxies.
+    So :meth:`text` formats the columns itself. ``samples`` is for other users of the registry.
     """
 
     def __init__(
         self,
         name: str,
         documentation: str,
-        fleet: Fleet,
-        value: Callable[[ProxyStatus], Any],
-        number: Callable[[Any], float | None] | None = None,
-        /,
-        **labels: Callable[[ProxyStatus], str],
+        values: Sequence[float | None],
+        labels: Mapping[str, Sequence[str]],
     ) -> None:
         super().__init__(name, documentation, "gauge")
-        del self.samples  # an empty list, in the place of what is below
-        self.fleet = fleet
-        self._value = value
-        self._number = number
-        self._labels = labels
-
-    @cached_property
-    def columns(self) -> list[list[Any]]:
-        """The proxies, their values, and each of their labels: two of which these are equal are equal."""
-        statuses = self.fleet.statuses.values()
-        get = [self._value, *self._labels.values()]
-        return [list(self.fleet.statuses), *(list(map(of, statuses)) for of in get)]
+        self.values = values
+        self.labels = labels
+        self._text = b""
 
     @property
-    def _numbers(self) -> Iterable[float | None]:
-        values = self.columns[1]
-        return map(self._number, values) if self._number else values
-
-    @cached_property
-    def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute of every metric
-        _, _, *labels = self.columns
+    def samples(self) -> list[Sample]:
         return [
-            Sample(self.name, {"proxy_id": id, **dict(zip(self._labels, more, strict=True))}, number)
-            for id, number, *more in zip(self.fleet.ids, self._numbers, *labels, strict=True)
-            if number is not None
+            Sample(self.name, dict(zip(self.labels, labels, strict=True)), value)
+            for value, *labels in zip(self.values, *self.labels.values(), strict=True)
+            if value is not None
         ]
 
-    def text(self) -> str:
-        """What prometheus_client makes of it, in version 0.0.4 of the text format."""
-        _, _, *labels = self.columns
-        texts = [
-            [f'",{name}="{_escaped(label)}' for label in column]
-            for name, column in zip(self._labels, labels, strict=True)
+    @samples.setter
+    def samples(self, empty: list[Sample]) -> None:
+        """Ignore the empty list that Metric sets."""
+
+    def same_as(self, other: ProxyGauge) -> bool:
+        return (self.name, self.values, self.labels) == (other.name, other.values, other.labels)
+
+    def text(self) -> bytes:
+        """Return the series in version 0.0.4 of the text format. Later calls return the same bytes."""
+        if not self._text:
+            columns = [
+                [f'{name}="{label}"' for label in _escape(column)] for name, column in self.labels.items()
+            ]
+            rows = map(",".join, zip(*columns, strict=True))
+            lines = [
+                f"{self.name}{{{row}}} {value!r}\n"
+                for row, value in zip(rows, self.values, strict=True)
+                if value is not None
+            ]
+            head = f"# HELP {self.name} {self.documentation}\n# TYPE {self.name} gauge\n"
+            self._text = "".join([head, *lines]).encode()
+        return self._text
+
+
+def _escape(labels: Sequence[str]) -> Sequence[str]:
+    text = "".join(labels)
+    if not any(character in text for character in '\\"\n'):
+        return labels  # one search in all labels is ten times faster than one per label
+    return [label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for label in labels]
+
+
+class _ProxyMetrics(NamedTuple):
+    """The gauges of one snapshot. The next scrape reuses all parts that have not changed."""
+
+    prefix: str = ""
+    statuses: Mapping[UUID, ProxyStatus] = {}
+    ids: Sequence[str] = ()
+    gauges: Sequence[ProxyGauge] = ()
+
+    def update(self, prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> _ProxyMetrics:
+        if prefix == self.prefix and statuses is self.statuses:
+            return self
+        same_ids = list(statuses) == list(self.statuses)
+        ids = self.ids if same_ids else [str(id) for id in statuses]
+        previous = {gauge.name: gauge for gauge in self.gauges}
+        # A round changes the durations, but hardly ever the names.
+        gauges = [
+            old if (old := previous.get(new.name)) and old.same_as(new) else new
+            for new in _proxy_gauges(prefix, ids, list(statuses.values()))
         ]
-        ends = map("".join, zip(*texts, strict=True)) if texts else repeat("")
-        begin = f'{self.name}{{proxy_id="'
-        lines = [
-            f'{begin}{id}{end}"}} {number}\n'
-            for id, number, end in zip(self.fleet.ids, self._numbers, ends, strict=False)
-            if number is not None
-        ]
-        return "".join([f"# HELP {self.name} {self.documentation}\n# TYPE {self.name} gauge\n", *lines])
+        return _ProxyMetrics(prefix, statuses, ids, gauges)
 
 
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+class SnapshotCollector(Collector):
+    """A collector that reads the cache at each scrape, and the snapshot only if it is new.
+
+    If the cache is unreachable, ``proxyhealth_snapshot_up 0`` is the only series, because the last copies
+    of different processes may differ.
+    """
+
+    def __init__(self) -> None:
+        self._proxy_metrics = _ProxyMetrics()
+
+    def describe(self) -> list[Metric]:
+        # Without a description, the registry would call collect() while Django is still starting.
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        activity = reader.read_activity()
+        snapshot = activity.snapshot
+        prefix = f"{conf.METRICS_NAMESPACE}_proxyhealth_" if conf.METRICS_NAMESPACE else "proxyhealth_"
+        # In an emptied cache, a check of single proxies leaves statuses without a full round.
+        up = not snapshot.fault and snapshot.checked_at is not None
+        yield _gauge(f"{prefix}snapshot_up", "1 if a snapshot of a full round exists and can be read.", up)
+        if not snapshot.fault:
+            yield from _snapshot_metrics(prefix, snapshot)
+            yield from _round_metrics(prefix, activity)
+            yield from _task_metrics(prefix, activity.tasks)
+            # Threads need no lock: each replaces the whole value by one that is correct.
+            self._proxy_metrics = metrics = self._proxy_metrics.update(prefix, snapshot.statuses)
+            yield from metrics.gauges
 
 
-def _of_proxies(prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Iterable[ProxyGauge]:
-    fleet = Fleet(statuses)
-    return (
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, value=float(value))
+
+
+def _snapshot_metrics(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
+    yield _gauge(
+        f"{prefix}snapshot_stale",
+        "1 if the last full round is older than STALE_AFTER, or the prober is offline.",
+        snapshot.stale,
+    )
+    yield _gauge(
+        f"{prefix}prober_offline",
+        "1 after a round that found proxies unreachable and no canary responding, until the next full round.",
+        bool(snapshot.offline),
+    )
+    counts = Counter(status.status for status in snapshot.statuses.values())
+    proxies = GaugeMetricFamily(f"{prefix}proxies", "Number of proxies by status.", labels=["status"])
+    for status in Status:
+        proxies.add_metric([status], counts[status])
+    yield proxies
+
+
+def _round_metrics(prefix: str, activity: Activity) -> Iterator[Metric]:
+    snapshot = activity.snapshot
+    bounds = [*map(str, RoundHistogram.BOUNDS), "+Inf"]
+    yield HistogramMetricFamily(
+        f"{prefix}health_check_duration_seconds",
+        "Duration of full rounds.",
+        buckets=list(zip(bounds, accumulate(snapshot.rounds.counts), strict=True)),
+        sum_value=snapshot.rounds.sum,
+    )
+    rounds = CounterMetricFamily(
+        f"{prefix}rounds", f"Rounds by outcome: {', '.join(OUTCOMES)}.", labels=["outcome"]
+    )
+    for outcome in OUTCOMES:
+        rounds.add_metric([outcome], snapshot.outcomes.get(outcome, 0))
+    yield rounds
+    yield CounterMetricFamily(
+        f"{prefix}skipped_ticks",
+        "Beat ticks skipped because a round was running or the last tick was too recent.",
+        value=snapshot.outcomes.get("skipped", 0),
+    )
+    yield _gauge(f"{prefix}round_in_progress", "1 if a round is running.", activity.round_in_progress)
+    if snapshot.checked_at:
+        start = snapshot.checked_at.timestamp()
+        yield _gauge(f"{prefix}last_round_timestamp_seconds", "Start of the last full round.", start)
+    if snapshot.duration is not None:
+        name = f"{prefix}last_round_duration_seconds"
+        yield _gauge(name, "Duration of the last full round.", snapshot.duration)
+    yield _gauge(f"{prefix}interval_seconds", "Time between two rounds (setting INTERVAL).", conf.INTERVAL)
+
+
+def _task_metrics(prefix: str, tasks: Mapping[str, TaskRuns]) -> Iterator[Metric]:
+    runs = CounterMetricFamily(
+        f"{prefix}task_runs", "Runs of the Celery tasks by outcome.", labels=["task", "outcome"]
+    )
+    seconds = CounterMetricFamily(
+        f"{prefix}task_runtime_seconds", "Total duration of the runs of the Celery tasks.", labels=["task"]
+    )
+    for task in TaskName:
+        counts = tasks.get(task.short, TaskRuns())
+        runs.add_metric([task.short, "success"], counts.success)
+        runs.add_metric([task.short, "failure"], counts.failure)
+        seconds.add_metric([task.short], counts.microseconds / 1_000_000)
+    yield from (runs, seconds)
+    length = broker.queue_length()
+    if length is not None:
+        yield _gauge(f"{prefix}tasks_waiting", "Messages waiting in the broker queue.", length)
+
+
+def _proxy_gauges(prefix: str, ids: Sequence[str], statuses: Sequence[ProxyStatus]) -> list[ProxyGauge]:
+    numbers = {status: float(status.number) for status in Status}
+    return [
         ProxyGauge(
             f"{prefix}health_check_results",
-            "Status: unknown -3, unreachable -2, unhealthy -1, unregistered 0, ok 1.",
-            fleet,
-            attrgetter("status"),
-            {status: float(status.number) for status in Status}.__getitem__,
+            "Status: unreachable -2, unhealthy -1, unregistered 0, ok 1.",
+            [numbers[status.status] for status in statuses],
+            {"proxy_id": ids},
         ),
         ProxyGauge(
             f"{prefix}proxy_info",
-            "Always 1; the names of a proxy.",
-            fleet,
-            lambda status: 1.0,
-            name=attrgetter("proxy.name"),
-            host=attrgetter("proxy_host"),
+            "Always 1. The labels are the name of the proxy and the host of its URL.",
+            [1.0] * len(statuses),
+            {
+                "proxy_id": ids,
+                "name": [status.proxy.name for status in statuses],
+                "host": [status.proxy_host for status in statuses],
+            },
         ),
         ProxyGauge(
             f"{prefix}probe_duration_seconds",
-            "How long the last probe took, if a response came.",
-            fleet,
-            attrgetter("latency"),
+            "Duration of the last probe. Absent if no response came.",
+            [status.latency for status in statuses],
+            {"proxy_id": ids},
         ),
         ProxyGauge(
             f"{prefix}probe_failure",
-            "1 with the reason why a proxy is not ok; none if it is ok or not registered.",
-            fleet,
-            attrgetter("reason"),
-            lambda reason: 1.0 if reason else None,
-            reason=attrgetter("reason"),
+            "Always 1. The label is the reason why the proxy is not ok. Absent if it is ok or unregistered.",
+            [1.0 if status.reason else None for status in statuses],
+            {"proxy_id": ids, "reason": [status.reason for status in statuses]},
         ),
         ProxyGauge(
             f"{prefix}tls_not_after_timestamp_seconds",
-            "When the certificate of a proxy ends, if one was seen.",
-            fleet,
-            attrgetter("tls_expires_at"),
-            lambda expires_at: expires_at.timestamp() if expires_at else None,
+            "Expiry date of the certificate. Absent if the last probe received none.",
+            [status.tls_expires_at.timestamp() if status.tls_expires_at else None for status in statuses],
+            {"proxy_id": ids},
         ),
-    )
+    ]
 
 
 collector = SnapshotCollector()

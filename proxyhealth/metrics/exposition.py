@@ -1,14 +1,12 @@
-"""``/metrics``: the series of proxyhealth, and those of django-prometheus, from whichever process answers."""
+"""The view ``/metrics``: the series of proxyhealth and of django-prometheus."""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import chain
-from typing import Any, NamedTuple
-from uuid import UUID
 
 from django.http import HttpRequest, HttpResponse
 from django.utils.cache import add_never_cache_headers
@@ -21,7 +19,6 @@ from proxyhealth import access
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import APIError
 from proxyhealth.metrics.collector import ProxyGauge, collector
-from proxyhealth.snapshot import ProxyStatus
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +27,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @access.endpoint("GET", public=lambda: True)
 def metrics(request: HttpRequest) -> HttpResponse:
-    """Everything, as text; to who has ``METRICS_TOKEN``, if there is one."""
+    """Return all series as text. Requires the bearer token ``METRICS_TOKEN``, unless that is empty."""
     _require_token(request)
     response = HttpResponse(exposition(_collect()), content_type=CONTENT_TYPE)
     add_never_cache_headers(response)
@@ -52,10 +49,10 @@ def _require_token(request: HttpRequest) -> None:
 
 
 def _collect() -> Iterable[Metric]:
-    # As prometheus_client decides whether it counts in files, for all processes of a host together.
+    # The same condition as in prometheus_client. With it, the processes of a host count in shared files.
     if not any(name in os.environ for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")):
         return REGISTRY.collect()
-    # In its files there is only what is counted; ours is not.
+    # The files contain no custom collectors.
     return chain(collector.collect(), _collect_files())
 
 
@@ -65,48 +62,26 @@ def _collect_files() -> Iterable[Metric]:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return list(registry.collect())
     except Exception:
-        # A process that was killed may leave half a file; that is no reason to know nothing of the proxies.
-        logger.exception("the files in PROMETHEUS_MULTIPROC_DIR cannot be read: their metrics are left out")
+        # A killed process may leave an incomplete file. The metrics of the proxies do not depend on it.
+        logger.exception("cannot read the files in PROMETHEUS_MULTIPROC_DIR: omitting their metrics")
         return []
 
 
 def exposition(metrics: Iterable[Metric]) -> bytes:
-    """The text of all ``metrics``, as prometheus_client makes it, but quicker for our own."""
-    others = []
-    texts = []
+    """Return the text of ``metrics`` as prometheus_client formats it."""
+    texts: list[bytes] = []
+    others: list[Metric] = []
     for metric in metrics:
         if isinstance(metric, ProxyGauge):
-            texts.append(_text(metric))
+            texts.append(metric.text())
         else:
             others.append(metric)
-    return b"".join([generate_latest(_Collected(others)), *texts])
+    return b"".join([generate_latest(_MetricList(others)), *texts])
 
 
-class _Collected(Collector):
-    def __init__(self, metrics: Iterable[Metric]) -> None:
+class _MetricList(Collector):
+    def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> list[Metric]:
         return self._metrics
-
-
-class _Text(NamedTuple):
-    statuses: Mapping[UUID, ProxyStatus]
-    columns: list[list[Any]]
-    text: bytes
-
-
-_texts: dict[str, _Text] = {}  # by the names of the gauges
-
-
-def _text(gauge: ProxyGauge) -> bytes:
-    """The text of ``gauge``, made anew only if it is another one than that of the last scrape.
-
-    A round changes how long the probes took, and nearly never what the proxies are called.
-    """
-    known = _texts.get(gauge.name)
-    if known and known.statuses is gauge.fleet.statuses:
-        return known.text
-    text = known.text if known and known.columns == gauge.columns else gauge.text().encode()
-    _texts[gauge.name] = _Text(gauge.fleet.statuses, gauge.columns, text)
-    return text

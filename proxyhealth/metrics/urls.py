@@ -4,5 +4,5 @@ from django.urls import path
 
 from proxyhealth.metrics import exposition
 
-# Who links to the metrics does so by the name that django-prometheus gave them.
+# The name is that of django-prometheus, so that existing links still resolve.
 urlpatterns = [path("metrics", exposition.metrics, name="prometheus-django-metrics")]

@@ -1,4 +1,4 @@
-"""``/metrics``: in this process as Django's test client asks for it, and from several of gunicorn's."""
+"""The view ``/metrics``: with Django's test client, and in several processes of gunicorn."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from proxyhealth.rounds.recheck import run_check
 from proxyhealth.statuses import Reason
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.lease import take_token
-from tests.metrics.test_collector import samples
+from tests.metrics.scraping import samples
 from tests.settings import REDIS_PORT
 from tests.support.demo import environment
 from tests.support.ports import free_port
@@ -37,7 +37,7 @@ METRICS = (ROOT / "docs" / "metrics.md").read_text()
 
 
 def families(text):
-    """What the text says, whatever its order."""
+    """Return type, help text and samples of each family in the text, without regard to order."""
     return {
         family.name: (
             family.type,
@@ -56,20 +56,20 @@ def commit_statuses(*statuses):
 @pytest.mark.parametrize(
     "name", ["paris", 'a"b', "a\\b", "a\\nb", "a\nb", "a\\", '\\"\n', "Zürich 東京", "{a=b} 1", "# HELP"]
 )
-def test_exposition__is_that_of_prometheus_client(name):
+def test_exposition__equals_that_of_prometheus_client(name):
     commit_statuses(
         make_status(make_proxy(name), latency=0.1234567),
         make_status(make_proxy("other"), reason=Reason.TIMEOUT, latency=None),
         make_status(make_proxy("third"), latency=1e-07),
     )
     text = exposition.exposition(REGISTRY.collect()).decode()
-    found = families(text)
-    assert found == families(generate_latest(REGISTRY).decode())
-    _, _, infos = found["proxyhealth_proxy_info"]
+    parsed = families(text)
+    assert parsed == families(generate_latest(REGISTRY).decode())
+    _, _, infos = parsed["proxyhealth_proxy_info"]
     assert name in [dict(labels)["name"] for _, labels, _ in infos]
 
 
-def test_exposition__is_made_anew_when_the_snapshot_changes(paris):
+def test_exposition__follows_the_snapshot(paris):
     first = families(exposition.exposition(REGISTRY.collect()).decode())
     assert families(exposition.exposition(REGISTRY.collect()).decode()) == first
     WorkspaceProxy.objects.filter(pk=paris.pk).update(name="lyon")
@@ -78,30 +78,27 @@ def test_exposition__is_made_anew_when_the_snapshot_changes(paris):
     assert [dict(labels)["name"] for _, labels, _ in infos] == ["lyon"], "no series of the old name"
 
 
-def test_exposition__the_text_of_a_gauge_is_made_only_for_other_values(monkeypatch):
-    made, text = [], ProxyGauge.text
-    monkeypatch.setattr(ProxyGauge, "text", lambda self: made.append(self.name) or text(self))
-
-    def scrape():
-        made.clear()
-        exposition.exposition(REGISTRY.collect())
-        return made
+def test_exposition__renders_only_changed_gauges():
+    def texts():
+        return {gauge.name: gauge.text() for gauge in REGISTRY.collect() if isinstance(gauge, ProxyGauge)}
 
     proxy = make_proxy()
     commit_statuses(make_status(proxy, latency=0.1))
-    assert len(scrape()) == 5
-    assert scrape() == []
+    first, second = texts(), texts()
+    assert len(first) == 5
+    assert all(second[name] is text for name, text in first.items())
     commit_statuses(make_status(proxy, latency=0.2))
-    assert scrape() == ["proxyhealth_probe_duration_seconds"]
-    assert scrape() == []
+    third = texts()
+    changed = [name for name, text in third.items() if text is not first[name]]
+    assert changed == ["proxyhealth_probe_duration_seconds"]
 
 
-def test_metrics__are_text_that_nobody_keeps(client, paris):
+def test_metrics__plain_text_without_caching(client, paris):
     response = client.get("/metrics")
     assert response["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "no-store" in response["Cache-Control"]
     assert response.content.endswith(b"\n")
-    assert reverse("prometheus-django-metrics") == "/metrics", "as with django-prometheus"
+    assert reverse("prometheus-django-metrics") == "/metrics", "the same name as in django-prometheus"
 
 
 def test_metrics__head_and_other_methods(client):
@@ -116,7 +113,7 @@ def test_metrics__pass_promtool(client, serve, promtool):
     WorkspaceProxy.objects.create(name="sick", url=serve(report={"errors": ["x"]}).url)
     WorkspaceProxy.objects.create(name='odd "name"\\', url="http://127.0.0.1:1")
     health.force_update()
-    client.get("/nowhere")  # for some of django-prometheus' own
+    client.get("/nowhere")  # for some series of django-prometheus
     assert promtool("check", "metrics", input=client.get("/metrics").content.decode()) == ""
 
 
@@ -124,25 +121,25 @@ def test_metrics__pass_promtool(client, serve, promtool):
 
 
 def documented():
-    """``name: (type, labels)`` of each series in the table of the document."""
+    """Return ``name: (type, labels)`` of each series in the table of the document."""
     table = METRICS.partition("## The series\n")[2].partition("\n##")[0]
     rows = re.findall(r"^\| `(\w+)` \| (\w+)[^|]*\|([^|]*)\| [^|]+ \| [^|]+ \|$", table, re.MULTILINE)
-    assert len(rows) == table.count("\n| `"), "every row can be read"
+    assert len(rows) == table.count("\n| `"), "a row does not match the pattern"
     return {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
 
 
-def test_document__has_each_series_with_its_type_and_labels(serve):
+def test_document__series_types_and_labels(serve):
     WorkspaceProxy.objects.create(name="good", url=serve().url)
     WorkspaceProxy.objects.create(name="dead", url="http://127.0.0.1:1")
     health.force_update()
     commit_statuses(make_status(make_proxy("tls"), tls_expires_at=datetime(2030, 1, 1, tzinfo=UTC)))
-    found = {}
+    served = {}
     for family in REGISTRY.collect():
         if family.name.startswith("proxyhealth_"):
             name = family.name + "_total" * (family.type == "counter")
-            assert family.samples, f"{name} has no sample here, so nobody can tell its labels"
-            found[name] = (family.type, set().union(*(sample.labels for sample in family.samples)))
-    assert found == documented()
+            assert family.samples, f"{name} has no sample here, so its labels are unknown"
+            served[name] = (family.type, set().union(*(sample.labels for sample in family.samples)))
+    assert served == documented()
 
 
 # The token
@@ -156,7 +153,7 @@ def token(configure):
 @pytest.mark.parametrize(
     "header", ["Bearer Zm9v-secret", "bearer Zm9v-secret", "BEARER  Zm9v-secret", "Bearer Zm9v-secret "]
 )
-def test_token__lets_in(client, token, header):
+def test_token__accepted(client, token, header):
     response = client.get("/metrics", headers={"Authorization": header})
     assert response.status_code == 200
     assert b"proxyhealth_snapshot_up" in response.content
@@ -178,17 +175,17 @@ def test_token__lets_in(client, token, header):
         "Zm9v-secret",
     ],
 )
-def test_token__keeps_out(client, admin_client, token, header):
+def test_token__rejected(client, admin_client, token, header):
     headers = {} if header is None else {"Authorization": header}
-    for who in (client, admin_client):
-        response = who.get("/metrics", headers=headers)
+    for user in (client, admin_client):
+        response = user.get("/metrics", headers=headers)
         assert response.status_code == 401
         assert response["WWW-Authenticate"] == 'Bearer realm="metrics"'
         assert b"proxyhealth" not in response.content
         assert "secret" not in response.content.decode()
 
 
-def test_token__a_wrong_one_in_the_settings_opens_nothing(client, configure):
+def test_token__invalid_setting_is_an_error(client, configure):
     configure(METRICS_TOKEN=None)
     with pytest.raises(ImproperlyConfigured, match="METRICS_TOKEN"):
         client.get("/metrics")
@@ -199,7 +196,7 @@ def test_token__a_wrong_one_in_the_settings_opens_nothing(client, configure):
 
 @contextmanager
 def gunicorn(folder, **env):
-    """Two processes of gunicorn behind one port, which count in files."""
+    """Run two processes of gunicorn behind one port. They count in files."""
     port = free_port()
     values = {
         "PROMETHEUS_MULTIPROC_DIR": folder,
@@ -232,8 +229,8 @@ def gunicorn(folder, **env):
             process.wait(30)
 
 
-def ask(port, token=""):
-    """The answer to one scrape, over a connection of its own; None while nobody listens."""
+def scrape(port, token=""):
+    """Scrape over a new connection. Return None if nothing listens on the port."""
     try:
         headers = {"Authorization": f"Bearer {token}"}
         return requests.get(f"http://127.0.0.1:{port}/metrics", headers=headers, timeout=10)
@@ -243,35 +240,35 @@ def ask(port, token=""):
 
 @pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
 @pytest.mark.parametrize("damage", ["an empty file", "no folder"])
-def test_several_processes__what_cannot_be_read_of_theirs_takes_nothing_of_ours(
+def test_several_processes__unreadable_files_are_omitted(
     client, paris, tmp_path, monkeypatch, caplog, damage, name
 ):
     folder = tmp_path / "files"
-    # prometheus_client sets the one if there is the other.
+    # prometheus_client sets one of the variables if the other is set.
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
     monkeypatch.setenv(name, str(folder))
-    if damage == "an empty file":  # as a process leaves it that is killed as it begins
+    if damage == "an empty file":  # left by a process that was killed at its start
         folder.mkdir()
         (folder / "counter_1.db").touch()
     assert samples(client.get("/metrics").content.decode())["proxyhealth_snapshot_up",] == 1
-    assert "PROMETHEUS_MULTIPROC_DIR cannot be read" in caplog.text
+    assert "cannot read the files in PROMETHEUS_MULTIPROC_DIR" in caplog.text
 
 
-def test_several_processes__ours_and_those_of_django_prometheus_are_both_there(paris, tmp_path):
+def test_several_processes__both_count_in_each_scrape(paris, tmp_path):
     total = ("django_http_requests_before_middlewares_total",)
     ours = ("proxyhealth_health_check_results", ("proxy_id", str(paris.pk)))
     with gunicorn(tmp_path, PROXYHEALTH_METRICS_TOKEN="Zm9v") as port:
-        wait_for(lambda: ask(port) is not None, 30, f"gunicorn answers: {tmp_path / 'gunicorn.log'}")
-        assert ask(port).status_code == 401
+        wait_for(lambda: scrape(port) is not None, 30, f"gunicorn responds: {tmp_path / 'gunicorn.log'}")
+        assert scrape(port).status_code == 401
         counts = []
 
         def both_have_counted():
-            found = samples(ask(port, "Zm9v").text, prefix="")
-            assert found[ours] == -1
-            counts.append(found[total])
+            series = samples(scrape(port, "Zm9v").text, prefix="")
+            assert series[ours] == -1
+            counts.append(series[total])
             return len(set(re.findall(r"counter_(\d+)\.db", " ".join(os.listdir(tmp_path))))) == 2
 
         wait_for(both_have_counted, 30, "two processes have counted")
-        counts += [samples(ask(port, "Zm9v").text, prefix="")[total] for _ in range(20)]
-    assert counts == [counts[0] + n for n in range(len(counts))], "each answer has what both have counted"
+        counts += [samples(scrape(port, "Zm9v").text, prefix="")[total] for _ in range(20)]
+    assert counts == [counts[0] + n for n in range(len(counts))], "a scrape misses counts"
