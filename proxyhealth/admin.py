@@ -1,10 +1,9 @@
-"""The proxies with their statuses, and the health page."""
+"""The admin of the proxies, with their statuses and the health page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -33,17 +32,17 @@ if TYPE_CHECKING:  # generic for type checkers only
 else:
     ModelAdmin = admin.ModelAdmin
 
-# What an operator has to look at comes first.
+# The order of the rows on the health page.
 BY_URGENCY = (Status.UNREACHABLE, Status.UNHEALTHY, Status.UNKNOWN, Status.UNREGISTERED, Status.OK)
 
-ROWS_A_PAGE = 200
+ROWS_PER_PAGE = 200
 
-# Seconds that an admin waits to hear whether the broker has taken a task.
-_TIMEOUT = 0.5
+# Seconds that a page waits for the broker to accept a task.
+_BROKER_TIMEOUT = 0.5
 
 
 class DeletedFilter(admin.SimpleListFilter):
-    """Deleted proxies are out of sight until they are asked for."""
+    """A filter that hides deleted proxies by default."""
 
     title = "deleted"
     parameter_name = "deleted"
@@ -71,18 +70,18 @@ class WorkspaceProxyAdmin(ModelAdmin):
     actions = ("check_now",)
     fieldsets = (
         (None, {"fields": ("name", "display_name", "icon")}),
-        ("Where it is", {"fields": ("url", "wildcard_hostname", "version")}),
-        ("Life", {"fields": ("deleted", "id", "created_at", "updated_at")}),
+        ("Location", {"fields": ("url", "wildcard_hostname", "version")}),
+        ("Lifecycle", {"fields": ("deleted", "id", "created_at", "updated_at")}),
     )
 
     class Media:
-        css = {"all": ("proxyhealth/health.css",)}  # noqa: RUF012  Django's own shape
+        css = {"all": ("proxyhealth/health.css",)}  # noqa: RUF012  the shape that Django expects
 
     # The list
 
     @admin.display(description="status")
     def status(self, row: WorkspaceProxy) -> SafeString:
-        # Rendered by a template, which has escaped what is not ours.
+        # The template escapes its values.
         return mark_safe(  # noqa: S308
             render_to_string("proxyhealth/badge.html", {"status": health.status_of(row).status})
         )
@@ -106,19 +105,20 @@ class WorkspaceProxyAdmin(ModelAdmin):
         ids = list(queryset.values_list("pk", flat=True))
         self._request_check(request, ids, f"{len(ids)} {'proxy is' if len(ids) == 1 else 'proxies are'}")
 
-    def _request_check(self, request: HttpRequest, ids: Iterable[UUID] | None, what: str) -> None:
+    def _request_check(self, request: HttpRequest, ids: Iterable[UUID] | None, subject: str) -> None:
         health.request_check(ids)
-        if self._has_been_asked_for(request):
-            self.message_user(request, f"{what} being checked now.", messages.SUCCESS)
+        if self._confirm_sent(request):
+            self.message_user(request, f"{subject} being checked now.", messages.SUCCESS)
 
-    def _has_been_asked_for(self, request: HttpRequest) -> bool:
-        """Whether the workers know of what was asked for last; if not, the operator is told."""
-        if _sent(health.request_check([])):
+    def _confirm_sent(self, request: HttpRequest) -> bool:
+        """Return True if the broker has accepted all requests so far, else warn the user."""
+        # An empty request is done when those before it are sent.
+        if _is_accepted(health.request_check([])):
             return True
         self.message_user(
             request,
-            "The workers cannot be asked now, because the broker does not answer. "
-            "The next round checks every proxy.",
+            "The check could not be requested, because the message broker does not respond. "
+            "The next round checks all proxies.",
             messages.WARNING,
         )
         return False
@@ -128,44 +128,42 @@ class WorkspaceProxyAdmin(ModelAdmin):
     ) -> HttpResponse:
         response = super().changelist_view(request, {**(extra_context or {}), "snapshot": health.snapshot()})
         if request.POST.get("action") == "delete_selected" and "post" in request.POST:
-            self._tell_if_late(request)
+            self._warn_if_not_sent(request)
         return response
 
-    # What was saved or deleted is checked once it is committed
+    # Saving and deleting request a check on commit. These views warn if the broker did not accept it.
 
-    def _tell_if_late(self, request: HttpRequest, response: Any = None) -> None:
-        # With ATOMIC_REQUESTS it is committed too late for this page to tell.
+    def _warn_if_not_sent(self, request: HttpRequest, response: Any = None) -> None:
         done = response is None or response.status_code == HTTPStatus.FOUND
-        if request.method == "POST" and done and not connections[self._database()].in_atomic_block:
-            self._has_been_asked_for(request)
-
-    def _database(self) -> str:
-        return router.db_for_write(WorkspaceProxy)
+        database = router.db_for_write(WorkspaceProxy)
+        # With ATOMIC_REQUESTS, the commit comes after this response.
+        if request.method == "POST" and done and not connections[database].in_atomic_block:
+            self._confirm_sent(request)
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         response = super().changeform_view(request, *args, **kwargs)
-        self._tell_if_late(request, response)
+        self._warn_if_not_sent(request, response)
         return response
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         response = super().delete_view(request, *args, **kwargs)
-        self._tell_if_late(request, response)
+        self._warn_if_not_sent(request, response)
         return response
 
-    # Deleting keeps the row
+    # Deleting marks the row and keeps it
 
     def delete_model(self, request: HttpRequest, obj: WorkspaceProxy) -> None:
         obj.deleted = True
         obj.save(update_fields=["deleted", "updated_at"])
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
-        with transaction.atomic():  # one transaction is one task
+        with transaction.atomic():  # one transaction requests one task
             for proxy in queryset:
                 self.delete_model(request, proxy)
 
     def get_fieldsets(self, request: HttpRequest, obj: WorkspaceProxy | None = None) -> Any:
         fieldsets = super().get_fieldsets(request, obj)
-        return fieldsets if obj else fieldsets[:-1]  # a new proxy has no life yet
+        return fieldsets if obj else fieldsets[:-1]  # a new proxy has no lifecycle yet
 
     def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> type[ModelForm[Any]]:
         form = super().get_form(request, *args, **kwargs)
@@ -186,14 +184,14 @@ class WorkspaceProxyAdmin(ModelAdmin):
         ]
 
     def health_view(self, request: HttpRequest) -> HttpResponse:
-        """The snapshot as it is now: counts, and a row a proxy, the worst ones first."""
+        """Show the proxies by status: their number, and one row per proxy, the most urgent first."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         snapshot = health.snapshot()
         statuses = health.statuses_of(WorkspaceProxy.objects.active(), snapshot)
         counts = dict.fromkeys(BY_URGENCY, 0)
-        for found in statuses:
-            counts[found.status] += 1
+        for status in statuses:
+            counts[status.status] += 1
         chosen = request.GET.get("status", "")
         rows = [status for status in statuses if chosen in ("", status.status)]
         rows.sort(key=_urgency)
@@ -205,7 +203,7 @@ class WorkspaceProxyAdmin(ModelAdmin):
             "counts": list(counts.items()),
             "total": len(statuses),
             "chosen": chosen,
-            "page": Paginator(rows, ROWS_A_PAGE).get_page(request.GET.get("page")),
+            "page": Paginator(rows, ROWS_PER_PAGE).get_page(request.GET.get("page")),
             "may_check": self.has_change_permission(request),
         }
         return TemplateResponse(request, "admin/proxyhealth/workspaceproxy/health.html", context)
@@ -221,12 +219,9 @@ def _urgency(status: ProxyStatus) -> tuple[int, str]:
     return BY_URGENCY.index(status.status), status.proxy.name.lower()
 
 
-def _sent(request: Future[None]) -> bool:
-    """Whether the broker has taken a request by now."""
+def _is_accepted(request: Future[None]) -> bool:
     try:
-        request.result(timeout=_TIMEOUT)
-    except FutureTimeoutError:
-        return False
-    except Exception:  # the sender has logged it
+        request.result(timeout=_BROKER_TIMEOUT)
+    except Exception:  # a timeout, or an error that the sender has logged
         return False
     return True

@@ -68,7 +68,7 @@ def redis_client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not about time must not fail on a busy machine; tests of time set less."""
     monkeypatch.setattr(broker, "_TIMEOUT", 10)
-    monkeypatch.setattr(admin, "_TIMEOUT", 10)
+    monkeypatch.setattr(admin, "_BROKER_TIMEOUT", 10)
 
 
 @pytest.fixture(autouse=True)

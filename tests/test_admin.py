@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.db import connection
@@ -58,28 +60,28 @@ def test_list__shows_status_reason_latency_and_last_check(admin, fleet):
     assert HEALTH in text
 
 
-def test_list__a_proxy_that_was_not_probed_yet(admin):
+def test_list__proxy_without_a_probe(admin):
     WorkspaceProxy.objects.create(name="new", url="http://127.0.0.1:1")
     text = text_of(admin.get(LIST))
     assert "proxyhealth-unknown" in text
     assert '<td class="field-last_check">never</td>' in text
 
 
-def test_list__costs_no_query_a_row(admin, fleet, django_assert_max_num_queries):
+def test_list__no_query_per_row(admin, fleet, django_assert_max_num_queries):
     WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i}") for i in range(80))
     admin.get(LIST)
     with django_assert_max_num_queries(8):
         admin.get(LIST)
 
 
-def test_list__says_that_the_snapshot_is_stale(admin, fleet, redis_client):
+def test_list__stale_snapshot(admin, fleet, redis_client):
     assert "Stale." not in text_of(admin.get(LIST))
     redis_client.flushall()
     admin.force_login(User.objects.get())
     assert "The cache has lost the snapshot" in text_of(admin.get(LIST))
 
 
-def test_list__hides_the_deleted_until_asked(admin):
+def test_list__hides_deleted_proxies_by_default(admin):
     WorkspaceProxy.objects.create(name="kept")
     WorkspaceProxy.objects.create(name="gone", deleted=True)
     names = {
@@ -89,7 +91,7 @@ def test_list__hides_the_deleted_until_asked(admin):
     assert names == {"": {"kept"}, "?deleted=yes": {"gone"}, "?deleted=all": {"kept", "gone"}}
 
 
-def test_add__a_bad_proxy_gets_clear_messages(admin):
+def test_add__invalid_proxy(admin):
     response = admin.post(f"{LIST}add/", {"name": "primary", "url": "https://user:secret@example.com"})
     text = text_of(response)
     assert "is reserved for the control plane itself." in text
@@ -97,7 +99,7 @@ def test_add__a_bad_proxy_gets_clear_messages(admin):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_add_and_change__have_the_proxy_checked(admin, sent):
+def test_add_and_change__request_a_check(admin, sent):
     admin.post(f"{LIST}add/", {"name": "paris", "url": "https://paris.example.com"})
     paris = WorkspaceProxy.objects.get()
     wait_for(lambda: sent == [{str(paris.pk)}])
@@ -108,7 +110,7 @@ def test_add_and_change__have_the_proxy_checked(admin, sent):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_delete__keeps_the_row_and_has_it_taken_out(admin, sent):
+def test_delete__keeps_the_row_and_requests_a_check(admin, sent):
     paris = WorkspaceProxy.objects.create(name="paris", url="https://paris.example.com")
     wait_for(lambda: len(sent) == 1)
     admin.post(f"{LIST}{paris.pk}/delete/", {"post": "yes"})
@@ -119,7 +121,7 @@ def test_delete__keeps_the_row_and_has_it_taken_out(admin, sent):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_delete__many_are_one_task(admin, sent):
+def test_delete__many_proxies_in_one_task(admin, sent):
     proxies = [WorkspaceProxy.objects.create(name=f"p{i}") for i in range(3)]
     health.request_check([]).result(30)
     sent.clear()
@@ -129,7 +131,7 @@ def test_delete__many_are_one_task(admin, sent):
     wait_for(lambda: sent == [{str(id) for id in ids}])
 
 
-def test_check_now__asks_the_workers(admin, sent):
+def test_check_now__requests_a_check(admin, sent):
     proxies = [WorkspaceProxy.objects.create(name=f"p{i}") for i in range(2)]
     ids = [proxy.pk for proxy in proxies]
     response = admin.post(LIST, {"action": "check_now", "_selected_action": ids}, follow=True)
@@ -137,7 +139,7 @@ def test_check_now__asks_the_workers(admin, sent):
     assert sent == [{str(id) for id in ids}]
 
 
-def test_check_now__broker_down_says_that_it_comes_later(admin, monkeypatch):
+def test_check_now__broker_down(admin, monkeypatch):
     def refuse(ids):
         raise ConnectionError("broker down")
 
@@ -145,17 +147,17 @@ def test_check_now__broker_down_says_that_it_comes_later(admin, monkeypatch):
     paris = WorkspaceProxy.objects.create(name="paris")
     response = admin.post(LIST, {"action": "check_now", "_selected_action": [paris.pk]}, follow=True)
     (message,) = messages_of(response)
-    assert message.startswith("The workers cannot be asked now")
+    assert message.startswith("The check could not be requested")
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("what", ["add", "change", "delete", "delete many"])
-def test_save_and_delete__broker_down_says_that_the_check_comes_later(admin, monkeypatch, what):
+@pytest.mark.parametrize("action", ["add", "change", "delete", "delete many"])
+def test_save_and_delete__broker_down(admin, monkeypatch, action):
     def refuse(ids):
         raise ConnectionError("broker down")
 
     monkeypatch.setattr("proxyhealth.rounds.dispatch._send", refuse)
-    if what == "add":
+    if action == "add":
         response = admin.post(f"{LIST}add/", {"name": "paris"}, follow=True)
     else:
         paris = WorkspaceProxy.objects.create(name="paris")
@@ -166,17 +168,17 @@ def test_save_and_delete__broker_down_says_that_the_check_comes_later(admin, mon
                 LIST,
                 {"action": "delete_selected", "_selected_action": [paris.pk], "post": "yes"},
             ),
-        }[what]
+        }[action]
         response = admin.post(path, form, follow=True)
-    done, late = messages_of(response)
-    assert "successfully" in done.lower()
-    assert late.endswith("The next round checks every proxy.")
+    success, warning = messages_of(response)
+    assert "successfully" in success.lower()
+    assert warning.endswith("The next round checks all proxies.")
     row = WorkspaceProxy.objects.get()
-    assert row.deleted == what.startswith("delete")
+    assert row.deleted == action.startswith("delete")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_save__of_a_request_that_is_not_committed_yet_says_nothing_of_another(admin, monkeypatch):
+def test_save__no_warning_before_the_commit(admin, monkeypatch):
     def refuse(ids):
         raise ConnectionError("broker down")
 
@@ -184,23 +186,21 @@ def test_save__of_a_request_that_is_not_committed_yet_says_nothing_of_another(ad
     monkeypatch.setattr("proxyhealth.rounds.dispatch._send", refuse)
     assert health.request_check().exception(30)
     response = admin.post(f"{LIST}add/", {"name": "paris"}, follow=True)
-    (done,) = messages_of(response)
-    assert "successfully" in done
+    (success,) = messages_of(response)
+    assert "successfully" in success
 
 
-def test_check_now__a_broker_that_hangs_does_not_hold_the_page_up(admin, monkeypatch):
-    import threading
-
+def test_check_all__silent_broker_does_not_block(admin, monkeypatch):
     end = threading.Event()
     monkeypatch.setattr("proxyhealth.rounds.dispatch._send", lambda ids: end.wait(30))
-    monkeypatch.setattr("proxyhealth.admin._TIMEOUT", 0.1)
+    monkeypatch.setattr("proxyhealth.admin._BROKER_TIMEOUT", 0.1)
     response = admin.post(f"{HEALTH}check/", follow=True)
     (message,) = messages_of(response)
     end.set()
-    assert message.startswith("The workers cannot be asked now")
+    assert message.startswith("The check could not be requested")
 
 
-def test_health_page__shows_counts_rows_reasons_and_texts(admin, fleet):
+def test_health_page__counts_reasons_and_reports(admin, fleet):
     text = text_of(admin.get(HEALTH))
     for count in (
         "<b>4</b> all",
@@ -212,23 +212,23 @@ def test_health_page__shows_counts_rows_reasons_and_texts(admin, fleet):
         assert count in text
     assert "kaputt" in text
     assert "request to proxy failed: Connection refused" in text
-    assert "It has no URL yet." in text
+    assert "Not registered: it has no URL yet." in text
     assert "Snapshot 1." in text
     assert "Stale." not in text
 
 
-def test_health_page__what_a_proxy_says_is_no_markup(admin, fleet):
+def test_health_page__escapes_reports(admin, fleet):
     text = text_of(admin.get(HEALTH))
     assert "old &lt;b&gt;version&lt;/b&gt;" in text
     assert "<b>version" not in text
 
 
-def test_health_page__the_worst_come_first(admin, fleet):
+def test_health_page__most_urgent_first(admin, fleet):
     page = admin.get(HEALTH).context["page"]
     assert [row.proxy.name for row in page] == ["dead", "sick", "new", "good"]
 
 
-def test_health_page__by_status(admin, fleet):
+def test_health_page__filter_by_status(admin, fleet):
     assert [row.proxy.name for row in admin.get(f"{HEALTH}?status=unhealthy").context["page"]] == ["sick"]
     assert "No proxy is unknown." in text_of(admin.get(f"{HEALTH}?status=unknown"))
     assert "No proxy is &lt;x&gt;." in text_of(admin.get(f"{HEALTH}?status=<x>"))
@@ -240,7 +240,7 @@ def test_health_page__before_any_round(admin):
     assert "There are no workspace proxies." in text
 
 
-def test_health_page__why_it_is_stale(admin, fleet, configure):
+def test_health_page__stale_reason(admin, fleet, configure):
     configure(STALE_AFTER=0.001)
     health.force_update()
     text = text_of(admin.get(HEALTH))
@@ -248,12 +248,12 @@ def test_health_page__why_it_is_stale(admin, fleet, configure):
     assert "kaputt" in text
 
 
-def test_health_page__why_the_last_round_failed(admin, fleet):
+def test_health_page__error_of_the_last_round(admin, fleet):
     count_round("failure", "the database <is> gone")
     assert "the database &lt;is&gt; gone" in text_of(admin.get(HEALTH))
 
 
-def test_health_page__many_proxies_are_paged(admin):
+def test_health_page__pagination(admin):
     WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i:03}") for i in range(250))
     first, second = (admin.get(f"{HEALTH}?page={page}") for page in (1, 2))
     assert (len(first.context["page"]), len(second.context["page"])) == (200, 50)
@@ -268,12 +268,12 @@ def test_health_page__check_all(admin, sent):
     assert sent == [None]
 
 
-def test_health_page__check_all_wants_a_post(admin, sent):
+def test_health_page__check_all_requires_post(admin, sent):
     assert admin.get(f"{HEALTH}check/").status_code == 405
     assert sent == []
 
 
-def test_permissions__view_only_sees_and_does_not_check(fleet, sent):
+def test_permissions__viewer_cannot_check(fleet, sent):
     client = staff("view_workspaceproxy")
     assert "Check all now" not in text_of(client.get(HEALTH))
     assert client.post(f"{HEALTH}check/").status_code == 403
@@ -281,12 +281,12 @@ def test_permissions__view_only_sees_and_does_not_check(fleet, sent):
     assert sent == []
 
 
-def test_permissions__none_and_anonymous(fleet):
+def test_permissions__no_permission_and_anonymous(fleet):
     assert staff().get(HEALTH).status_code == 403
     assert Client().get(HEALTH)["Location"].startswith("/admin/login/")
 
 
-def test_permissions__view_only_reads_a_proxy_and_cannot_change_it(fleet):
+def test_permissions__viewer_cannot_change_a_proxy(fleet):
     proxy = WorkspaceProxy.objects.get(name="dead")
     client = staff("view_workspaceproxy")
     assert "http://127.0.0.1:1" in text_of(client.get(f"{LIST}{proxy.pk}/change/"))

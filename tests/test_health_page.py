@@ -8,8 +8,8 @@ from project.fleet import FLEET
 from tests.support.browser import assert_accessible, both_schemes, expected_problem
 from tests.support.proxies import WorkspaceProxyServer
 
-REFRESH = 5_000  # ms between two refreshes of the page
-PATIENCE = 3 * REFRESH
+REFRESH = 5_000  # ms between two refreshes
+TIMEOUT = 3 * REFRESH
 
 
 def open_health_page(page: Page, demo) -> None:
@@ -24,13 +24,13 @@ def badge(page: Page, name: str):
 def test_health_page__shows_every_demo_proxy(page, demo):
     open_health_page(page, demo)
     for member in FLEET:
-        expect(badge(page, member.name)).to_have_text(member.status, timeout=PATIENCE)
+        expect(badge(page, member.name)).to_have_text(member.status, timeout=TIMEOUT)
     expect(page.get_by_text("unexpected status code 500")).to_be_visible()
     expect(page.locator("#proxyhealth-live .proxyhealth-stale")).to_have_count(0)
     expect(page.locator("#proxyhealth-offline")).to_be_hidden()
 
 
-def test_health_page__is_reached_from_the_home_page_and_the_list(page, demo):
+def test_health_page__linked_from_home_page_and_list(page, demo):
     page.goto(demo.base)
     page.get_by_role("link", name="Health page").click()
     expect(page.get_by_role("heading", name="Health of the workspace proxies")).to_be_visible()
@@ -39,43 +39,43 @@ def test_health_page__is_reached_from_the_home_page_and_the_list(page, demo):
     expect(page.get_by_role("heading", name="Health of the workspace proxies")).to_be_visible()
 
 
-def test_health_page__renews_itself_and_keeps_the_focus(page, demo):
+def test_health_page__refreshes_and_keeps_the_focus(page, demo):
     open_health_page(page, demo)
     page.get_by_role("link", name="all").focus()
     add = "/admin/proxyhealth/workspaceproxy/add/"
     with WorkspaceProxyServer() as server:
         demo.post(add, name="quito", url=server.url)
-        expect(badge(page, "quito")).to_have_text("ok", timeout=PATIENCE)
+        expect(badge(page, "quito")).to_have_text("ok", timeout=TIMEOUT)
     expect(page.get_by_role("link", name="all")).to_be_focused()
     id = demo.session.get(f"{demo.base}/api/v2/workspaceproxies/quito", timeout=5).json()["id"]
     demo.post(f"/admin/proxyhealth/workspaceproxy/{id}/delete/", post="yes")
-    expect(badge(page, "quito")).to_have_count(0, timeout=PATIENCE)
+    expect(badge(page, "quito")).to_have_count(0, timeout=TIMEOUT)
 
 
-def test_health_page__says_how_old_it_is(page, demo):
+def test_health_page__age_of_the_round(page, demo):
     open_health_page(page, demo)
     expect(page.locator("time[data-ago]").first).to_contain_text(" s ago)")
 
 
-def test_health_page__says_that_it_is_cut_off_and_recovers(page, demo):
+def test_health_page__network_lost_and_back(page, demo):
     open_health_page(page, demo)
     offline = page.locator("#proxyhealth-offline")
     with expected_problem(page, "ERR_INTERNET_DISCONNECTED"):
         page.context.set_offline(True)
-        expect(offline).to_be_visible(timeout=PATIENCE)
-        expect(offline).to_contain_text("What it shows may be out of date.")
+        expect(offline).to_be_visible(timeout=TIMEOUT)
+        expect(offline).to_contain_text("The statuses may be out of date.")
         page.context.set_offline(False)
-        expect(offline).to_be_hidden(timeout=PATIENCE)
+        expect(offline).to_be_hidden(timeout=TIMEOUT)
 
 
-def test_health_page__says_that_one_is_not_signed_in_any_more(page, demo):
+def test_health_page__signed_out(page, demo):
     open_health_page(page, demo)
     page.context.clear_cookies()
     offline = page.locator("#proxyhealth-offline")
-    expect(offline).to_contain_text("you are not signed in any more", timeout=PATIENCE)
+    expect(offline).to_contain_text("you are no longer signed in", timeout=TIMEOUT)
 
 
-def test_health_page__filters_by_status(page, demo):
+def test_health_page__filter_by_status(page, demo):
     open_health_page(page, demo)
     page.get_by_role("navigation", name="By status").get_by_role("link", name="unhealthy").click()
     expect(page.locator("tr[data-proxy]")).to_have_count(3)
@@ -103,8 +103,8 @@ def test_health_page__fits_a_phone(page, demo):
     assert width <= 390, "the page itself must not scroll sideways"
 
 
-def test_health_page__axe_finds_nothing(page, demo):
+def test_health_page__is_accessible(page, demo):
     open_health_page(page, demo)
     for member in FLEET:
-        expect(badge(page, member.name)).to_have_text(member.status, timeout=PATIENCE)
+        expect(badge(page, member.name)).to_have_text(member.status, timeout=TIMEOUT)
     assert_accessible(page)

@@ -1,4 +1,4 @@
-// Keeps the health page fresh, and says so when it cannot: a stale page must never look fresh.
+// Refreshes the health page, and shows a warning while it cannot: stale data must not look current.
 "use strict";
 (() => {
   const live = document.getElementById("proxyhealth-live");
@@ -28,20 +28,20 @@
         cache: "no-store",
         signal: AbortSignal.timeout(seconds * 1000),
       });
-      if (!response.ok) throw new Error(`the server answered ${response.status}`);
-      if (response.redirected) throw new Error("you are not signed in any more");
+      if (!response.ok) throw new Error(`the server responded with ${response.status}`);
+      if (response.redirected) throw new Error("you are no longer signed in");
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
       const fresh = page.getElementById("proxyhealth-live");
-      if (!fresh) throw new Error("the server answered with another page");
+      if (!fresh) throw new Error("the server responded with another page");
       const focused = controls().indexOf(document.activeElement);
       live.replaceChildren(...fresh.childNodes);
-      controls()[focused]?.focus({ preventScroll: true }); // the keyboard stays where it was
+      controls()[focused]?.focus({ preventScroll: true }); // for keyboard users
       shownSince = new Date();
       offline.hidden = true;
     } catch (error) {
       offline.textContent =
-        `This page could not be refreshed since ${shownSince.toLocaleTimeString()}: ${error.message}. ` +
-        "What it shows may be out of date.";
+        `This page has not been refreshed since ${shownSince.toLocaleTimeString()}: ${error.message}. ` +
+        "The statuses may be out of date.";
       offline.hidden = false;
     }
     showAges();
