@@ -12,7 +12,7 @@ class ProxyHealthConfig(AppConfig):
     def ready(self) -> None:
         from prometheus_client import REGISTRY
 
-        from proxyhealth import receivers, tasks  # noqa: F401  they connect themselves
+        from proxyhealth import receivers, tasks  # noqa: F401  importing them connects their receivers
         from proxyhealth.checks import check_deployment, check_settings
         from proxyhealth.metrics.collector import collector
 

@@ -20,21 +20,21 @@ _COLUMNS = tuple(field.name for field in fields(Proxy))
 
 class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
     def active(self) -> Self:
-        """The proxies that are not deleted: those that a round probes."""
+        """Return the proxies that are not deleted. A round probes these."""
         return self.filter(deleted=False)
 
     def as_proxies(self) -> list[Proxy]:
-        """Return the rows by name, as plain values that may enter a thread."""
+        """Return the rows, sorted by name, as values that threads may use."""
         return [Proxy(**row) for row in self.order_by(Lower("name")).values(*_COLUMNS)]
 
 
 class WorkspaceProxy(models.Model):
-    """A relay in another region, run by somebody else, that users may be sent to."""
+    """An HTTP relay in another region, to which the control plane sends users."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.SlugField(
         max_length=64,
-        # The constraint below is the unique index, without regard to case.
+        # The constraint below has a unique index that ignores case.
         db_index=False,
         validators=[validate_proxy_name],
         help_text="Letters, digits, hyphens and underscores. Unique without regard to case.",
@@ -77,7 +77,7 @@ class WorkspaceProxy(models.Model):
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(
                 Lower("name"),
-                # The name of a deleted proxy is free again.
+                # A new proxy may take the name of a deleted one.
                 condition=models.Q(deleted=False),
                 name="proxyhealth_unique_name",
                 violation_error_message="There is already a proxy with this name "

@@ -1,4 +1,4 @@
-"""Small tools for all rooms: frozen collections, times as text, and state of one process."""
+"""Frozen collections, times as text, and objects per process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class FrozenMapping(Mapping[K, V]):
-    """A mapping that cannot be written to, and unlike ``MappingProxyType`` can be copied and pickled."""
+    """A read-only mapping. Unlike ``MappingProxyType``, it can be copied and pickled."""
 
     __slots__ = ("_data",)
 
@@ -31,7 +31,7 @@ class FrozenMapping(Mapping[K, V]):
     def __repr__(self) -> str:
         return repr(self._data)
 
-    # The views of a dictionary are faster than those that Mapping makes, and read-only too.
+    # The views of a dictionary are also read-only, and faster than those of Mapping.
 
     def keys(self) -> KeysView[K]:
         return self._data.keys()
@@ -44,7 +44,7 @@ class FrozenMapping(Mapping[K, V]):
 
 
 class FrozenList(list[V]):
-    """A list that cannot be written to. What copy and pickle make of it is a plain list."""
+    """A read-only list. Copies and unpickled lists are plain lists."""
 
     __slots__ = ()
 
@@ -59,20 +59,20 @@ class FrozenList(list[V]):
 
 
 def rfc3339(moment: datetime) -> str:
-    """``moment`` (aware) as RFC 3339 in UTC, to the microsecond."""
+    """Return an aware ``moment`` as RFC 3339 in UTC, to the microsecond."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def parse_rfc3339(text: str | None) -> datetime | None:
-    """What :func:`rfc3339` was given."""
+    """Return the time of a text from :func:`rfc3339`, or None."""
     return None if text is None else datetime.fromisoformat(text)
 
 
 class PerProcess(Generic[V]):
     """An object that each process makes for itself.
 
-    A fork copies locks as they are, and no threads. A lock that another thread held stays held forever in the
-    child. So the child makes a new object.
+    A fork copies locks but no threads, so a lock that another thread holds stays locked in the child forever.
+    Therefore the child makes a new object.
     """
 
     __slots__ = ("_make", "value")
@@ -83,5 +83,5 @@ class PerProcess(Generic[V]):
         os.register_at_fork(after_in_child=self.reset)
 
     def reset(self) -> None:
-        """Replace the object by a new one."""
+        """Replace the object with a new one."""
         self.value = self._make()

@@ -13,11 +13,11 @@ def errors_of(**values):
     return caught.value.message_dict
 
 
-def test_full_clean__a_name_is_enough():
+def test_full_clean__only_a_name():
     WorkspaceProxy(name="paris").full_clean()
 
 
-def test_full_clean__everything():
+def test_full_clean__all_fields():
     WorkspaceProxy(
         name="Paris_2",
         display_name="Paris №2",
@@ -36,11 +36,11 @@ def test_full_clean__primary_is_reserved(name):
 
 
 @pytest.mark.parametrize("name", ["", "a b", "paris/1", "zürich", "a" * 65])
-def test_full_clean__a_name_is_a_slug(name):
+def test_full_clean__invalid_name(name):
     assert list(errors_of(name=name)) == ["name"]
 
 
-def test_full_clean__a_bad_url_says_why():
+def test_full_clean__invalid_url():
     assert errors_of(name="paris", url="ftp://paris.example.com") == {
         "url": ["This URL cannot be used: it must begin with http:// or https://."]
     }
@@ -49,20 +49,20 @@ def test_full_clean__a_bad_url_says_why():
     }
 
 
-def test_full_clean__a_taken_name_in_other_case():
+def test_full_clean__name_taken_in_other_case():
     WorkspaceProxy.objects.create(name="paris")
     assert errors_of(name="PARIS") == {
         "__all__": ["There is already a proxy with this name (upper and lower case are the same)."]
     }
 
 
-def test_database__refuses_a_taken_name_in_other_case():
+def test_database__name_taken_in_other_case():
     WorkspaceProxy.objects.create(name="paris")
     with pytest.raises(IntegrityError):
         WorkspaceProxy.objects.create(name="Paris")
 
 
-def test_database__frees_the_name_of_a_deleted_proxy():
+def test_database__name_of_a_deleted_proxy_is_free():
     WorkspaceProxy.objects.create(name="paris", deleted=True)
     new = WorkspaceProxy(name="Paris")
     new.full_clean()
@@ -70,13 +70,13 @@ def test_database__frees_the_name_of_a_deleted_proxy():
     assert list(WorkspaceProxy.objects.active()) == [new]
 
 
-def test_active__leaves_out_the_deleted():
-    kept = WorkspaceProxy.objects.create(name="paris")
+def test_active__excludes_deleted_proxies():
+    active = WorkspaceProxy.objects.create(name="paris")
     WorkspaceProxy.objects.create(name="oslo", deleted=True)
-    assert list(WorkspaceProxy.objects.active()) == [kept]
+    assert list(WorkspaceProxy.objects.active()) == [active]
 
 
-def test_str__is_the_display_name_or_the_name():
+def test_str__display_name_or_name():
     assert str(WorkspaceProxy(name="paris")) == "paris"
     assert str(WorkspaceProxy(name="paris", display_name="Paris")) == "Paris"
 
@@ -94,19 +94,19 @@ def test_unique_name__uses_an_index():
 @pytest.mark.parametrize(
     "icon", ["javascript:alert(1)", "data:text/html,x", "emojis/fr.png", '/a"onload=', "/a b", "ftp://x/y"]
 )
-def test_full_clean__an_icon_is_a_path_or_a_url(icon):
+def test_full_clean__invalid_icon(icon):
     assert errors_of(name="paris", icon=icon) == {
         "icon": ["An icon is a path that begins with / or a URL that begins with http:// or https://."]
     }
 
 
 @pytest.mark.parametrize("icon", ["/emojis/fr.png", "https://example.com/a.png?b=c", "http://example.com/a"])
-def test_full_clean__good_icons(icon):
+def test_full_clean__valid_icon(icon):
     WorkspaceProxy(name="paris", icon=icon).full_clean()
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "reason"),
     [
         ("paris.example.com", "its first part must contain one *, and there must be others"),
         ("*.*.example.com", "'x.*.example.com' is not a host name"),
@@ -116,12 +116,12 @@ def test_full_clean__good_icons(icon):
         ("*.exa mple.com", "it contains a space, a control character or a backslash"),
     ],
 )
-def test_full_clean__a_wildcard_host_name_says_why(name, why):
+def test_full_clean__invalid_wildcard_hostname(name, reason):
     (message,) = errors_of(name="paris", wildcard_hostname=name)["wildcard_hostname"]
     assert message.startswith("This wildcard host name cannot be used: ")
-    assert why in message
+    assert reason in message
 
 
 @pytest.mark.parametrize("name", ["*.paris.example.com", "*--apps.example.com", "*.example.com:8443"])
-def test_full_clean__good_wildcard_host_names(name):
+def test_full_clean__valid_wildcard_hostname(name):
     WorkspaceProxy(name="paris", wildcard_hostname=name).full_clean()
