@@ -292,7 +292,7 @@ def test_run__pages_work_while_redis_is_down(tmp_path, valkey):
                 demo.post("/admin/proxyhealth/workspaceproxy/add/", name="lima")
             assert demo.statuses()["lima"] == ("unknown", "")
             answer = demo.post("/admin/proxyhealth/workspaceproxy/health/check/")
-            assert "The workers cannot be asked now" in answer.text
+            assert "The check could not be requested" in answer.text
         finally:
             demo.close()
             own.start()

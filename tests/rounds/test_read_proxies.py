@@ -5,7 +5,7 @@ from django.db import OperationalError, connection
 
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.rounds.runner import read_proxies
+from proxyhealth.rounds.steps import read_proxies
 
 pytestmark = pytest.mark.django_db
 
