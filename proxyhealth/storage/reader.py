@@ -1,126 +1,95 @@
-"""The snapshot in the Redis cache: how it is read, and how statuses are committed to it."""
+"""The copy of the snapshot that this process has read from the Redis cache."""
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError
+from proxyhealth.shared_copy import SharedCopy
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.storage.client import Cache, open_cache
 from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode
 from proxyhealth.storage.lease import MAX_LEASE
-from proxyhealth.utils import FrozenMapping, parse_rfc3339
+from proxyhealth.utils import FrozenMapping, PerProcess, parse_rfc3339
 
 logger = logging.getLogger(__name__)
 
+_LAST = "This is the last snapshot that was read."
+_LOST = f"The cache has lost the snapshot. {_LAST}"
 
-_LOST = "The cache has lost the snapshot; this is the last that was read."
-
-_SILENT = "The cache does not answer; this is the last that was read."
-
-# Seconds by which a copy may be late before it is old, at the least: as long as an answer usually takes.
-_GRACE = 0.5
-
-# Seconds that the others wait for the one who asks the cache, when what they have is old.
-_TIMEOUT = 1.0
-
-# Seconds that a scrape waits for its turn to ask the cache: no thread is to be lost to one that says nothing.
-_SCRAPE_TIMEOUT = 5.0
-
-# Seconds for which a cache that failed is left alone by the readers of a process.
-_RETRY_INTERVAL = 2.0
+# In seconds:
+_GRACE = 0.5  # how long a due copy is served during a read, at least: most reads take less
+_TIMEOUT = 1.0  # how long readers wait for the read of another thread, if their copy is overdue
+_SCRAPE_TIMEOUT = 5.0  # the same for scrapes: a cache that hangs must not block all threads of a web server
+_RETRY_INTERVAL = 2.0  # how long a cache that failed is not read again
 
 
 class TaskRuns(NamedTuple):
-    """The runs of a Celery task, by how they ended, and how long they took together."""
+    """The runs of a Celery task by their outcome, and their total duration."""
 
     success: int = 0
     failure: int = 0
     microseconds: int = 0
 
 
-class Look(NamedTuple):
-    """As the cache gave it; ``now`` is the time by its clock (Unix)."""
+class CacheContents(NamedTuple):
+    """The keys of the cache at one moment."""
 
-    document: bytes = b""  # empty if there is none
-    rounds: Mapping[bytes, bytes] = FrozenMapping()
-    runs: Mapping[bytes, bytes] = FrozenMapping()
-    lease: int = 0  # milliseconds that it has left, if it is above 0
-    now: float = 0.0
+    document: bytes = b""  # only its head, if the reader has the rest; empty if there is none
+    round_stats: Mapping[bytes, bytes] = FrozenMapping()
+    task_stats: Mapping[bytes, bytes] = FrozenMapping()
+    lease: int = 0  # milliseconds until it expires; not above 0 without a lease
+    time: float = 0.0  # by the cache's clock (Unix)
+    read_at: float = 0.0  # by the monotonic clock of this machine
 
     @property
     def head(self) -> bytes:
-        """How the document begins, which names its commit."""
+        """The beginning of the document, which identifies its commit."""
         return self.document[: HEAD_BYTES + 1]
 
     @property
     def round_in_progress(self) -> bool:
-        # One with more life left than is ever given is from before a clock stepped back.
+        # A longer lease than is ever taken is from before the clock was set back.
         return 0 < self.lease <= MAX_LEASE * 1000
 
     @property
     def tasks(self) -> Mapping[str, TaskRuns]:
         """The runs of each task, by its name."""
-        found: dict[str, TaskRuns] = {}
-        for key, count in _counts(self.runs).items():
-            name, _, what = key.partition(":")
-            if what in TaskRuns._fields:
-                found[name] = found.get(name, TaskRuns())._replace(**{what: count})
-        return FrozenMapping(found)
+        tasks: dict[str, TaskRuns] = {}
+        for key, count in _counts(self.task_stats).items():
+            name, _, part = key.partition(":")
+            if part in TaskRuns._fields:
+                tasks[name] = tasks.get(name, TaskRuns())._replace(**{part: count})
+        return FrozenMapping(tasks)
 
     @property
-    def snapshot_values(self) -> dict[str, Any]:
-        """What a snapshot has of the rounds besides the document."""
-        counts = _counts(self.rounds).items()
+    def round_fields(self) -> dict[str, Any]:
+        """The fields of a snapshot that are not in the document."""
+        counts = _counts(self.round_stats).items()
         return {
             "outcomes": FrozenMapping(
                 {key.removeprefix("count:"): count for key, count in counts if key.startswith("count:")}
             ),
-            "error": self.rounds.get(b"error", b"").decode(errors="replace"),
-            "offline": self.rounds.get(b"offline", b"").decode(errors="replace"),
-            "error_at": _parse_time(self.rounds.get(b"error_at")),
+            "error": self.round_stats.get(b"error", b"").decode(errors="replace"),
+            "offline": self.round_stats.get(b"offline", b"").decode(errors="replace"),
+            "error_at": _parse_time(self.round_stats.get(b"error_at")),
         }
 
 
-def look(cache: Cache, whole: bool) -> Look:
-    """All that a reader wants to know; of the document the whole, or how it begins.
-
-    So nobody has the statuses of one commit with the counts of another.
-    """
-    pipe = cache.client.pipeline(transaction=True)
-    if whole:
-        pipe.get(cache.key("snapshot"))
-    else:
-        pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
-    pipe.hgetall(cache.key("round-stats"))
-    pipe.pttl(cache.key("lease"))
-    pipe.time()
-    pipe.hgetall(cache.key("tasks"))
-    *answers, runs = pipe.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, RedisError):
-            raise answer
-    document, rounds, lease, (seconds, microseconds) = answers
-    if isinstance(runs, RedisError):
-        runs = {}  # what a task has done is no reason to know nothing of the proxies
-    return Look(document or b"", rounds, runs, lease, seconds + microseconds / 1e6)
-
-
-def _counts(data: Mapping[bytes, bytes]) -> dict[str, int]:
-    """Those of the fields that are numbers which Redis can count; a newer version may have others."""
+def _counts(fields: Mapping[bytes, bytes]) -> dict[str, int]:
+    """Return the fields that Redis can count. A newer version may have others."""
     counts = {}
-    for key, value in data.items():
+    for key, value in fields.items():
         with suppress(ValueError):
             count = int(value)
             if abs(count) < 1 << 63:
@@ -134,22 +103,166 @@ def _parse_time(value: bytes | None) -> datetime | None:
     return None
 
 
-def read() -> Snapshot:
-    """The snapshot, at most ``READ_INTERVAL`` seconds old. Never raises.
+def read_contents(cache: Cache, known_head: bytes) -> CacheContents:
+    """Read the cache; of the document only the head, if that is ``known_head``. Raises ``RedisError``."""
+    contents = _read_contents(cache, whole=False)
+    return contents if contents.head in (b"", known_head) else _read_contents(cache, whole=True)
 
-    With the cache out of reach it is the last copy of this process, or an empty one, with the
-    ``fault`` that says why.
+
+def _read_contents(cache: Cache, whole: bool) -> CacheContents:
+    # One transaction, so that the statuses of one commit do not meet the counts of another.
+    pipe = cache.client.pipeline(transaction=True)
+    if whole:
+        pipe.get(cache.key("snapshot"))
+    else:
+        pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
+    pipe.hgetall(cache.key("round-stats"))
+    pipe.pttl(cache.key("lease"))
+    pipe.time()
+    pipe.hgetall(cache.key("tasks"))
+    *replies, task_stats = pipe.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            raise reply
+    document, round_stats, lease, (seconds, microseconds) = replies
+    if isinstance(task_stats, RedisError):
+        task_stats = {}  # readers need the snapshot even so
+    now = seconds + microseconds / 1e6
+    return CacheContents(document or b"", round_stats, task_stats, lease, now, time.monotonic())
+
+
+class _Condition(Enum):
+    FRESH = auto()  # the copy is what the cache holds
+    LOST = auto()  # the cache was emptied: the copy has more than it holds
+    UNREADABLE = auto()  # the last read failed
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that this process has read from the cache. Each read replaces it by the next."""
+
+    snapshot: Snapshot = field(default_factory=Snapshot)  # for readers: ``copy``, the rounds, and the fault
+    condition: _Condition = _Condition.FRESH
+    cached: Snapshot | None = None  # what the cache holds
+    copy: Snapshot | None = None  # the same, or with what the cache has lost
+    token: int = 0  # of the copy's last full round
+    contents: CacheContents = field(default_factory=CacheContents)  # without the document, which is large
+    lines: PreviousLines = field(default_factory=PreviousLines)  # of the document
+    source: str = ""  # the cache that was read
+
+
+def _after_read(state: _State, contents: CacheContents) -> _State:
+    """Return the state after a read. Raises ``ValueError`` for a document that cannot be decoded."""
+    after = state
+    if not contents.head:
+        after = replace(state, cached=None)
+    elif contents.head != state.contents.head:
+        after = _after_new_document(state, contents)
+    elif state.cached and state.copy is state.cached:
+        # The monotonic clock stands still while a machine sleeps: compare with the cache's clock again.
+        dated = _dated(state, state.cached, state.token, contents)
+        after = replace(state, cached=dated, copy=dated)
+    after = replace(after, contents=contents._replace(document=contents.head))
+    condition, fault = (_Condition.FRESH, "") if after.copy is after.cached else (_Condition.LOST, _LOST)
+    return _with_snapshot(state, after, condition, fault)
+
+
+def _after_new_document(state: _State, contents: CacheContents) -> _State:
+    if not HEAD.match(contents.head):
+        raise ValueError("it is of another format")
+    cached, token, lines = decode(contents.document, state.lines)
+    copy = state.copy
+    if copy and copy.checked_at and not cached.checked_at:
+        # The cache was emptied, and a check of a few proxies came before the next full round.
+        statuses = FrozenMapping({**copy.statuses, **cached.statuses})
+        copy = replace(copy, statuses=statuses, number=cached.number, committed_at=cached.committed_at)
+        return replace(state, cached=cached, copy=copy, lines=lines)
+    cached = _dated(state, cached, token, contents)
+    return replace(state, cached=cached, copy=cached, token=token, lines=lines)
+
+
+def _dated(state: _State, snapshot: Snapshot, token: int, contents: CacheContents) -> Snapshot:
+    """Return ``snapshot`` with ``fresh_until``, the time at which it turns stale by the monotonic clock.
+
+    Its age is the cache's time less its token, which is a time of the same clock.
     """
-    return _reader.read()
+    if not snapshot.stale_at or not snapshot.checked_at:
+        return snapshot
+    age = max(0.0, contents.time - token / 1e6)
+    fresh_until = contents.read_at + (snapshot.stale_at - snapshot.checked_at).total_seconds() - age
+    before = state.copy.fresh_until if state.copy and token == state.token else None
+    # A snapshot grows no younger when a clock is set back. Less than 0.1 s is the latency of the cache.
+    if before is not None and fresh_until > before - 0.1:
+        fresh_until = before
+    return snapshot if fresh_until == snapshot.fresh_until else replace(snapshot, fresh_until=fresh_until)
+
+
+def _with_snapshot(before: _State, after: _State, condition: _Condition, fault: str) -> _State:
+    """Return ``after`` with the snapshot for readers, which stays the same object while nothing changes."""
+    unchanged = after.copy is before.copy and after.contents.round_stats == before.contents.round_stats
+    if not unchanged or fault != before.snapshot.fault:
+        snapshot = replace(after.copy or Snapshot(), fault=fault, **after.contents.round_fields)
+        after = replace(after, snapshot=snapshot)
+    return replace(after, condition=condition)
+
+
+def _unreadable(state: _State, fault: str) -> _State:
+    return _with_snapshot(state, state, _Condition.UNREADABLE, fault)
+
+
+def _mark_late(state: _State) -> _State:
+    return _unreadable(state, state.snapshot.fault or f"The cache does not respond. {_LAST}")
+
+
+def _refresh(previous: _State | None) -> tuple[_State, float]:
+    """Read the cache, and return the next state and the seconds until the next read. Never raises."""
+    state = previous or _State()
+    try:
+        with open_cache() as cache:
+            if cache.source != state.source:
+                state = _State(source=cache.source)  # nothing of another cache is true of this one
+            contents = read_contents(cache, state.contents.head)
+        after = _after_read(state, contents)
+    except StoreError as error:
+        after = _unreadable(state, f"The cache cannot be read ({error}). {_LAST}")
+    except Exception as error:
+        if state.condition is _Condition.FRESH:
+            logger.exception("reading the snapshot failed")
+        after = _unreadable(state, f"The snapshot cannot be read ({error}). {_LAST}")
+    was_fresh, is_fresh = (each.condition is _Condition.FRESH for each in (state, after))
+    if was_fresh and not is_fresh:
+        logger.warning("snapshot stale: %s", after.snapshot.fault)
+    elif is_fresh and not was_fresh:
+        logger.info("the snapshot can be read again")
+    return after, _RETRY_INTERVAL if after.condition is _Condition.UNREADABLE else conf.READ_INTERVAL
+
+
+_reader = PerProcess(lambda: SharedCopy(_State(), _mark_late))
+
+# Drops this process's copy, for tests.
+forget = _reader.reset
+
+
+def read() -> Snapshot:
+    """Return the snapshot, at most ``READ_INTERVAL`` seconds old. Never raises.
+
+    If the cache cannot be read, it is the last copy of this process, or an empty one, with a ``fault``.
+    """
+    reader = _reader.value
+    if time.monotonic() < reader.due_at and (state := reader.value):  # reader.fresh(), without the call
+        return state.snapshot
+    if reader.value and reader.value.copy:
+        return reader.get(_refresh, grace=max(conf.READ_INTERVAL, _GRACE), timeout=_TIMEOUT).snapshot
+    return reader.get(_refresh).snapshot  # without a copy, wait for the cache
 
 
 def read_anew() -> Snapshot:
-    """As :func:`read`, but asks the cache now."""
-    return _reader.read(now=True)
+    """Read the cache now, and return the snapshot as :func:`read` does."""
+    return _reader.value.get(_refresh, is_current=lambda state: False).snapshot
 
 
 class Activity(NamedTuple):
-    """What is in the cache at one moment; ``tasks`` are the runs of the Celery tasks, by their names."""
+    """The contents of the cache at one moment; ``tasks`` are the runs of the Celery tasks, by name."""
 
     snapshot: Snapshot
     round_in_progress: bool
@@ -157,174 +270,16 @@ class Activity(NamedTuple):
 
 
 def read_activity() -> Activity:
-    """As :func:`read_anew`, but nothing that this process remembers and the cache does not: every process has
-    the same. Only with a ``fault`` it is the last that was seen, as it is for who has to wait too long behind
-    somebody whom a silent cache does not answer.
+    """Read the cache now, and return only what it holds: the same in all processes.
+
+    Never raises. With a ``fault`` of the snapshot, it is the last that this process has read.
     """
-    return _reader.read_activity()
-
-
-def forget() -> None:
-    """Drop this process's copy of the snapshot: after a fork, and between tests."""
-    global _reader
-    _reader = _Reader()
-
-
-class _Reader:
-    """This process's copy of the snapshot."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._clear()
-
-    def _clear(self) -> None:
-        self._source = ""
-        self._head = b""  # how the document begins that was read
-        self._token = 0  # of its last full round
-        self._fresh_until: float | None = None
-        self._found: Snapshot | None = None  # what is in the cache
-        self._copy: Snapshot | None = None  # the same, and what the cache has lost
-        self._known = PreviousLines()  # its proxies
-        self._lost = False  # the cache has no full round any more, the copy has
-        self._look = Look()  # the last one that told something
-        self._served = Snapshot()
-        self._late: Snapshot | None = None  # what is served, while the cache says nothing
-        self._faulty = False
-        self._failed = False  # the last look did
-        self._ask_at = float("-inf")
-
-    def read(self, now: bool = False) -> Snapshot:
-        if not now and time.monotonic() < self._ask_at:
-            return self._served
-        # While one thread asks, the others have what is there; if nothing is, they wait, and if it is old,
-        # because nobody was here for a while or the cache says nothing, they wait for a moment.
-        patience = _TIMEOUT if self._is_old() else 0.0
-        if self._lock.acquire(timeout=-1.0 if now or self._copy is None else patience):
-            try:
-                if now or time.monotonic() >= self._ask_at:
-                    self._refresh()
-            finally:
-                self._lock.release()
-        elif self._is_old():
-            return self._overdue(self._served)
-        return self._served
-
-    def read_activity(self) -> Activity:
-        if not self._lock.acquire(timeout=_SCRAPE_TIMEOUT):
-            return Activity(self._overdue(self._served), self._look.round_in_progress, self._look.tasks)
-        try:
-            # Not a copy, however new: of two processes that are asked in turn, the one with the older copy
-            # would have counts go back.
-            if not self._failed or time.monotonic() >= self._ask_at:
-                self._refresh()
-            snapshot = self._served
-            if snapshot.fault == _LOST:
-                snapshot = replace(self._found or Snapshot(), **self._look.snapshot_values)
-            return Activity(snapshot, self._look.round_in_progress, self._look.tasks)
-        finally:
-            self._lock.release()
-
-    def _is_old(self) -> bool:
-        return time.monotonic() >= self._ask_at + max(conf.READ_INTERVAL, _GRACE)
-
-    def _overdue(self, served: Snapshot) -> Snapshot:
-        """``served``, with the fault that it has while the cache says nothing."""
-        late = self._late
-        if late is None or late.statuses is not served.statuses:
-            late = self._late = served if served.fault else replace(served, fault=_SILENT)
-        return late
-
-    def _refresh(self) -> None:
-        failed = True
-        try:
-            self._ask()
-            failed = False
-        except StoreError as error:
-            self._serve_copy(f"The cache cannot be read ({error}); this is the last that was read.")
-        except Exception as error:
-            if not self._faulty:
-                logger.exception("reading the snapshot failed")
-            self._serve_copy(f"The snapshot cannot be read ({error}); this is the last that was read.")
-        self._late = None
-        self._failed = failed
-        self._ask_at = time.monotonic() + (_RETRY_INTERVAL if failed else conf.READ_INTERVAL)
-
-    def _ask(self) -> None:
-        with open_cache() as cache:
-            if cache.source != self._source:
-                self._clear()  # what another cache said is not true of this one
-                self._source = cache.source
-            found = look(cache, whole=False)
-            # Both looks are whole in themselves: what is served is of the last one.
-            new = found.head not in (b"", self._head)
-            if new:
-                found = look(cache, whole=True)
-        head = found.head
-        if head and not HEAD.match(head):
-            raise ValueError("it is of another format")
-        aged = False
-        if new and head:
-            snapshot, token, self._known = decode(found.document, self._known)
-            snapshot = self._found = self._dated(snapshot, token, found.now)
-            self._head = head
-            if self._copy and self._copy.checked_at and not snapshot.checked_at:
-                # A check of a few came before the first round of a cache that was emptied.
-                known = FrozenMapping({**self._copy.statuses, **snapshot.statuses})
-                self._copy = replace(
-                    self._copy,
-                    statuses=known,
-                    number=snapshot.number,
-                    committed_at=snapshot.committed_at,
-                )
-                self._lost = True
-            else:
-                self._copy, self._lost = snapshot, False
-        elif not head and self._copy is not None:
-            self._found, self._head, self._lost = None, b"", True
-        elif self._copy is not None:
-            # This machine may have slept, and its clocks with it.
-            self._copy = self._dated(self._copy, self._token, found.now)
-            aged = self._copy.fresh_until != self._served.fresh_until
-        changed = new or aged or found.rounds != self._look.rounds
-        self._look = found._replace(document=b"")
-        if self._lost:
-            self._serve_copy(_LOST)
-        elif self._faulty or changed:
-            if self._faulty:
-                logger.info("the snapshot can be read again")
-            self._faulty = False
-            self._served = self._with_rounds("")
-
-    def _dated(self, snapshot: Snapshot, token: int, now: float) -> Snapshot:
-        """``snapshot`` with the moment at which it turns stale, whatever the clocks do from now on.
-
-        Its age is told by the clock of the cache alone, which its token is from; from the first look at it
-        on it only grows.
-        """
-        if snapshot.stale_at and snapshot.checked_at:
-            age = max(0.0, now - token / 1e6)
-            left = (snapshot.stale_at - snapshot.checked_at).total_seconds() - age
-            fresh_until = time.monotonic() + left
-            before = self._fresh_until if token == self._token else None
-            # It grows no younger; and what differs by less than this is the way to the cache.
-            if before is not None and fresh_until > before - 0.1:
-                fresh_until = before
-            self._token, self._fresh_until = token, fresh_until
-            if fresh_until != snapshot.fresh_until:
-                return replace(snapshot, fresh_until=fresh_until)
-        return snapshot
-
-    def _serve_copy(self, fault: str) -> None:
-        if not self._faulty:
-            logger.warning("snapshot stale: %s", fault)
-        self._faulty = True
-        self._served = self._with_rounds(fault)
-
-    def _with_rounds(self, fault: str) -> Snapshot:
-        return replace(self._copy or Snapshot(), fault=fault, **self._look.snapshot_values)
-
-
-_reader = _Reader()
-
-# A thread of the parent may hold the lock, and in the child nobody would ever release it.
-os.register_at_fork(after_in_child=forget)
+    # A copy that is still fresh would not do: of two processes that are scraped in turn, the one with the
+    # older copy would let counters go back. But a cache that has just failed is not read again.
+    state = _reader.value.get(
+        _refresh, is_current=lambda state: state.condition is _Condition.UNREADABLE, timeout=_SCRAPE_TIMEOUT
+    )
+    snapshot, contents = state.snapshot, state.contents
+    if state.condition is _Condition.LOST:
+        snapshot = replace(state.cached or Snapshot(), **contents.round_fields)
+    return Activity(snapshot, contents.round_in_progress, contents.tasks)

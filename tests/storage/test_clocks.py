@@ -1,4 +1,4 @@
-"""What is old is told by the clock of Redis and by the reader's monotonic one, never by a clock on a wall."""
+"""Staleness: it depends on the clock of Redis and on the reader's monotonic clock, on no wall clock."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from tests.support.values import make_proxy, make_status
 
 
 def assert_fresh(begin, seconds):
-    """Not stale, or only because the machine has taken so many seconds since then itself."""
+    """Fail if the snapshot is stale, unless the machine itself took so many ``seconds`` since ``begin``."""
     assert not reader.read().stale or time.monotonic() - begin >= seconds
 
 
@@ -23,7 +23,7 @@ HOURS = [timedelta(hours=-1), timedelta(0), timedelta(hours=1)]
 
 
 @pytest.mark.parametrize("off", HOURS)
-def test_stale__whatever_the_clock_of_the_worker_says(configure, off):
+def test_stale__ignores_the_clock_of_the_worker(configure, off):
     configure(STALE_AFTER=0.5)
     begin = time.monotonic()
     commit([], take_token(), full_round=Round(datetime.now(UTC) + off, 0.1))
@@ -32,7 +32,7 @@ def test_stale__whatever_the_clock_of_the_worker_says(configure, off):
     assert "No round has ended since" in reader.read().stale_reason
 
 
-def test_stale__a_fresh_process_knows_the_age_of_what_it_finds(configure):
+def test_stale__a_new_process_knows_the_age(configure):
     configure(STALE_AFTER=0.5)
     commit([], take_token(), full_round=Round(datetime.now(UTC), 0.1))
     time.sleep(0.6)
@@ -40,7 +40,7 @@ def test_stale__a_fresh_process_knows_the_age_of_what_it_finds(configure):
     assert reader.read().stale
 
 
-def test_stale__a_check_of_a_few_makes_nothing_fresher(configure):
+def test_stale__a_check_of_a_few_proxies_refreshes_nothing(configure):
     configure(STALE_AFTER=0.6)
     commit([], take_token(), full_round=Round(datetime.now(UTC), 0.1))
     end = time.monotonic() + 1
@@ -50,8 +50,8 @@ def test_stale__a_check_of_a_few_makes_nothing_fresher(configure):
     assert reader.read().stale
 
 
-def test_stale__the_clock_of_the_cache_was_set_back(configure, redis_client, snapshot_key):
-    """The token is from the future then, but it grows no younger."""
+def test_stale__after_the_cache_clock_was_set_back(configure, redis_client, snapshot_key):
+    """The token is then from the future. The snapshot turns stale even so."""
     configure(STALE_AFTER=0.5)
     ahead = int((time.time() + 3_600) * 1_000_000)
     begin = time.monotonic()
@@ -63,7 +63,7 @@ def test_stale__the_clock_of_the_cache_was_set_back(configure, redis_client, sna
     assert reader.read().stale
 
 
-def test_stale__turns_fresh_with_the_next_round(configure):
+def test_stale__ends_with_the_next_round(configure):
     configure(STALE_AFTER=0.3)
     for _ in range(3):
         begin = time.monotonic()
@@ -72,8 +72,8 @@ def test_stale__turns_fresh_with_the_next_round(configure):
         wait_for(lambda: reader.read().stale, 2)
 
 
-def test_stale__a_machine_that_slept_looks_at_the_clock_of_the_cache(configure, monkeypatch):
-    """The monotonic clock stands still meanwhile."""
+def test_stale__after_the_machine_slept(configure, monkeypatch):
+    """The monotonic clock stands still meanwhile, the clock of the cache does not."""
     configure(STALE_AFTER=0.5)
     begin = time.monotonic()
     commit([], take_token(), full_round=Round(datetime.now(UTC), 0.1))
@@ -85,7 +85,7 @@ def test_stale__a_machine_that_slept_looks_at_the_clock_of_the_cache(configure, 
     assert reader.read_anew().fresh_until < asleep
 
 
-def test_removed__does_not_come_back_when_the_clock_is_set_forward():
+def test_removed__stays_when_the_clock_is_set_forward():
     proxy = make_proxy()
     slow = take_token()
     commit([], take_token(), removed=[proxy.id])

@@ -1,4 +1,4 @@
-"""What readers see of the snapshot: its copy in the process, faults, bounds."""
+"""Reads of the snapshot: the copy in the process, faults, and time limits."""
 
 import copy
 import logging
@@ -32,7 +32,7 @@ def test_read__nothing_yet():
     assert snapshot.fault == ""
 
 
-def test_read__asks_the_cache_once_in_an_interval(configure, redis_client):
+def test_read__reads_the_cache_once_per_interval(configure, redis_client):
     configure(READ_INTERVAL=30)
     commit([make_status(make_proxy())], take_token())
     assert reader.read().number == 1
@@ -49,7 +49,7 @@ def test_read__sees_a_commit_after_the_interval(configure):
     wait_for(lambda: reader.read().number == 1, 2)
 
 
-def test_read__fetches_the_value_only_if_it_is_a_new_one(redis_client):
+def test_read__fetches_only_new_documents(redis_client):
     commit([make_status(make_proxy())], take_token())
     first = reader.read()
     before = redis_client.info("commandstats")["cmdstat_get"]["calls"]
@@ -57,27 +57,29 @@ def test_read__fetches_the_value_only_if_it_is_a_new_one(redis_client):
     assert redis_client.info("commandstats")["cmdstat_get"]["calls"] == before
 
 
-def test_read__while_one_thread_asks_the_others_have_the_copy(redis_client, monkeypatch):
+def test_read__gets_the_copy_during_another_read(redis_client, monkeypatch):
     commit([make_status(make_proxy())], take_token())
     reader.read()
-    asking, go_on = threading.Event(), threading.Event()
+    reading, proceed = threading.Event(), threading.Event()
+    read_contents = reader.read_contents
 
-    def slow_ask(self):
-        asking.set()
-        go_on.wait(30)
+    def slow_read(*args):
+        reading.set()
+        proceed.wait(30)
+        return read_contents(*args)
 
-    monkeypatch.setattr(reader._Reader, "_ask", slow_ask)
-    monkeypatch.setattr(reader, "_GRACE", 60)  # the copy is not old
+    monkeypatch.setattr(reader, "read_contents", slow_read)
+    monkeypatch.setattr(reader, "_GRACE", 60)  # the copy is not overdue
     thread = threading.Thread(target=reader.read)
     thread.start()
-    assert asking.wait(5)
+    assert reading.wait(5)
     with at_most(1):
         assert reader.read().number == 1
-    go_on.set()
+    proceed.set()
     thread.join(5)
 
 
-def test_read__an_emptied_cache_serves_the_last_copy_and_says_so(redis_client, caplog):
+def test_read__an_emptied_cache_makes_the_copy_stale(redis_client, caplog):
     proxy = make_proxy()
     commit([make_status(proxy)], take_token(), full_round=a_round())
     assert not reader.read().stale
@@ -85,19 +87,21 @@ def test_read__an_emptied_cache_serves_the_last_copy_and_says_so(redis_client, c
     snapshot = reader.read()
     assert list(snapshot.statuses) == [proxy.id]
     assert snapshot.stale
-    assert snapshot.stale_reason == "The cache has lost the snapshot; this is the last that was read."
+    assert snapshot.stale_reason == (
+        "The cache has lost the snapshot. This is the last snapshot that was read."
+    )
     commit([make_status(proxy)], take_token(), full_round=a_round())
     assert not reader.read().stale
 
 
-def test_read__another_cache_has_nothing_of_the_last_one(settings):
+def test_read__another_cache_shares_nothing(settings):
     commit([make_status(make_proxy())], take_token(), full_round=a_round())
     assert reader.read().number == 1
     settings.CACHES = {"default": {**django_settings.CACHES["default"], "KEY_PREFIX": "another"}}
     assert reader.read() == Snapshot()
 
 
-def test_read__a_value_that_is_no_snapshot_is_a_fault(redis_client, snapshot_key):
+def test_read__an_invalid_document_is_a_fault(redis_client, snapshot_key):
     redis_client.set(snapshot_key, b'{"format": 99}')
     snapshot = reader.read()
     assert snapshot.statuses == {}
@@ -139,7 +143,7 @@ def test_read__server_down_serves_the_last_copy_and_recovers(stopped, valkey, mo
     wait_for(lambda: not reader.read().stale, 3)
 
 
-def test_read__a_server_that_says_nothing_holds_nobody_up_for_long(settings, monkeypatch):
+def test_read__a_server_that_hangs_blocks_for_a_short_time(settings, monkeypatch):
     monkeypatch.setattr(reader, "_RETRY_INTERVAL", 60)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings.CACHES = {
@@ -151,18 +155,18 @@ def test_read__a_server_that_says_nothing_holds_nobody_up_for_long(settings, mon
         }
         with at_most(2.5):
             assert "cannot be read" in reader.read().stale_reason
-        with at_most(0.1, "a server that failed is left alone for a while"):
+        with at_most(0.1, "a server that failed is not read again at once"):
             reader.read()
 
 
-def test_cache__that_is_not_redis_is_a_fault_and_a_store_error(settings):
+def test_cache__other_than_redis_is_a_fault(settings):
     settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
     assert "is not a Redis cache" in reader.read().stale_reason
     with pytest.raises(StoreError, match="is not a Redis cache"):
         take_token()
 
 
-def test_cache__django_redis_works_too(settings):
+def test_cache__works_with_django_redis(settings):
     settings.CACHES = {
         "default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": django_settings.REDIS_URL}
     }
@@ -170,14 +174,14 @@ def test_cache__django_redis_works_too(settings):
     assert reader.read().number == 1
 
 
-def test_cache__a_pool_of_the_host_s_own_is_used_as_it_is(settings):
+def test_cache__works_with_a_pool_of_the_host(settings):
     options = {"pool_class": "redis.BlockingConnectionPool", "max_connections": 2}
     settings.CACHES = {"default": {**django_settings.CACHES["default"], "OPTIONS": options}}
     commit([make_status(make_proxy())], take_token())
     assert reader.read().number == 1
 
 
-def test_read__a_check_in_an_emptied_cache_does_not_make_the_others_unknown(redis_client):
+def test_read__a_check_in_an_emptied_cache_keeps_the_others(redis_client):
     one, other = make_proxy("one"), make_proxy("other")
     commit([make_status(one), make_status(other)], take_token(), full_round=a_round())
     reader.read()
@@ -204,18 +208,15 @@ def test_read_anew__does_not_wait_for_the_interval(configure):
     assert reader.read_anew().number == 1
 
 
-def test_read__works_in_a_child_that_was_forked_while_a_thread_was_asking(redis_client):
-    """The thread is not there in the child, and would hold the lock of the reader for ever."""
-    reader._reader._lock.acquire()
-    try:
+def test_read__works_in_a_child_forked_during_a_read(redis_client):
+    """The thread that holds the lock does not exist in the child, and can never release it there."""
+    with reader._reader.value._refresh_lock:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of what is tested
             pid = os.fork()
         if pid == 0:
-            os._exit(0 if reader.read().fault == "" and not reader._reader._lock.locked() else 1)
+            os._exit(0 if reader.read().fault == "" else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    finally:
-        reader._reader._lock.release()
 
 
 def test_snapshot__can_be_copied_and_pickled():
@@ -229,7 +230,7 @@ def test_snapshot__can_be_copied_and_pickled():
 @pytest.mark.parametrize(
     "options", [{"socket_timeout": None}, {"pool_class": "redis.BlockingConnectionPool"}]
 )
-def test_read__is_bounded_whatever_the_pool_of_the_host(settings, options):
+def test_read__is_bounded_with_any_pool_of_the_host(settings, options):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings.CACHES = {
             "default": {
@@ -242,47 +243,51 @@ def test_read__is_bounded_whatever_the_pool_of_the_host(settings, options):
             assert "cannot be read" in reader.read().stale_reason
 
 
-def test_read__in_a_process_that_was_idle_nobody_gets_what_was_true_before(configure, monkeypatch):
-    """One asks, and the others wait for it instead of going on with a copy of any age."""
+def wait_until_overdue():
+    """``READ_INTERVAL`` must be below ``_GRACE``."""
+    copy = reader._reader.value
+    wait_for(lambda: copy._is_overdue(reader._GRACE), 2)
+
+
+def test_read__all_threads_of_an_idle_process_see_the_change(configure, monkeypatch):
+    """One reads the cache, and the others wait for it. None of them gets a copy of any age."""
     configure(READ_INTERVAL=0.1)
     proxy = make_proxy()
     commit([make_status(proxy)], take_token(), full_round=a_round())
     assert reader.read().statuses[proxy.id].status is Status.OK
     commit([make_status(proxy, Status.UNREACHABLE)], take_token())
-    own = reader._reader
-    wait_for(own._is_old, 2)
+    wait_until_overdue()
     together = threading.Barrier(4)
-    ask, found = own._ask, []
+    read_contents, statuses = reader.read_contents, []
 
-    def slowly():
-        time.sleep(0.3)  # the time of a cache that is far away
-        ask()
+    def slow_read(*args):
+        time.sleep(0.3)  # as from a cache far away
+        return read_contents(*args)
 
     def read():
         together.wait(30)
-        found.append(reader.read().statuses[proxy.id].status)
+        statuses.append(reader.read().statuses[proxy.id].status)
 
-    monkeypatch.setattr(own, "_ask", slowly)
+    monkeypatch.setattr(reader, "read_contents", slow_read)
     monkeypatch.setattr(reader, "_TIMEOUT", 30)
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert found == [Status.UNREACHABLE] * 4
+    assert statuses == [Status.UNREACHABLE] * 4
 
 
-def test_read__while_the_cache_says_nothing_the_others_go_on_with_what_is_marked_stale(configure):
+def test_read__a_cache_that_hangs_makes_the_copy_stale(configure):
     configure(READ_INTERVAL=0.1)
     proxy = make_proxy()
     commit([make_status(proxy)], take_token(), full_round=a_round())
     assert not reader.read().stale
-    own = reader._reader
-    wait_for(own._is_old, 2)
-    with own._lock:  # somebody asks, and gets no answer
+    wait_until_overdue()
+    with reader._reader.value._refresh_lock:  # another thread reads, and gets no reply
         with at_most(2):
             late = reader.read()
-        assert late.stale_reason == "The cache does not answer; this is the last that was read."
+        assert late.stale_reason == "The cache does not respond. This is the last snapshot that was read."
         assert late.statuses[proxy.id].status is Status.OK
         assert reader.read() is late
     assert not reader.read().stale

@@ -1,0 +1,116 @@
+"""A value that the threads of a process share, and that one of them refreshes while the others read on."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+# The grace of a reader that does not take the previous value while another thread refreshes it.
+NO_GRACE = -math.inf
+
+
+class SharedCopy(Generic[T]):
+    """A value that is fresh for some seconds and then refreshed by its next reader (stale-while-revalidate).
+
+    ``mark_late(value)`` returns what readers get if a refresh takes too long. It is called once per value.
+    """
+
+    def __init__(self, value: T | None = None, mark_late: Callable[[T], T] = lambda value: value) -> None:
+        self.value = value
+        self.due_at = -math.inf  # by the monotonic clock; until then, the value is fresh
+        self.is_late = False  # whether readers got the value marked late
+        self._mark_late = mark_late
+        self._late: tuple[T, T] | None = None  # the value, and the same marked late
+        self._expiry = self._seen_expiry = object()
+        self._refreshing_since: float | None = None
+        self._error: Exception | None = None
+        self._failed_at = -math.inf
+        self._refresh_lock = threading.Lock()
+        self._state_lock = threading.Lock()  # never held for long
+
+    @property
+    def expired(self) -> bool:
+        """Tell whether ``expire()`` was called since the start of the last refresh that has ended."""
+        return self._seen_expiry is not self._expiry
+
+    def expire(self) -> None:
+        """Make the value overdue, and also the one that a running refresh will return."""
+        with self._state_lock:
+            self._expiry, self.due_at = object(), -math.inf
+
+    def fresh(self) -> T | None:
+        """Return the value, or None if it is due."""
+        return self.value if time.monotonic() < self.due_at else None
+
+    def get(
+        self,
+        refresh: Callable[[T | None], tuple[T, float]],
+        *,
+        is_current: Callable[[T], bool] = lambda value: True,
+        grace: float = NO_GRACE,
+        timeout: float = threading.TIMEOUT_MAX,
+    ) -> T:
+        """Return the value if it is fresh and ``is_current``. Otherwise, refresh it.
+
+        ``refresh(previous)`` returns the next value, and the seconds for which it is fresh. What it raises is
+        raised here, too. While another thread runs it, return the previous value at once, until ``grace``
+        seconds after it was due. From then on, wait until the refresh has taken ``timeout`` seconds, and then
+        return the previous value marked late. Without a previous value, wait for the refresh to end.
+        """
+        begin = time.monotonic()
+        value = self.fresh()
+        if value is not None and is_current(value):
+            return value
+        previous = self.value
+        patience = self._time_left(timeout) if self._is_overdue(grace) else 0.0
+        if previous is None:
+            self._refresh_lock.acquire()
+        elif not self._refresh_lock.acquire(timeout=patience):
+            newest = self.value or previous
+            return self._marked_late(newest) if self._is_overdue(grace) else newest
+        try:
+            value = self.fresh()
+            if value is not None and is_current(value):
+                return value
+            # A reader that waited shares the error. Otherwise, all who wait would fail one after the other.
+            if self._error and self._failed_at >= begin:
+                raise type(self._error)(*self._error.args) from self._error
+            return self._refresh(refresh)
+        finally:
+            self._refresh_lock.release()
+
+    def _is_overdue(self, grace: float) -> bool:
+        return time.monotonic() >= self.due_at + grace
+
+    def _time_left(self, timeout: float) -> float:
+        # All readers spend one timeout together: it begins with the refresh.
+        begin = self._refreshing_since
+        return timeout if begin is None else max(0.0, timeout - (time.monotonic() - begin))
+
+    def _marked_late(self, value: T) -> T:
+        with self._state_lock:
+            if self._late is None or self._late[0] is not value:
+                self._late, self.is_late = (value, self._mark_late(value)), True
+            return self._late[1]
+
+    def _refresh(self, refresh: Callable[[T | None], tuple[T, float]]) -> T:
+        expiry = self._expiry
+        self._refreshing_since = time.monotonic()
+        try:
+            value, seconds = refresh(self.value)
+        except Exception as error:
+            self._error, self._failed_at = error, time.monotonic()
+            raise
+        finally:
+            self._refreshing_since = None
+        self.value, self._late, self.is_late, self._error = value, None, False, None
+        with self._state_lock:
+            self._seen_expiry = expiry
+            if not self.expired:
+                self.due_at = time.monotonic() + seconds
+        return value
