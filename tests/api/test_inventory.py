@@ -1,3 +1,5 @@
+"""The copy of the database's proxies that a process has."""
+
 import threading
 
 import pytest
@@ -25,14 +27,14 @@ def no_database():
     return lambda: connection.execute_wrapper(refuse)
 
 
-def test_read__the_active_ones_by_name_without_regard_to_case():
+def test_read__active_proxies_by_name_in_any_case():
     for name in ("b", "C", "a", "_x"):
         WorkspaceProxy.objects.create(name=name)
     WorkspaceProxy.objects.create(name="gone", deleted=True)
     assert names() == ["_x", "a", "b", "C"]
 
 
-def test_read__sees_what_is_created_saved_and_deleted_either_way():
+def test_read__sees_creations_saves_and_deletions():
     one, other = (WorkspaceProxy.objects.create(name=name) for name in ("one", "other"))
     assert names() == ["one", "other"]
     other.name = "another"
@@ -49,8 +51,8 @@ def test_read__sees_what_is_created_saved_and_deleted_either_way():
     assert names() == []
 
 
-def test_read__asks_the_database_that_is_written_to(settings):
-    """Where a replica is behind, what was just saved would not be there."""
+def test_read__uses_the_database_that_is_written_to(settings):
+    """A replica that is behind does not have the latest saves yet."""
 
     class Router:
         def db_for_read(self, model, **hints):
@@ -64,7 +66,7 @@ def test_read__asks_the_database_that_is_written_to(settings):
     assert names() == ["one"]
 
 
-def test_read__sees_one_that_goes_and_one_that_comes():
+def test_read__sees_a_deletion_beside_a_creation():
     WorkspaceProxy.objects.create(name="one")
     assert names() == ["one"]
     WorkspaceProxy.objects.all().delete()
@@ -73,7 +75,7 @@ def test_read__sees_one_that_goes_and_one_that_comes():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_read__what_this_process_saved_is_there_at_once(configure, sent):
+def test_read__sees_its_own_saves_at_once(configure, sent):
     configure(READ_INTERVAL=60)
     assert names() == []
     one = WorkspaceProxy.objects.create(name="one")
@@ -87,7 +89,7 @@ def test_read__what_this_process_saved_is_there_at_once(configure, sent):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_read__what_this_process_saved_without_a_trace_is_there_at_once(configure, sent):
+def test_read__sees_its_own_saves_without_updated_at(configure, sent):
     configure(READ_INTERVAL=60)
     one = WorkspaceProxy.objects.create(name="one")
     assert names() == ["one"]
@@ -96,17 +98,17 @@ def test_read__what_this_process_saved_without_a_trace_is_there_at_once(configur
     assert names() == ["renamed"]
 
 
-def test_read__what_is_saved_while_one_asks_is_asked_for_again(configure, read_while_asking):
+def test_read__sees_saves_during_another_read(configure, read_during_read):
     configure(READ_INTERVAL=60)
     inventory.read()
     inventory.expire()
-    read_while_asking(inventory.expire)
+    read_during_read(inventory.expire)
     WorkspaceProxy.objects.create(name="one")
     assert names() == ["one"]
 
 
-def test_read__an_interval_brings_what_leaves_no_trace(configure):
-    """Without workers there is no new snapshot that would."""
+def test_read__reads_all_rows_after_an_interval(configure):
+    """Without workers, no new snapshot causes it."""
     configure(INTERVAL=0.05)
     WorkspaceProxy.objects.create(name="one")
     inventory.read()
@@ -114,20 +116,20 @@ def test_read__an_interval_brings_what_leaves_no_trace(configure):
     wait_for(lambda: names() == ["renamed"])
 
 
-def test_read__a_new_snapshot_brings_what_leaves_no_trace():
+def test_read__reads_all_rows_for_a_new_epoch():
     one = WorkspaceProxy.objects.create(name="one")
     before = inventory.read(1)
     WorkspaceProxy.objects.update(name="renamed")
     assert inventory.read(1) is before
     assert [proxy.name for proxy in inventory.read(2).proxies] == ["renamed"]
-    # As does a save by a machine whose clock is behind: its own check makes a snapshot.
+    # So is a save by a machine whose clock is behind: the check that follows it makes a new snapshot.
     WorkspaceProxy.objects.create(name="other")
     inventory.read(2)
     WorkspaceProxy.objects.filter(pk=one.pk).update(name="again", updated_at=one.updated_at)
     assert [proxy.name for proxy in inventory.read(3).proxies] == ["again", "other"]
 
 
-def test_read__a_new_snapshot_does_not_wait_for_the_interval(configure, django_assert_num_queries):
+def test_read__a_new_epoch_does_not_wait_for_the_interval(configure, django_assert_num_queries):
     configure(READ_INTERVAL=60)
     inventory.read(1)
     with django_assert_num_queries(2):
@@ -136,12 +138,12 @@ def test_read__a_new_snapshot_does_not_wait_for_the_interval(configure, django_a
         inventory.read(2)
 
 
-def test_read__a_new_snapshot_of_the_same_rows_leaves_them_the_same():
+def test_read__a_new_epoch_with_the_same_rows():
     WorkspaceProxy.objects.create(name="one")
     assert inventory.read(2) is inventory.read(1)
 
 
-def test_read__keeps_what_did_not_change():
+def test_read__keeps_the_objects_that_did_not_change():
     one = WorkspaceProxy.objects.create(name="one")
     WorkspaceProxy.objects.create(name="other")
     before = inventory.read()
@@ -154,7 +156,7 @@ def test_read__keeps_what_did_not_change():
     assert after.changed_at == one.updated_at
 
 
-def test_read__one_query_a_read_interval(configure, django_assert_num_queries):
+def test_read__queries_the_database_once_per_interval(configure, django_assert_num_queries):
     configure(READ_INTERVAL=60)
     WorkspaceProxy.objects.create(name="one")
     with django_assert_num_queries(2):
@@ -169,7 +171,7 @@ def test_read__one_query_a_read_interval(configure, django_assert_num_queries):
         inventory.read(now=True)
 
 
-def test_read__without_the_database_a_new_snapshot_is_read_to_when_it_is_back(no_database, monkeypatch):
+def test_read__remembers_a_new_epoch_during_a_failure(no_database, monkeypatch):
     monkeypatch.setattr(inventory, "_RETRY_INTERVAL", 60)
     WorkspaceProxy.objects.create(name="one")
     inventory.read(1)
@@ -177,28 +179,26 @@ def test_read__without_the_database_a_new_snapshot_is_read_to_when_it_is_back(no
     with no_database():
         assert inventory.read(2).fault
         with_fault = inventory.read(2)
-        assert inventory.read(2) is with_fault, "it is left alone, although the snapshot is a new one"
+        assert inventory.read(2) is with_fault, "no retry yet, although the epoch is another one"
     assert [proxy.name for proxy in inventory.read(2, now=True).proxies] == ["renamed"]
     assert inventory.read(2).fault == ""
 
 
-def test_read__without_the_database_is_the_last_copy_and_says_so_once(no_database, caplog, monkeypatch):
+def test_read__a_failure_is_logged_once_and_the_copy_served(no_database, caplog):
     WorkspaceProxy.objects.create(name="one")
     before = inventory.read()
     with no_database():
         for _ in range(3):
             assert inventory.read(now=True).proxies is before.proxies
         assert inventory.read().fault == (
-            "The database cannot be read (gone); these are the proxies that were read last."
+            "The database cannot be read (gone). These are the proxies that were read last."
         )
     assert [r.message for r in caplog.records].count("the proxies cannot be read from the database") == 1
     assert inventory.read(now=True).fault == ""
     assert "the proxies can be read from the database again" in caplog.text
 
 
-def test_read__without_the_database_it_is_left_alone_for_a_while(
-    no_database, django_assert_num_queries, monkeypatch
-):
+def test_read__does_not_retry_at_once_after_a_failure(no_database, django_assert_num_queries, monkeypatch):
     monkeypatch.setattr(inventory, "_RETRY_INTERVAL", 60)
     inventory.read()
     with no_database():
@@ -207,90 +207,88 @@ def test_read__without_the_database_it_is_left_alone_for_a_while(
         assert inventory.read().fault
 
 
-def test_read__without_the_database_and_without_a_copy_raises(no_database):
+def test_read__raises_the_error_without_a_copy(no_database):
     with no_database(), pytest.raises(OperationalError, match="gone"):
         inventory.read()
     assert names() == []
 
 
 @pytest.fixture
-def read_while_asking():
-    """What ``inventory.read()`` is for who gets no answer until ``meanwhile()`` has run in another thread, or
-    for some ``seconds``; and what that returned."""
+def read_during_read():
+    """``read_during_read(meanwhile)`` returns the results of ``inventory.read()``, and of ``meanwhile()``.
+
+    The query of the read takes until ``meanwhile()`` has returned in another thread, or for some ``seconds``.
+    """
 
     def run(meanwhile, seconds=0.0):
-        asked, go_on = threading.Event(), threading.Event()
-        found = []
+        started, proceed = threading.Event(), threading.Event()
+        results = []
 
         def hang(execute, *args):
-            asked.set()
-            assert go_on.wait(30)
+            started.set()
+            assert proceed.wait(30)
             return execute(*args)
 
         def other():
-            asked.wait(30)
+            started.wait(30)
             if seconds:
-                threading.Timer(seconds, go_on.set).start()
-            found.append(meanwhile())
-            go_on.set()
+                threading.Timer(seconds, proceed.set).start()
+            results.append(meanwhile())
+            proceed.set()
 
-        # The thread that asks is this one, because the test's transaction is its own.
+        # The query runs in this thread, because the test's transaction is its own.
         thread = threading.Thread(target=other)
         thread.start()
         with connection.execute_wrapper(hang):
-            asker = inventory.read()
+            first = inventory.read()
         thread.join(30)
-        return asker, *found
+        return first, *results
 
     return run
 
 
-def test_read__while_one_asks_the_others_have_what_is_there(configure, read_while_asking):
+def test_read__gets_the_copy_during_another_read(configure, read_during_read):
     WorkspaceProxy.objects.create(name="one")
     before = inventory.read()
-    configure(READ_INTERVAL=60)  # of before, nobody can say that it is old
-    assert read_while_asking(inventory.read) == (before, before)
+    configure(READ_INTERVAL=60)  # so that the copy is not overdue
+    assert read_during_read(inventory.read) == (before, before)
 
 
-def test_read__while_one_asks_the_others_wait_if_what_is_there_is_old(
-    configure, read_while_asking, monkeypatch
-):
-    """As in a process that was idle for an hour, and then has two requests at once."""
+def test_read__waits_for_another_read_if_the_copy_is_overdue(configure, read_during_read, monkeypatch):
+    """As in a process that was idle for an hour, and then gets two requests at once."""
     monkeypatch.setattr(inventory, "_TIMEOUT", 30)
     configure(READ_INTERVAL=60)
     inventory.read()
     WorkspaceProxy.objects.create(name="one")
     inventory.expire()
-    asker, other = read_while_asking(inventory.read, seconds=0.2)
-    assert other is asker
+    first, other = read_during_read(inventory.read, seconds=0.2)
+    assert other is first
     assert [proxy.name for proxy in other.proxies] == ["one"]
 
 
-def test_read__while_the_database_says_nothing_the_others_have_the_last_copy_and_its_fault(
-    read_while_asking, caplog
-):
+def test_read__a_database_that_hangs_is_a_fault(read_during_read, caplog):
     WorkspaceProxy.objects.create(name="one")
     before = inventory.read()
 
     def meanwhile():
-        with at_most(2, "they wait once, together"):
+        with at_most(2, "they spend one timeout together"):
             late = [inventory.read() for _ in range(10)]
             late.append(inventory.read(now=True))
-        assert all(roster is late[0] for roster in late)
+        assert all(each is late[0] for each in late)
         return late[0]
 
-    asker, late = read_while_asking(meanwhile)
+    first, late = read_during_read(meanwhile)
     assert late.proxies is before.proxies
-    assert late.fault.startswith("The database cannot be read (it does not answer); ")
-    assert asker is before
+    assert late.fault.startswith("The database cannot be read (it does not respond). ")
+    assert first is before
     assert inventory.read().fault == ""
     assert [record.message for record in caplog.records if record.name == "proxyhealth.api.inventory"] == [
-        "the database does not answer the question for the proxies",
+        "the database does not respond to the query for the proxies",
         "the proxies can be read from the database again",
     ]
 
 
-def test_read__in_a_transaction_that_is_rolled_back_is_put_right():
+def test_read__after_a_rollback():
     with transaction.atomic():
         WorkspaceProxy.objects.create(name="never")
         assert names() == ["never"]
@@ -298,27 +296,25 @@ def test_read__in_a_transaction_that_is_rolled_back_is_put_right():
     assert names() == []
 
 
-def test_read__who_waits_for_a_first_copy_shares_the_error_of_who_asks(monkeypatch):
-    """Or with a database that says nothing, each would wait for its turn, and then as long as all before."""
-    asked, waiting = [], []
-    lock = inventory._reader._lock
+def test_read__all_who_wait_for_a_first_copy_share_the_error(monkeypatch):
+    """If the database hangs, each would otherwise wait for its own turn, and for those of all before it."""
+    queries, waiting = [], []
+    copy = inventory._inventory.value
+    lock = copy._refresh_lock
 
     class Lock:
-        """Counts who comes."""
+        release = lock.release
 
-        def __enter__(self):
+        def acquire(self):
             waiting.append(1)
             lock.acquire()
 
-        def __exit__(self, *error):
-            lock.release()
-
     def fail():
-        asked.append(1)
+        queries.append(1)
         wait_for(lambda: len(waiting) >= 5, 30, "the others wait")
-        raise OperationalError("it does not answer")
+        raise OperationalError("gone")
 
-    monkeypatch.setattr(inventory._reader, "_lock", Lock())
+    monkeypatch.setattr(copy, "_refresh_lock", Lock())
     monkeypatch.setattr(inventory, "_take_fingerprint", fail)
     errors = []
 
@@ -333,8 +329,8 @@ def test_read__who_waits_for_a_first_copy_shares_the_error_of_who_asks(monkeypat
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert errors == ["it does not answer"] * 5
-    assert len(asked) == 1
+    assert errors == ["gone"] * 5
+    assert len(queries) == 1
     with pytest.raises(OperationalError):
         inventory.read()
-    assert len(asked) == 2, "who comes later asks again"
+    assert len(queries) == 2, "a later reader tries again"
