@@ -1,8 +1,7 @@
-"""Every active proxy with its status, and the JSON of it, made once whenever one of them changes."""
+"""Every active proxy with its status, and their JSON, which is made once per change."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from bisect import bisect_right
@@ -25,68 +24,44 @@ from proxyhealth.api.representation import (
     status_json,
 )
 from proxyhealth.conf import Primary, conf
+from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
+from proxyhealth.utils import PerProcess
 
-# Bytes of answers to queries that a listing keeps: a filter that many use is made once, too.
-_KEPT = 8_000_000
-_KEPT_PARTS = 64
+# The limits of the filtered lists that a listing keeps: many clients may use the same filter.
+_MAX_KEPT_BYTES = 8_000_000
+_MAX_KEPT_LISTS = 64
 
-# "proxies" is for who may see the details, "regions" for every user.
+# "proxies" has the details, which need a permission. "regions" is for every user.
 Kind = Literal["proxies", "regions"]
 
 
 def current(*, now: bool = False) -> Listing:
-    """The listing of the snapshot and of the rows as this process has them, or as the rows are ``now``.
+    """Return the listing of this process's snapshot and rows, or of the rows as they are ``now``.
 
-    While it is made anew, the others have the one before, which is whole too, if that was good a
-    ``READ_INTERVAL`` ago. Raises an error of the database only if this process has never read the rows.
+    While one thread makes the next listing, the others get the previous one, if it was current a
+    ``READ_INTERVAL`` ago. Raises the database's error if this process has never read the rows.
     """
-    return _maker.current(now)
+    copy = _listings.value
+    listing = copy.value
+    # Read without the lock: the database may not respond, and other threads must not wait for it here.
+    parts = Parts.read(now)
+    if listing and listing.parts.same_as(parts):
+        copy.due_at = time.monotonic() + conf.READ_INTERVAL
+        return listing
 
+    def refresh(previous: Listing | None) -> tuple[Listing, float]:
+        if previous and previous is not listing:
+            return previous, 0.0  # another thread made it meanwhile, perhaps of newer parts
+        return Listing(parts, previous), conf.READ_INTERVAL
 
-def forget() -> None:
-    """Drop this process's listing: after a fork, and between tests."""
-    global _maker
-    _maker = _ListingCache()
-
-
-class _ListingCache:
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._listing: Listing | None = None
-        self._good_until = float("-inf")  # for who does not wait for the next one
-
-    def current(self, now: bool) -> Listing:
-        listing = self._listing
-        # Not under the lock: the database may say nothing, and nobody is to wait for it here.
-        parts = Parts.read(now)
-        if listing is None:
-            self._lock.acquire()
-        elif listing.parts.same_as(parts):
-            self._good_until = self._soon()
-            return listing
-        elif not self._lock.acquire(blocking=now or time.monotonic() >= self._good_until):
-            return listing
-        try:
-            newest = self._listing
-            if newest is None or newest is listing:
-                self._listing = newest = Listing(parts, listing)
-                self._good_until = self._soon()
-                return newest
-            # Another one was first, perhaps with something newer than what was read here.
-            if not now:
-                return newest
-        finally:
-            self._lock.release()
-        return self.current(now=False)  # the rows are as they were then, or newer
-
-    @staticmethod
-    def _soon() -> float:
-        return time.monotonic() + conf.READ_INTERVAL
+    newest = copy.get(refresh, is_current=lambda value: value is not listing, grace=NO_GRACE if now else 0.0)
+    # The listing of another thread may have older rows than these. This process keeps these, or newer ones.
+    return current() if now and newest.parts is not parts else newest
 
 
 class Parts(NamedTuple):
-    """What a listing is made of."""
+    """All that a listing is made of."""
 
     rows: Inventory
     snapshot: Snapshot
@@ -99,24 +74,20 @@ class Parts(NamedTuple):
         rows = inventory.read(snapshot.committed_at, now=now)
         return cls(rows, snapshot, snapshot.stale_reason or rows.fault, conf.PRIMARY)
 
-    def same_as(self, others: Parts) -> bool:
-        return (
-            self.rows is others.rows
-            and self.snapshot is others.snapshot
-            and self.stale_reason == others.stale_reason
-            and self.primary == others.primary
-        )
+    def same_as(self, other: Parts) -> bool:
+        same = self.rows is other.rows and self.snapshot is other.snapshot
+        return same and self.stale_reason == other.stale_reason and self.primary == other.primary
 
 
 class Listing:
-    """One snapshot and one roster, joined. It does not change."""
+    """One snapshot joined with one inventory. It does not change."""
 
     def __init__(self, parts: Parts, before: Listing | None = None) -> None:
         self.parts = parts
         self._lock = threading.Lock()
-        self._whole: dict[Kind, Representation] = {}
-        self._asked: set[Kind] = set()
-        self._parts: dict[tuple[Kind, Selection], Representation] = {}  # the oldest one first
+        self._full: dict[Kind, Representation] = {}
+        self._requested: set[Kind] = set()
+        self._filtered: dict[tuple[Kind, Selection], Representation] = {}  # the oldest one first
         rows, snapshot, *_ = parts
         self._entries: _Entries
         if before and before.parts.rows is rows and before.parts.snapshot.statuses is snapshot.statuses:
@@ -124,92 +95,90 @@ class Listing:
         else:
             self._entries = _Entries(rows, snapshot, before._entries if before else None)
         if before:
-            # What was asked for is made before anybody has to wait for it.
-            for kind in before._asked.copy():
-                self._whole[kind] = self._represent(kind, EVERYTHING).reuse_or_replace(before._whole[kind])
+            # Made now, so that no request has to wait for what clients have requested before.
+            for kind in before._requested.copy():
+                self._full[kind] = self._represent(kind, EVERYTHING).reuse_or_replace(before._full[kind])
 
     @property
     def stale(self) -> bool:
         return bool(self.parts.stale_reason)
 
     def find(self, id_or_name: str) -> ProxyStatus | None:
-        """The proxy with this id, or with this name in any case."""
-        place = self._entries.place(id_or_name)
-        return None if place is None else self._entries.statuses[place]
+        """Return the proxy with this id, or with this name in any case."""
+        index = self._entries.index(id_or_name)
+        return None if index is None else self._entries.statuses[index]
 
     def one(self, id_or_name: str) -> Representation | None:
-        """The same as JSON."""
-        place = self._entries.place(id_or_name)
-        return None if place is None else Representation(self._entries.proxies[place], self._moments())
+        """Return the JSON of the same proxy."""
+        index = self._entries.index(id_or_name)
+        return None if index is None else Representation(self._entries.proxies[index], self._changes())
 
     def select(self, kind: Kind, selection: Selection) -> Representation:
-        """What is asked for of all proxies; all of them without a selection."""
+        """Return the JSON of the selected proxies."""
         if selection != EVERYTHING:
-            return self._part(kind, selection)
+            return self._select_some(kind, selection)
         with self._lock:
-            if kind not in self._whole:
-                self._whole[kind] = self._represent(kind, selection)
-            self._asked.add(kind)
-            return self._whole[kind]
+            if kind not in self._full:
+                self._full[kind] = self._represent(kind, selection)
+            self._requested.add(kind)
+            return self._full[kind]
 
-    def _part(self, kind: Kind, selection: Selection) -> Representation:
+    def _select_some(self, kind: Kind, selection: Selection) -> Representation:
         key = (kind, selection)
-        if known := self._parts.get(key):
-            return known
+        if kept := self._filtered.get(key):
+            return kept
         made = self._represent(kind, selection)
         with self._lock:
-            self._parts[key] = made
-            size = sum(len(part.body) for part in self._parts.values())
-            while size > _KEPT or len(self._parts) > _KEPT_PARTS:
-                size -= len(self._parts.pop(next(iter(self._parts))).body)
+            self._filtered[key] = made
+            size = sum(len(kept.body) for kept in self._filtered.values())
+            while size > _MAX_KEPT_BYTES or len(self._filtered) > _MAX_KEPT_LISTS:
+                size -= len(self._filtered.pop(next(iter(self._filtered))).body)
         return made
 
     def _represent(self, kind: Kind, selection: Selection) -> Representation:
-        found, cursor = self._found(kind, selection)
-        parts = [b'{"regions":[', b",".join(found), b"]"]
+        regions, cursor = self._page(kind, selection)
+        parts = [b'{"regions":[', b",".join(regions), b"]"]
         if kind == "proxies":
             parts += b',"snapshot":', encode(snapshot_json(self.parts.snapshot, self.parts.stale_reason))
         if selection.paged:
             parts += b',"next_cursor":', encode(cursor)
-        return Representation(b"".join([*parts, b"}"]), self._moments())
+        return Representation(b"".join([*parts, b"}"]), self._changes())
 
-    def _found(self, kind: Kind, selection: Selection) -> tuple[Sequence[bytes], str | None]:
-        """The JSON of what is selected, and the cursor of the next page if there is one."""
+    def _page(self, kind: Kind, selection: Selection) -> tuple[Sequence[bytes], str | None]:
+        """Return the JSON of each selected proxy, and the cursor of the next page, if there is one."""
         entries = self._entries
         texts = entries.regions if kind == "regions" else entries.proxies
-        found = []
+        selected = []
         if kind == "regions" and self.parts.primary and selection.after is None:
             primary = region_json(self.parts.primary, healthy=True)
             if selection.admits(None, True, _search_text(self.parts.primary)):
-                found.append((PRIMARY_CURSOR, encode(primary)))
+                selected.append((PRIMARY_CURSOR, encode(primary)))
         if selection == EVERYTHING:
-            return [*(text for _, text in found), *texts], None
+            return [*(text for _, text in selected), *texts], None
         begin = 0 if selection.after is None else bisect_right(entries.names, selection.after)
-        for place in range(begin, len(texts)):
-            status = entries.statuses[place]
-            if selection.limit and len(found) > selection.limit:
+        for index in range(begin, len(texts)):
+            status = entries.statuses[index]
+            if selection.limit and len(selected) > selection.limit:
                 break
-            if selection.admits(status.status, status.healthy, entries.search_texts[place]):
-                found.append((cursor_after(entries.names[place]), texts[place]))
-        page = found[: selection.limit]
-        more = len(found) > len(page)
-        return [text for _, text in page], page[-1][0] if more else None
+            if selection.admits(status.status, status.healthy, entries.search_texts[index]):
+                selected.append((cursor_after(entries.names[index]), texts[index]))
+        page = selected[: selection.limit]
+        return [text for _, text in page], page[-1][0] if len(selected) > len(page) else None
 
-    def _moments(self) -> list[datetime | None]:
-        """When it changed; to turn stale is a change, too."""
+    def _changes(self) -> list[datetime | None]:
+        """Return the times of the last changes. Turning stale is a change, too."""
         rows, snapshot, stale_reason, _ = self.parts
-        at_fault = bool(snapshot.fault or rows.fault)
+        has_fault = bool(snapshot.fault or rows.fault)
         return [
             snapshot.committed_at,
             rows.changed_at,
-            snapshot.stale_at if stale_reason and not at_fault else None,
-            datetime.now(UTC) if at_fault else None,
+            snapshot.stale_at if stale_reason and not has_fault else None,
+            datetime.now(UTC) if has_fault else None,
         ]
 
 
 class _Fragment:
-    """The JSON of a proxy that rounds leave as it is, unless they find it healthy and it was not, or not any
-    more."""
+    """The JSON of a proxy without its status: a round changes it only if ``healthy`` changes."""
 
     __slots__ = ("healthy", "proxy", "region", "row")
 
@@ -221,17 +190,17 @@ class _Fragment:
 
 
 class _Entries:
-    """The proxies of a listing, in the order of their names without regard to case."""
+    """The proxies of a listing, by name without regard to case."""
 
     def __init__(self, rows: Inventory, snapshot: Snapshot, before: _Entries | None) -> None:
-        known = before._fragments if before else {}
+        fragments = before._fragments if before else {}
         self.statuses: list[ProxyStatus] = []
         self.names: list[str] = []
         self.regions: list[bytes] = []
         self._fragments: dict[UUID, _Fragment] = {}
         for proxy in rows.proxies:
             status = health.join(proxy, snapshot.statuses.get(proxy.id))
-            fragment = known.get(proxy.id)
+            fragment = fragments.get(proxy.id)
             if not fragment or fragment.proxy is not proxy or fragment.healthy != status.healthy:
                 fragment = _Fragment(proxy, status.healthy)
             self._fragments[proxy.id] = fragment
@@ -241,7 +210,7 @@ class _Entries:
 
     @cached_property
     def proxies(self) -> list[bytes]:
-        """A region, and the details. Objects of JSON are put together at their braces."""
+        """The JSON of each proxy with all details. JSON objects are joined at their braces."""
         return [
             b"".join(
                 (fragment.region[:-1], b',"status":', encode(status_json(status)), b",", fragment.row[1:])
@@ -255,28 +224,27 @@ class _Entries:
 
     @cached_property
     def _by_id(self) -> dict[UUID, int]:
-        return {id: place for place, id in enumerate(self._fragments)}
+        return {id: index for index, id in enumerate(self._fragments)}
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
-        return {name: place for place, name in enumerate(self.names)}
+        return {name: index for index, name in enumerate(self.names)}
 
-    def place(self, id_or_name: str) -> int | None:
+    def index(self, id_or_name: str) -> int | None:
         try:
-            place = self._by_id.get(UUID(id_or_name))
+            index = self._by_id.get(UUID(id_or_name))
         except ValueError:
-            place = None
-        # An id goes before a name that looks like it.
-        return self._by_name.get(id_or_name.lower()) if place is None else place
+            index = None
+        # An id takes precedence over a name that looks like it.
+        return self._by_name.get(id_or_name.lower()) if index is None else index
 
 
 def _search_text(proxy: Proxy | Primary) -> str:
-    """Where a text is looked for: in what every user may know. A line each, so that nothing is found across
-    two of them."""
+    """Return the text to search: what every user may see, in lines, so that a match cannot span two."""
     return f"{proxy.name}\n{proxy.display_name}\n{proxy.url}".casefold()
 
 
-_maker = _ListingCache()
+_listings = PerProcess[SharedCopy["Listing"]](SharedCopy)
 
-# A thread of the parent may hold the lock, and in the child nobody would ever release it.
-os.register_at_fork(after_in_child=forget)
+# Drops this process's listing, for tests.
+forget = _listings.reset
