@@ -128,6 +128,8 @@ class Listing:
         if kept := self._filtered.get(key):
             return kept
         made = self._represent(kind, selection)
+        if len(made.body) > _MAX_KEPT_BYTES:
+            return made
         with self._lock:
             self._filtered[key] = made
             size = sum(len(kept.body) for kept in self._filtered.values())

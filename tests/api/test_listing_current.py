@@ -207,3 +207,14 @@ def test_select__keeps_a_limited_number_of_filtered_lists(paris, monkeypatch):
     for number in range(5):
         assert current.select("proxies", Selection(text="par", limit=number + 1)).body
     assert sum(len(part.body) for part in current._filtered.values()) <= 1_000
+
+
+def test_select__a_list_above_the_limit_is_not_kept(paris, monkeypatch):
+    current = listing.current()
+    small, large = Selection(text="par", limit=1), Selection(text="par")
+    kept = current.select("regions", small)
+    size = len(kept.body)
+    monkeypatch.setattr(listing, "_MAX_KEPT_BYTES", size)
+    assert len(current.select("proxies", large).body) > size
+    assert current.select("regions", small) is kept, "it made no room for what does not fit"
+    assert len(current._filtered) == 1
