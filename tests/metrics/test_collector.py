@@ -204,7 +204,7 @@ def test_cache_silent__concurrent_scrapes_time_out(fleet, settings, monkeypatch)
         settings.CACHES = {"default": cache}
         first = threading.Thread(target=scrape)
         first.start()
-        wait_for(reader._reader._lock.locked, 5)
+        wait_for(reader._reader.value._refresh_lock.locked, 5)
         with at_most(2):
             assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
         assert first.is_alive()
