@@ -1,9 +1,10 @@
-"""The Redis cache that the snapshot is in, as a client that neither waits nor retries for long."""
+"""The connection to the Redis cache, and the Lua functions that the scripts share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import redis
@@ -17,57 +18,79 @@ from redis.sentinel import SentinelConnectionPool
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError
 
+# Every script can call these functions.
+_LUA_FUNCTIONS = """
+-- The time of Redis in microseconds, but always higher than the last token: its clock may step back.
+local function take_token(key)
+  local time = redis.call('TIME')
+  local token = time[1] * 1000000 + time[2]
+  local last = tonumber(redis.call('GET', key) or '0')
+  if token <= last then token = last + 1 end
+  token = string.format('%.0f', token) -- Lua itself prints only 14 digits
+  redis.call('SET', key, token)
+  return token
+end
+
+-- To close a round closes all earlier rounds.
+local function is_closed(stats, token)
+  return tonumber(redis.call('HGET', stats, 'closed') or '0') >= tonumber(token)
+end
+
+-- A round may go on without its lease until another round takes the lease.
+local function is_superseded(lease, stats, token)
+  local holder = redis.call('GET', lease)
+  return holder and holder ~= token or is_closed(stats, token)
+end
+"""
+
 
 class Cache(NamedTuple):
-    """An open cache; ``source`` is another one if it is another cache."""
+    """An open cache. ``source`` identifies its configuration."""
 
-    client: Any  # redis.Redis; its stubs know its pipelines and scripts only in part
+    client: Any  # redis.Redis, whose stubs lack parts of pipelines and scripts
     source: str
     make_key: Callable[[str], str]
 
     def key(self, name: str) -> str:
-        """The key of ``name``, with the prefix and the version that the host gave its cache."""
+        """Return the key of ``name``, with the prefix and the version of the host's cache."""
         return self.make_key(f"proxyhealth:{name}")
-
-
-_clients: dict[str, Any] = {}
 
 
 @contextmanager
 def open_cache() -> Iterator[Cache]:
-    """The cache named by ``CACHE``; raises ``StoreError`` for whatever goes wrong with it inside."""
+    """Open the cache that ``CACHE`` names. Any failure of it inside the block raises ``StoreError``."""
     try:
-        backend = caches[conf.CACHE]
-        source = repr(settings.CACHES[conf.CACHE])
-        if source not in _clients:
-            _clients.clear()
-            _clients[source] = _bounded_client(backend)
-        yield Cache(_clients[source], source, backend.make_key)
+        alias = conf.CACHE
+        backend = caches[alias]
+        source = repr(settings.CACHES[alias])
+        yield Cache(_client(alias, source), source, backend.make_key)
     except (RedisError, OSError, InvalidCacheBackendError) as error:
         raise StoreError(f"{error}") from error
 
 
-def _bounded_client(backend: Any) -> Any:
-    """A client like the cache's own, but one that neither waits nor retries for long.
+@lru_cache(maxsize=1)
+def _client(alias: str, source: str) -> Any:
+    """Return a client with the connection settings of the cache, but with short timeouts and one retry.
 
-    Django's values are pickles, and it knows no conditional writes; so the client beneath it is
-    used. By default that one waits without end for a server that says nothing.
+    The cache's own client waits forever for a silent server. Its methods cannot be used anyway: Django
+    pickles values and offers no conditional writes. A fork needs no new client: redis-py's pools notice it.
     """
+    backend: Any = caches[alias]
     try:
         if hasattr(backend, "client"):  # django-redis
             client = backend.client.get_client(write=True)
         else:
             client = backend._cache.get_client(write=True)
     except AttributeError:
-        raise StoreError(f"the cache {conf.CACHE!r} is not a Redis cache") from None
+        raise StoreError(f"the cache {alias!r} is not a Redis cache") from None
     pool = client.connection_pool
     if not isinstance(pool, redis.ConnectionPool) or isinstance(pool, SentinelConnectionPool):
-        return client  # it finds its servers in a way of its own; its timeouts are the host's
+        return client  # Sentinel and clusters find their servers themselves; their timeouts are the host's
     chosen = {name: value for name, value in pool.connection_kwargs.items() if value is not None}
-    # A snapshot of megabytes comes in a third of the time if it is not read by the 64 KB.
+    # Reading a snapshot of megabytes in chunks of 64 KB takes three times as long.
     defaults = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, "socket_read_size": 1 << 20}
     options = {**defaults, **chosen}
-    # One more try at once serves the connection that a restart of the server has left behind.
+    # After a restart of the server, the first use of an old connection fails.
     options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
     return redis.Redis(
         connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
@@ -75,6 +98,7 @@ def _bounded_client(backend: Any) -> Any:
 
 
 def run_script(script: str, keys: Iterable[str], *args: Any) -> Any:
-    """Run a Lua ``script`` on the keys of these names, and return its answer; raises ``StoreError``."""
+    """Run a Lua script on the keys with these names, and return its answer. Raises ``StoreError``."""
     with open_cache() as cache:
-        return cache.client.register_script(script)([cache.key(key) for key in keys], args)
+        run = cache.client.register_script(_LUA_FUNCTIONS + script)
+        return run([cache.key(key) for key in keys], args)

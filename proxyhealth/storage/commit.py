@@ -1,4 +1,4 @@
-"""The snapshot in the Redis cache: how it is read, and how statuses are committed to it."""
+"""The commit of statuses to the snapshot in the Redis cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redis.exceptions import LockError, RedisError, ResponseError
 
 from proxyhealth.exceptions import OutdatedRound, StoreError, Superseded
 from proxyhealth.snapshot import ProxyStatus
-from proxyhealth.storage.client import Cache, open_cache
+from proxyhealth.storage.client import Cache, open_cache, run_script
 from proxyhealth.storage.counters import MAX_ERROR
 from proxyhealth.storage.document import HEAD_BYTES, Change, Round, dump, merged
 from proxyhealth.utils import rfc3339
@@ -22,48 +22,45 @@ logger = logging.getLogger(__name__)
 
 _COMMIT_ATTEMPTS = 100
 
+_KEYS = ["snapshot", "lease", "round-stats", "plan", "token"]
 
-# Writes a document if nobody has written another one since, and if the round still has its lease.
-# KEYS: snapshot, lease, rounds, plan, token
-# ARGV: beginning of the document that was read, new document, token of it; and of a round: token of its
-#       lease (or empty), outcome, token of a full one (or empty), error (or empty), time
+# Replaces the document whose head was read, and counts the round. Of a check of a few, lease_token is empty.
 _WRITE = f"""
-if ARGV[4] ~= '' then
-  -- Who did not hear the answer asks again.
-  if redis.call('HGET', KEYS[3], 'committed') == ARGV[3] then return 'written' end
-  local held = redis.call('GET', KEYS[2])
-  if held and held ~= ARGV[4] then return 'superseded' end
-  if tonumber(redis.call('HGET', KEYS[3], 'closed') or '0') >= tonumber(ARGV[4]) then return 'superseded' end
+local snapshot, lease, stats, plan, last_token = unpack(KEYS)
+local old_head, document, token, lease_token, outcome, message, time = unpack(ARGV)
+local is_round = lease_token ~= ''
+if is_round then
+  -- A client that lost the answer runs the script again.
+  if redis.call('HGET', stats, 'committed') == token then return 'written' end
+  if is_superseded(lease, stats, lease_token) then return 'superseded' end
 end
-local head = redis.pcall('GETRANGE', KEYS[1], 0, {HEAD_BYTES})
-if type(head) == 'table' then head = '' end
-if head ~= ARGV[1] then return 'changed' end
-redis.call('SET', KEYS[1], ARGV[2])
--- A replica that was promoted may have missed the tokens that it is told of here.
-local known = tonumber(redis.call('GET', KEYS[5]) or '0')
-if known < tonumber(ARGV[3]) then redis.call('SET', KEYS[5], ARGV[3]) end
-if ARGV[4] ~= '' then
-  redis.call('HSET', KEYS[3], 'committed', ARGV[3])
-  redis.call('HINCRBY', KEYS[3], 'count:' .. ARGV[5], 1)
-  if redis.call('HGET', KEYS[4], 'ticket') == ARGV[3] then redis.call('DEL', KEYS[4]) end
-  if ARGV[7] ~= '' then redis.call('HSET', KEYS[3], 'error', ARGV[7], 'error_at', ARGV[8]) end
+local head = redis.pcall('GETRANGE', snapshot, 0, {HEAD_BYTES})
+if type(head) == 'table' then head = '' end -- an error, because the key holds another type
+if head ~= old_head then return 'changed' end
+redis.call('SET', snapshot, document)
+-- A replica that was promoted may have missed the last tokens.
+if tonumber(redis.call('GET', last_token) or '0') < tonumber(token) then
+  redis.call('SET', last_token, token)
 end
-if ARGV[6] ~= '' then
-  redis.call('HSET', KEYS[3], 'full', ARGV[6])
-  redis.call('HDEL', KEYS[3], 'offline')
+if is_round then
+  redis.call('HSET', stats, 'committed', token)
+  redis.call('HINCRBY', stats, 'count:' .. outcome, 1)
+  if redis.call('HGET', plan, 'ticket') == token then redis.call('DEL', plan) end
+  if message ~= '' then redis.call('HSET', stats, 'error', message, 'error_at', time) end
+end
+if outcome == 'success' then
+  redis.call('HSET', stats, 'full', token)
+  redis.call('HDEL', stats, 'offline')
 end
 return 'written'
 """
 
 
 class Commit(NamedTuple):
-    """What a commit did. Not ``complete`` is a snapshot that no full round has been committed to."""
+    """The result of a commit. The snapshot is ``complete`` once a full round has been committed to it."""
 
     changes: list[Change]
     complete: bool
-
-
-# Commits
 
 
 def commit(
@@ -76,24 +73,16 @@ def commit(
 ) -> Commit:
     """Merge ``statuses`` into the snapshot in one step, and take ``removed`` out of it.
 
-    What was checked under a higher token stays as it is. A round also takes out every proxy that it did
-    not find, is counted in the same step, and needs the lease of the round: its own, or that of the
-    ``lease`` under which it is committed. Raises ``StoreError``; if it is ``Superseded``, nothing is changed,
-    else the answer of the cache may have been lost: to try again does it once.
+    Per proxy, the higher token wins. A round also takes out every proxy that it did not find, is counted in
+    the same step, and needs its own lease, or the one with the token ``lease``.
+
+    Raises ``Superseded`` if a later round took over; then nothing has changed. Raises ``StoreError`` if the
+    cache fails; then the answer may have been lost, and it is safe to commit again.
     """
     removed = list(removed)
-    outcome = full_round.outcome if full_round else ""
-    of_round = [
-        (lease or token) if full_round else "",
-        outcome,
-        token if outcome == "success" else "",
-        full_round.error[:MAX_ERROR] if full_round else "",
-        rfc3339(datetime.now(UTC)),
-    ]
     with open_cache() as cache, _commit_lock(cache):
-        keys = [cache.key(name) for name in ("snapshot", "lease", "round-stats", "plan", "token")]
         for _ in range(_COMMIT_ATTEMPTS):
-            value = _get(cache.client, keys[0])
+            value = _read(cache)
             try:
                 document, changes = merged(value, statuses, token, removed, full_round)
             except OutdatedRound:
@@ -101,21 +90,27 @@ def commit(
             head = (value or b"")[: HEAD_BYTES + 1]
             complete = document.complete
             body = dump(document)
-            del document, value  # they are large, and so is what is sent now
-            answer = cache.client.eval(_WRITE, len(keys), *keys, head, body, token, *of_round)
+            del document, value  # both are large, as the body that is sent now
+            answer = run_script(_WRITE, _KEYS, head, body, token, *_round_args(full_round, lease or token))
             if answer == b"superseded":
                 raise Superseded("another round has begun while this one ran")
             if answer == b"written":
                 return Commit(changes, complete)
-            # Somebody else committed in between: merge into theirs.
-    raise StoreError(f"the snapshot changed under each of {_COMMIT_ATTEMPTS} attempts to commit to it")
+            # Another process committed in the meantime: merge into its document.
+    raise StoreError(f"the snapshot changed during each of {_COMMIT_ATTEMPTS} attempts to commit to it")
+
+
+def _round_args(full_round: Round | None, lease: int) -> tuple[Any, ...]:
+    if full_round is None:
+        return "", "", "", ""
+    return lease, full_round.outcome, full_round.error[:MAX_ERROR], rfc3339(datetime.now(UTC))
 
 
 @contextmanager
 def _commit_lock(cache: Cache) -> Iterator[None]:
-    """One committer after the other: with a large snapshot, all but one would only lose their work.
+    """Wait for other commits, because of many at once all but one would have to merge again.
 
-    It is the write that keeps the snapshot whole, so who gets no turn in time goes on without.
+    The script alone keeps the snapshot consistent, so after a timeout the commit goes on without the lock.
     """
     lock = cache.client.lock(cache.key("commit"), timeout=10, sleep=0.01, thread_local=False)
     acquired = lock.acquire(blocking_timeout=10)
@@ -123,17 +118,14 @@ def _commit_lock(cache: Cache) -> Iterator[None]:
         yield
     finally:
         if acquired:
-            with suppress(LockError, RedisError):  # it took longer than its turn, or is away; all is written
+            with suppress(LockError, RedisError):  # the lock has expired, or the cache is away
                 lock.release()
 
 
-def _get(client: Any, key: str) -> bytes | None:
+def _read(cache: Cache) -> bytes | None:
     try:
-        value: bytes | None = client.get(key)
+        value: bytes | None = cache.client.get(cache.key("snapshot"))
     except ResponseError as error:
-        logger.error("there is something else under the key of the snapshot: %s", error)
+        logger.error("snapshot replaced: its key holds another type: %s", error)
         return None
     return value
-
-
-# Reads

@@ -1,47 +1,36 @@
-"""Who may do what, over all processes of a deployment: tokens, the lease of the round, what is asked for.
-
-All of it is in the Redis cache, each decision is one script there, and the time is that of the cache: the
-clocks of workers differ, and step back.
-"""
+"""The plan of a shared round, which the worker that finishes the round needs. Only one is kept."""
 
 from __future__ import annotations
 
 from proxyhealth.storage.client import open_cache, run_script
 
-_KEPT_FOR = 24 * 3_600
+_TTL = 24 * 3_600  # seconds
 
-
-# KEYS: plan, lease. ARGV: token, plan, how long it is kept (s)
 _SAVE_PLAN = """
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'ticket', ARGV[1], 'plan', ARGV[2])
-return redis.call('EXPIRE', KEYS[1], ARGV[3])
+local plan, lease = unpack(KEYS)
+local token, text, ttl = unpack(ARGV)
+if redis.call('GET', lease) ~= token then return 0 end
+redis.call('DEL', plan)
+redis.call('HSET', plan, 'ticket', token, 'plan', text)
+return redis.call('EXPIRE', plan, ttl)
 """
 
-# KEYS: plan. ARGV: token
 _DROP_PLAN = """
 if redis.call('HGET', KEYS[1], 'ticket') == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 
-# Rounds: one at a time, counted
-
-
 def save_plan(token: int, plan: str) -> bool:
-    """Keep the plan of a round that is run by many tasks, until it is committed; False if it has no lease."""
-    return bool(run_script(_SAVE_PLAN, ["plan", "lease"], token, plan, _KEPT_FOR))
+    """Keep the plan of a round until the round is committed. Return False if the round has lost its lease."""
+    return bool(run_script(_SAVE_PLAN, ["plan", "lease"], token, plan, _TTL))
 
 
 def load_plan() -> str:
-    """The plan that is kept, or an empty string."""
+    """Return the plan that is kept, or an empty string."""
     with open_cache() as cache:
         return (cache.client.hget(cache.key("plan"), "plan") or b"").decode()
 
 
 def drop_plan(token: int) -> None:
-    """Forget the plan of this round, if it is the one that is kept."""
+    """Delete the plan of the round with this token, but of no other round."""
     run_script(_DROP_PLAN, ["plan"], token)
-
-
-# Checks of a few: many requests, one task

@@ -265,7 +265,7 @@ def test_commit__gives_up_if_it_changes_under_every_attempt(monkeypatch, redis_c
         return merge(*args)
 
     monkeypatch.setattr("proxyhealth.storage.commit.merged", merge_slowly)
-    with pytest.raises(StoreError, match="changed under each of 3 attempts"):
+    with pytest.raises(StoreError, match="changed during each of 3 attempts"):
         commit([], 1)
     assert len(attempts) == 3
 
@@ -282,7 +282,7 @@ def test_commit__replaces_another_type_under_its_key(redis_client, snapshot_key,
     redis_client.rpush(snapshot_key, "not", "ours")
     commit([make_status(make_proxy())], take_token())
     assert reader.read().number == 1
-    assert "something else under the key" in caplog.text
+    assert "its key holds another type" in caplog.text
 
 
 def test_commit__goes_on_without_its_turn_if_another_committer_hangs(redis_client, monkeypatch):

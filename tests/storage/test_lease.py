@@ -198,13 +198,13 @@ def test_commit__whose_answer_was_lost_is_done_once(monkeypatch):
     """The client sends a script again whose connection broke before the answer came."""
     from redis import Redis
 
-    original = Redis.eval
+    original = Redis.evalsha
 
     def twice(self, script, *args):
         original(self, script, *args)
         return original(self, script, *args)
 
-    monkeypatch.setattr(Redis, "eval", twice)
+    monkeypatch.setattr(Redis, "evalsha", twice)
     commit([], 7, full_round=a_round())
     assert reader.read().outcomes == {"success": 1}
     assert (sum(reader.read().rounds.counts), reader.read().number) == (1, 1)
@@ -392,7 +392,7 @@ def test_pending__many_requests_are_one_task():
 
 
 def test_pending__a_task_that_got_lost_is_sent_again(monkeypatch):
-    monkeypatch.setattr("proxyhealth.storage.pending._SENT_FOR", 100)
+    monkeypatch.setattr("proxyhealth.storage.pending._CLAIM_TIMEOUT", 100)
     id = uuid4()
     assert add_pending([str(id)])
     wait_for(lambda: add_pending([str(id)]))
