@@ -1,22 +1,20 @@
-"""What is known of proxies, as frozen values. Pure Python: no Django, no I/O."""
+"""Proxies, their statuses and the snapshot of all statuses, as frozen values."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, Self
 from uuid import UUID
 
 from proxyhealth.report import EMPTY_REPORT, HealthReport
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.utils import FrozenList, FrozenMapping, parse_rfc3339, rfc3339
-
-# To look one up takes a tenth of the time that a call of its class takes; the call says what is wrong.
-_STATUSES: dict[str, Status] = {status.value: status for status in Status}
-_REASONS: dict[str, Reason] = {reason.value: reason for reason in Reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +33,8 @@ class Proxy:
     updated_at: datetime
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        return {name: getattr(self, name) for name in Proxy.__slots__} | {
             "id": str(self.id),
-            "name": self.name,
-            "display_name": self.display_name,
-            "icon": self.icon,
-            "url": self.url,
-            "wildcard_hostname": self.wildcard_hostname,
-            "version": self.version,
-            "deleted": self.deleted,
             "created_at": rfc3339(self.created_at),
             "updated_at": rfc3339(self.updated_at),
         }
@@ -64,18 +55,14 @@ class Proxy:
         )
 
 
-# What there is in a judgement.
-JUDGEMENT = ("proxy_host", "status", "reason", "errors", "warnings", "latency", "tls_expires_at")
-
-
 @dataclass(frozen=True, slots=True)
 class ProxyStatus:
-    """One judgement on one proxy.
+    """The result of one probe of a proxy: its judgement.
 
-    ``proxy`` holds the row's values when it was checked, ``proxy_host`` the ``host[:port]`` of its
-    URL (empty without one). ``latency`` is the seconds from the start of the probe to its
-    judgement, None if no response came. ``tls_expires_at`` is when its certificate ends, None if
-    there was none to see. ``checked_at`` is None only if ``status`` is ``unknown``.
+    ``proxy`` holds the values of the row at the time of the probe, ``proxy_host`` the ``host[:port]`` of its
+    URL (empty without one). ``latency`` is the seconds from the start of the probe to the judgement, None
+    without a response. ``tls_expires_at`` is None without a certificate. ``checked_at`` is None while
+    ``status`` is ``unknown``.
     """
 
     proxy: Proxy
@@ -92,53 +79,81 @@ class ProxyStatus:
         return self.status is Status.OK
 
     def judgement(self) -> dict[str, Any]:
-        """What the probe found out and nothing else, as JSON without what is empty: it has to travel."""
-        found = {
-            "proxy_host": self.proxy_host,
-            "status": self.status.value,
-            "reason": self.reason.value,
-            "errors": self.report.errors,
-            "warnings": self.report.warnings,
-            "latency": self.latency,
-            "tls_expires_at": self.tls_expires_at and rfc3339(self.tls_expires_at),
+        """Return the values of ``JUDGEMENT`` as JSON, without empty ones, to keep it small."""
+        return {
+            name: value
+            for name, (_, value_of) in JUDGEMENT.items()
+            if (value := value_of(self)) not in ("", (), None)
         }
-        return {key: value for key, value in found.items() if value not in ("", (), None)}
 
     @classmethod
     def from_judgement(cls, proxy: Proxy, checked_at: datetime | None, data: Mapping[str, Any]) -> Self:
-        """The status that :meth:`judgement` was made of; there may be more in ``data``."""
-        return cls.from_columns(proxy, checked_at, *map(data.get, JUDGEMENT))
+        """Return the status that :meth:`judgement` was made from. Ignore other values in ``data``."""
+        return next(cls.from_judgements([proxy], checked_at, [data]))
+
+    @classmethod
+    def from_judgements(
+        cls, proxies: Sequence[Proxy], checked_at: datetime | None, rows: Sequence[Mapping[str, Any]]
+    ) -> Iterator[Self]:
+        """Yield a status for each proxy and its judgement, all of one check."""
+        columns = {name: [row.get(name) for row in rows] for name in JUDGEMENT}
+        return cls.from_columns(proxies, repeat(checked_at), columns)
 
     @classmethod
     def from_columns(
         cls,
-        proxy: Proxy,
-        checked_at: datetime | None,
-        proxy_host: str | None,
-        status: Any,
-        reason: Any,
-        errors: Sequence[str] | None,
-        warnings: Sequence[str] | None,
-        latency: float | None,
-        tls_expires_at: str | None,
-    ) -> Self:
-        """As :meth:`from_judgement`, of the values of ``JUDGEMENT``, None where there is none."""
-        return cls(
-            proxy,
-            proxy_host or "",
-            _STATUSES.get(status) or Status(status),
-            _REASONS.get(reason) or Reason(reason) if reason else Reason.NONE,
-            HealthReport(tuple(errors or ()), tuple(warnings or ())) if errors or warnings else EMPTY_REPORT,
+        proxies: Sequence[Proxy],
+        checked_at: Iterable[datetime | None],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> Iterator[Self]:
+        """Yield a status for each proxy. Each column has one value, or None, per proxy.
+
+        All columns but ``status`` may be missing. Raises ``ValueError`` for an unknown status or reason.
+        """
+        nothing = [None] * len(proxies)
+        column = {name: columns.get(name, nothing) for name in JUDGEMENT}
+        reports = [
+            HealthReport(tuple(errors or ()), tuple(warnings or ())) if errors or warnings else EMPTY_REPORT
+            for errors, warnings in zip(column["errors"], column["warnings"], strict=True)
+        ]
+        return map(
+            cls,
+            proxies,
+            [host or "" for host in column["proxy_host"]],
+            convert(column["status"], Status),
+            convert(column["reason"], lambda reason: Reason(reason or "")),
+            reports,
             checked_at,
-            latency,
-            parse_rfc3339(tls_expires_at) if tls_expires_at else None,
+            column["latency"],
+            convert(column["tls_expires_at"], parse_rfc3339),
         )
+
+
+# The values of a judgement in JSON, in order: the type of each, and how to get it from a status.
+JUDGEMENT: dict[str, tuple[type, Callable[[ProxyStatus], Any]]] = {
+    "proxy_host": (str, attrgetter("proxy_host")),
+    "status": (str, attrgetter("status.value")),
+    "reason": (str, attrgetter("reason.value")),
+    "errors": (list, attrgetter("report.errors")),
+    "warnings": (list, attrgetter("report.warnings")),
+    "latency": (float, attrgetter("latency")),
+    "tls_expires_at": (str, lambda status: status.tls_expires_at and rfc3339(status.tls_expires_at)),
+}
+
+
+def convert(column: Iterable[Any], function: Callable[[Any], Any]) -> Iterator[Any]:
+    """Convert a column, calling ``function`` once for each distinct value."""
+    converted = {value: function(value) for value in set(column)}
+    return map(converted.__getitem__, column)
 
 
 @dataclass(frozen=True)
 class RoundHistogram:
-    """How long rounds took, since the snapshot began: ``counts[i]`` rounds of at most ``BOUNDS[i]``
-    seconds and above the bound before, the last one of those above all bounds; ``sum`` in seconds."""
+    """The durations of all full rounds.
+
+    ``counts[i]`` rounds took at most ``BOUNDS[i]`` seconds and more than the bound before; the last count is
+    of rounds above all bounds. ``sum`` is in seconds.
+    """
 
     BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 
@@ -150,14 +165,14 @@ class RoundHistogram:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Raises ``ValueError`` for one of other bounds."""
+        """Return the histogram of ``data``. Raises ``ValueError`` for other bounds."""
         counts = tuple(map(int, data["counts"]))
         if len(counts) != len(cls.BOUNDS) + 1:
-            raise ValueError(f"{len(counts)} counts are not of these bounds")
+            raise ValueError(f"{len(counts)} counts do not fit {len(cls.BOUNDS)} bounds")
         return cls(counts, float(data["sum"]))
 
     def observe(self, seconds: float) -> RoundHistogram:
-        """This histogram and one round more."""
+        """Return this histogram with one more round."""
         place = sum(bound < seconds for bound in self.BOUNDS)
         counts = tuple(count + (i == place) for i, count in enumerate(self.counts))
         return RoundHistogram(counts, self.sum + seconds)
@@ -170,15 +185,14 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 class Snapshot:
     """The statuses of all active proxies, as of one commit.
 
-    ``checked_at``, ``duration`` (seconds) and ``stale_at`` are of the last full round, None before
-    the first. ``number`` goes up by one with every commit; ``committed_at`` is when the last one was made,
-    by the clock of the worker that made it. ``outcomes`` counts rounds by how they ended, and ticks that
-    were ``skipped``; ``error`` says why the last one that was not a success was none, at ``error_at``.
-    ``offline`` says that the workers' own network is gone, if it is. ``fault`` says why this is only the
-    last copy that a process has, when it could not get a newer one.
+    ``checked_at``, ``duration`` (seconds) and ``stale_at`` belong to the last full round and are None before
+    the first. ``number`` goes up by one with each commit. ``committed_at`` is the time of the last commit by
+    the clock of its worker. ``outcomes`` counts rounds by outcome, and ``skipped`` ticks. ``error`` is the
+    error of the last round that had one, ``error_at`` its time.
 
-    ``fresh_until`` is when it turns stale on this machine's monotonic clock, which nobody can set back;
-    None where only ``stale_at`` can tell.
+    ``offline`` is set while the workers' own network is down. ``fault`` tells why this is an older copy of
+    the process. ``fresh_until`` is the time on the monotonic clock, which nobody can set back, at which the
+    snapshot turns stale; None if only ``stale_at`` is available.
     """
 
     statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
@@ -197,12 +211,12 @@ class Snapshot:
 
     @property
     def stale(self) -> bool:
-        """Whether the snapshot is older than it should be, now."""
+        """True if the snapshot is older than it should be now."""
         return bool(self.stale_reason)
 
     @property
     def stale_reason(self) -> str:
-        """What is wrong, as a sentence; empty if the snapshot is not stale."""
+        """The reason for which the snapshot is stale, as a sentence, or an empty string."""
         if self.fault:
             return self.fault
         if self.offline:
@@ -222,12 +236,12 @@ class Snapshot:
 
     @cached_property
     def hosts(self) -> FrozenList[str]:
-        """``host[:port]`` of every registered proxy, each once, in the order of their names."""
+        """The ``host[:port]`` of all registered proxies, each once, in order of the proxies' names."""
         return self._hosts(healthy_only=False)
 
     @cached_property
     def healthy_hosts(self) -> FrozenList[str]:
-        """``host[:port]`` of every proxy that is ``ok``."""
+        """The ``host[:port]`` of all proxies that are ``ok``."""
         return self._hosts(healthy_only=True)
 
     def _hosts(self, *, healthy_only: bool) -> FrozenList[str]:
@@ -241,10 +255,9 @@ class Snapshot:
 
     @cached_property
     def by_name(self) -> Mapping[str, ProxyStatus]:
-        """The statuses by name, in lower case.
+        """The statuses by name in lower case.
 
-        A name that went from one proxy to another is that of both until both were checked; it has the status
-        of the later check.
+        When a proxy takes over another's name, both have it until both are checked. The later check wins.
         """
         by_check = sorted(self.statuses.values(), key=lambda status: status.checked_at or _NEVER)
         return FrozenMapping({status.proxy.name.lower(): status for status in by_check})

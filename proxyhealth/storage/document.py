@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import chain
 from types import NoneType
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from uuid import UUID
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import OutdatedRound
-from proxyhealth.snapshot import JUDGEMENT, Proxy, ProxyStatus, RoundHistogram, Snapshot
+from proxyhealth.snapshot import JUDGEMENT, Proxy, ProxyStatus, RoundHistogram, Snapshot, convert
 from proxyhealth.utils import FrozenMapping, parse_rfc3339, rfc3339
 
 logger = logging.getLogger(__name__)
@@ -47,13 +48,7 @@ _END = b"\n]}"
 _LINE = b'{"id": "'
 _ID = slice(len(_LINE), len(_LINE) + 36)  # its place in a line, so that a merge need not parse it
 
-# What may be in a column, of those in which nothing else would notice; one wrong value would spoil a scrape.
-_TYPES: dict[str, set[type]] = {
-    "proxy_host": {str, NoneType},
-    "errors": {list, NoneType},
-    "warnings": {list, NoneType},
-    "latency": {float, NoneType},
-}
+_TYPES = {name: {type, NoneType} for name, (type, _) in JUDGEMENT.items()}
 
 _encoder = json.JSONEncoder(ensure_ascii=False)
 
@@ -226,13 +221,14 @@ def _merge(
         known = old[id]["ticket"] if id in old else 0
         return token > max(known, gone.get(id, 0))
 
+    as_text = lru_cache(maxsize=1)(rfc3339)  # all statuses of a round have the same time
     found = {str(status.proxy.id): status for status in statuses}
     for id, status in found.items():
         if newest(id):
             new[id] = {
                 "name": status.proxy.name,
                 "ticket": token,
-                "checked_at": status.checked_at and rfc3339(status.checked_at),
+                "checked_at": status.checked_at and as_text(status.checked_at),
                 **status.judgement(),
             }
             lines[id] = _encode(status.proxy.to_json())
@@ -306,15 +302,11 @@ def _decode(value: bytes, known: PreviousLines) -> Decoded:
     proxies = known.proxies if lines == known.lines else _proxies(lines, known)
     if columns.get("name", []) != [proxy.name for proxy in proxies]:
         raise ValueError("its judgements are on other proxies than its lines")
-    texts = columns.get("checked_at", [])
-    moments = {text: parse_rfc3339(text) for text in set(texts)}  # a round has one for all of its proxies
-    nothing = [None] * len(proxies)
-    found = [columns.get(name, nothing) for name in JUDGEMENT]
-    checked_at = map(moments.__getitem__, texts)
+    checked_at = convert(columns.get("checked_at", []), parse_rfc3339)
     statuses = dict(
         zip(
             [proxy.id for proxy in proxies],
-            map(ProxyStatus.from_columns, proxies, checked_at, *found),
+            ProxyStatus.from_columns(proxies, checked_at, columns),
             strict=True,
         )
     )
