@@ -16,6 +16,8 @@ from proxyhealth.report import EMPTY_REPORT, HealthReport
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.utils import FrozenList, FrozenMapping, parse_rfc3339, rfc3339
 
+_NEVER = datetime.fromtimestamp(0, UTC)
+
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
@@ -41,17 +43,18 @@ class Proxy:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the proxy of ``data``, with defaults for all but ``id`` and ``name``."""
         return cls(
             UUID(data["id"]),
             data["name"],
-            data["display_name"],
-            data["icon"],
-            data["url"],
-            data["wildcard_hostname"],
-            data["version"],
-            data["deleted"],
-            datetime.fromisoformat(data["created_at"]),
-            datetime.fromisoformat(data["updated_at"]),
+            data.get("display_name", ""),
+            data.get("icon", ""),
+            data.get("url", ""),
+            data.get("wildcard_hostname", ""),
+            data.get("version", ""),
+            data.get("deleted", False),
+            parse_rfc3339(data.get("created_at")) or _NEVER,
+            parse_rfc3339(data.get("updated_at")) or _NEVER,
         )
 
 
@@ -166,19 +169,16 @@ class RoundHistogram:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the histogram of ``data``. Raises ``ValueError`` for other bounds."""
-        counts = tuple(map(int, data["counts"]))
+        counts = tuple(map(int, data.get("counts", cls.counts)))
         if len(counts) != len(cls.BOUNDS) + 1:
             raise ValueError(f"{len(counts)} counts do not fit {len(cls.BOUNDS)} bounds")
-        return cls(counts, float(data["sum"]))
+        return cls(counts, float(data.get("sum", 0)))
 
     def observe(self, seconds: float) -> RoundHistogram:
         """Return this histogram with one more round."""
         place = sum(bound < seconds for bound in self.BOUNDS)
         counts = tuple(count + (i == place) for i, count in enumerate(self.counts))
         return RoundHistogram(counts, self.sum + seconds)
-
-
-_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The document that the cache holds: JSON, made of a snapshot and of what merging needs.
+"""The document in the cache: JSON with the snapshot, and what merging into it needs.
 
-It is laid out in lines, so that what every round changes can be read without what hardly ever changes::
+It is laid out in lines::
 
     {"format": 3, "commit": …, …,
     "judgements": {"name": […], "ticket": […], "checked_at": […], "status": […], …},
@@ -9,9 +9,13 @@ It is laid out in lines, so that what every round changes can be read without wh
     …
     ]}
 
-Each proxy has the same place in all of the lists. The judgements are in columns, because an object for
-each of them takes twice the time to read. JSON has no newline inside of a text, so a line is a proxy, and
-a reader parses only those lines that it does not know from the last commit.
+Every list has the proxies in the same order. Judgements are in columns, because one object for each takes
+twice the time to parse. JSON has no newline within a string, so each proxy is one line, and a reader parses
+only the lines that are new to it.
+
+During an upgrade, two versions share the document. Fields that this version does not know stay where they are
+until a merge replaces the object that has them. Missing fields get a default. Essential are the format, the
+commit and the ticket of the head, the id and the name of a proxy, and the columns name, ticket and status.
 """
 
 from __future__ import annotations
@@ -48,7 +52,11 @@ _END = b"\n]}"
 _LINE = b'{"id": "'
 _ID = slice(len(_LINE), len(_LINE) + 36)  # its place in a line, so that a merge need not parse it
 
-_TYPES = {name: {type, NoneType} for name, (type, _) in JUDGEMENT.items()}
+# The types in the columns that this version knows. Only the essential ones never hold null.
+_TYPES = {"name": str, "ticket": int, "checked_at": str} | {
+    name: kind for name, (kind, _) in JUDGEMENT.items()
+}
+_ESSENTIAL = {"name", "ticket", "status"}
 
 _encoder = json.JSONEncoder(ensure_ascii=False)
 
@@ -173,26 +181,35 @@ def _load(value: bytes) -> Document:
 
 
 def _parts(value: bytes) -> tuple[dict[str, Any], dict[str, list[Any]], bytes]:
-    """The head of a document, its judgements by columns, and its proxies' lines; errors as for ``_load``."""
+    """Return the head of a document, its columns, and its proxies' lines. Raises as :func:`_load` does."""
     begin = HEAD.match(value)
     if not begin or int(begin[1]) != FORMAT:
-        raise ValueError("it is of another format")
+        raise ValueError("it has another format")
     middle = value.find(_JUDGEMENTS)
     end = value.find(_PROXIES, middle)
     if middle < 0 or end < 0 or not value.endswith(_END):
-        raise ValueError("it is cut off")
-    head = json.loads(value[:middle] + b"}")
-    if not (_first_head().keys() <= head.keys() and isinstance(head["ticket"], int)):
-        raise ValueError("it is of another format")
+        raise ValueError("it is truncated")
+    lines = value[end + len(_PROXIES) : -len(_END)]
+    head = _first_head() | {"ticket": None} | json.loads(value[:middle] + b"}")
+    if not isinstance(head["ticket"], int):
+        raise ValueError("its ticket is not a number")
     columns = json.loads(value[middle + len(_JUDGEMENTS) : end])
+    _check_columns(columns)
+    if lines and _ESSENTIAL - columns.keys():
+        raise ValueError("an essential column is missing")
+    return head, columns, lines
+
+
+def _check_columns(columns: dict[str, list[Any]]) -> None:
+    """Raise ``ValueError`` for values that nothing else would notice, but that would spoil a scrape."""
     if not all(isinstance(column, list) for column in columns.values()):
-        raise ValueError("a column of its judgements is no list")
+        raise ValueError("a column is not a list")
     if len(set(map(len, columns.values()))) > 1:
-        raise ValueError("the columns of its judgements are not of one length")
-    for name, types in _TYPES.items():
-        if not types.issuperset(map(type, columns.get(name, ()))):
-            raise ValueError(f"{name} is of another type in one of its judgements")
-    return head, columns, value[end + len(_PROXIES) : -len(_END)]
+        raise ValueError("its columns differ in length")
+    for name, kind in _TYPES.items():
+        allowed = {kind} if name in _ESSENTIAL else {kind, NoneType}
+        if not allowed.issuperset(map(type, columns.get(name, ()))):
+            raise ValueError(f"the column {name} has a value of another type")
 
 
 def _split(lines: bytes) -> list[bytes]:
@@ -302,7 +319,7 @@ def _decode(value: bytes, known: PreviousLines) -> Decoded:
     proxies = known.proxies if lines == known.lines else _proxies(lines, known)
     if columns.get("name", []) != [proxy.name for proxy in proxies]:
         raise ValueError("its judgements are on other proxies than its lines")
-    checked_at = convert(columns.get("checked_at", []), parse_rfc3339)
+    checked_at = convert(columns.get("checked_at", [None] * len(proxies)), parse_rfc3339)
     statuses = dict(
         zip(
             [proxy.id for proxy in proxies],

@@ -12,11 +12,10 @@ from proxyhealth.report import HealthReport
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
-from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode, dump, merged
+from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode, merged
 from proxyhealth.storage.lease import take_token
+from tests.storage.documents import TICKET, changed_json, commit_statuses
 from tests.support.values import NOW, a_round, make_proxy, make_status
-
-TICKET = 1_790_000_000_000_000
 
 # What a line, a text of JSON, or a text of UTF-8 might be thought to end at.
 ODD = [
@@ -32,10 +31,6 @@ ODD = [
     "é ☃ 😀",
     "</a>",
 ]
-
-
-def commit_statuses(value, *statuses, token=TICKET, full_round=None):
-    return dump(merged(value, statuses, token, [], full_round)[0])
 
 
 @pytest.fixture(scope="module")
@@ -179,27 +174,6 @@ def test_merged__keeps_what_a_newer_version_knows_of_those_that_it_leaves_alone(
 # Damage
 
 
-def changed_json(change):
-    """A whole that is changed as JSON, and laid out as before."""
-
-    def damage(value):
-        whole = json.loads(value)
-        change(whole)
-        judgements, proxies = whole.pop("judgements"), whole.pop("proxies")
-        return b"".join(
-            [
-                json.dumps(whole).encode()[:-1],
-                b',\n"judgements": ',
-                json.dumps(judgements).encode(),
-                b',\n"proxies": [\n',
-                b",\n".join(json.dumps(proxy).encode() for proxy in proxies),
-                b"\n]}",
-            ]
-        )
-
-    return damage
-
-
 def of_format_2(value):
     def rows(whole):
         columns = whole["judgements"]
@@ -229,7 +203,7 @@ DAMAGE = {
     "with a newline at its end": lambda value: value + b"\n",
     "twice": lambda value: value + value,
     "not UTF-8": lambda value: value.replace(b"kaputt", b"\xff"),
-    "head without a value": changed_json(lambda whole: whole.pop("stale_at")),
+    "head without a ticket": changed_json(lambda whole: whole.pop("ticket")),
     "head with a text for a token": changed_json(lambda whole: whole.update(ticket="1")),
     "head without rounds": changed_json(lambda whole: whole.update(rounds=None)),
     "head with rounds of other bounds": changed_json(lambda whole: whole["rounds"]["counts"].append(0)),
@@ -272,13 +246,13 @@ DAMAGE = {
     ),
     **{
         f"no {name}": changed_json(lambda whole, name=name: whole["judgements"].pop(name))
-        for name in ("name", "checked_at", "status")
+        for name in ("name", "ticket", "status")
     },
     "a proxy less": changed_json(lambda whole: whole["proxies"].pop()),
     "a proxy more": changed_json(lambda whole: whole["proxies"].append(whole["proxies"][0])),
     "a proxy at another's place": changed_json(lambda whole: whole["proxies"].reverse()),
     "a proxy that is none": changed_json(lambda whole: whole["proxies"].__setitem__(1, None)),
-    "a proxy without a URL": changed_json(lambda whole: whole["proxies"][1].pop("url")),
+    "a proxy without a name": changed_json(lambda whole: whole["proxies"][1].pop("name")),
     "a proxy with an id that is none": changed_json(lambda whole: whole["proxies"][1].update(id="1")),
     "a proxy with a moment that is none": changed_json(
         lambda whole: whole["proxies"][1].update(updated_at="today")
