@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,6 +151,14 @@ def convert(column: Iterable[Any], function: Callable[[Any], Any]) -> Iterator[A
     return map(converted.__getitem__, column)
 
 
+def finite(value: Any) -> float:
+    """Return ``value`` as a float. Raises ``ValueError`` for NaN and infinity, which JSON does not have."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not finite")
+    return number
+
+
 @dataclass(frozen=True)
 class RoundHistogram:
     """The durations of all full rounds.
@@ -168,11 +177,11 @@ class RoundHistogram:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Return the histogram of ``data``. Raises ``ValueError`` for other bounds."""
+        """Return the histogram of ``data``. Raises ``ValueError`` for other bounds or an infinite sum."""
         counts = tuple(map(int, data.get("counts", cls.counts)))
         if len(counts) != len(cls.BOUNDS) + 1:
             raise ValueError(f"{len(counts)} counts do not fit {len(cls.BOUNDS)} bounds")
-        return cls(counts, float(data.get("sum", 0)))
+        return cls(counts, finite(data.get("sum", 0)))
 
     def observe(self, seconds: float) -> RoundHistogram:
         """Return this histogram with one more round."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import uuid
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,7 @@ from uuid import UUID
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import OutdatedRound
-from proxyhealth.snapshot import JUDGEMENT, Proxy, ProxyStatus, RoundHistogram, Snapshot, convert
+from proxyhealth.snapshot import JUDGEMENT, Proxy, ProxyStatus, RoundHistogram, Snapshot, convert, finite
 from proxyhealth.utils import FrozenMapping, parse_rfc3339, rfc3339
 
 logger = logging.getLogger(__name__)
@@ -191,8 +192,8 @@ def _parts(value: bytes) -> tuple[dict[str, Any], dict[str, list[Any]], bytes]:
         raise ValueError("it is truncated")
     lines = value[end + len(_PROXIES) : -len(_END)]
     head = _first_head() | {"ticket": None} | json.loads(value[:middle] + b"}")
-    if not isinstance(head["ticket"], int):
-        raise ValueError("its ticket is not a number")
+    if not (isinstance(head["ticket"], int) and isinstance(head["number"], int)):
+        raise ValueError("its ticket or its number is not an integer")
     columns = json.loads(value[middle + len(_JUDGEMENTS) : end])
     _check_columns(columns)
     if lines and _ESSENTIAL - columns.keys():
@@ -210,6 +211,9 @@ def _check_columns(columns: dict[str, list[Any]]) -> None:
         allowed = {kind} if name in _ESSENTIAL else {kind, NoneType}
         if not allowed.issuperset(map(type, columns.get(name, ()))):
             raise ValueError(f"the column {name} has a value of another type")
+    # One sum costs less than a look at each latency.
+    if not math.isfinite(sum(filter(None, columns.get("latency", ())))):
+        raise ValueError("a latency is not finite")
 
 
 def _split(lines: bytes) -> list[bytes]:
@@ -330,7 +334,7 @@ def _decode(value: bytes, known: PreviousLines) -> Decoded:
     snapshot = Snapshot(
         statuses=FrozenMapping(statuses),
         checked_at=parse_rfc3339(head["checked_at"]),
-        duration=None if head["duration"] is None else float(head["duration"]),
+        duration=None if head["duration"] is None else finite(head["duration"]),
         number=head["number"],
         stale_at=parse_rfc3339(head["stale_at"]),
         rounds=RoundHistogram.from_json(head["rounds"]),

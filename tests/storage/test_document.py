@@ -184,6 +184,19 @@ def of_format_2(value):
     return changed_json(rows)(value).replace(b'"format": 3', b'"format": 2')
 
 
+NOT_FINITE = (b"NaN", b"Infinity", b"-Infinity", b"1e999")
+
+
+def changed_text(old, new):
+    """Return a function that replaces a text that a document has once."""
+
+    def damage(value):
+        assert value.count(old) == 1
+        return value.replace(old, new)
+
+    return damage
+
+
 def changed_column(name, change):
     """A whole in which what ``change`` does with the list of a column has been done."""
     return changed_json(lambda whole: change(whole["judgements"][name]))
@@ -228,6 +241,22 @@ DAMAGE = {
     "a column that is none": changed_json(lambda whole: whole["judgements"].update(reason=None)),
     "a latency that is a text": changed_column("latency", lambda column: column.__setitem__(1, "0.1")),
     "a latency that is too large": changed_column("latency", lambda column: column.__setitem__(1, 10**400)),
+    **{
+        f"a latency of {number}": changed_text(b'"latency": [0.25', b'"latency": [' + number)
+        for number in NOT_FINITE
+    },
+    **{
+        f"head with a duration of {number}": changed_text(b'"duration": 0.3', b'"duration": ' + number)
+        for number in NOT_FINITE
+    },
+    **{
+        f"head with a sum of {number}": changed_text(b'"sum": ', b'"sum": %s, "old": ' % number)
+        for number in NOT_FINITE
+    },
+    **{
+        f"head with the number {number}": changed_text(b'"number": ', b'"number": %s, "old": ' % number)
+        for number in (*NOT_FINITE, b'"1"', b"1.5")
+    },
     "a host that is a number": changed_column("proxy_host", lambda column: column.__setitem__(1, 7)),
     "errors that are a text": changed_column("errors", lambda column: column.__setitem__(1, "kaputt")),
     "warnings that are an object": changed_column("warnings", lambda column: column.__setitem__(1, {"a": 1})),
