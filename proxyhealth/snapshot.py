@@ -226,10 +226,8 @@ class Snapshot:
     @property
     def stale_reason(self) -> str:
         """The reason for which the snapshot is stale, as a sentence, or an empty string."""
-        if self.fault:
-            return self.fault
-        if self.offline:
-            return self.offline
+        if self.fault or self.offline:
+            return self.fault or self.offline
         if self.checked_at is None or self.stale_at is None:
             return "No round has ended yet. Are the Celery worker and beat running?"
         if self.fresh_until is None:
@@ -246,21 +244,13 @@ class Snapshot:
     @cached_property
     def hosts(self) -> FrozenList[str]:
         """The ``host[:port]`` of all registered proxies, each once, in order of the proxies' names."""
-        return self._hosts(healthy_only=False)
+        return FrozenList(dict.fromkeys(s.proxy_host for s in self.statuses.values() if s.proxy_host))
 
     @cached_property
     def healthy_hosts(self) -> FrozenList[str]:
         """The ``host[:port]`` of all proxies that are ``ok``."""
-        return self._hosts(healthy_only=True)
-
-    def _hosts(self, *, healthy_only: bool) -> FrozenList[str]:
-        return FrozenList(
-            dict.fromkeys(
-                status.proxy_host
-                for status in self.statuses.values()
-                if status.proxy_host and (status.healthy or not healthy_only)
-            )
-        )
+        healthy = (s for s in self.statuses.values() if s.healthy)
+        return FrozenList(dict.fromkeys(s.proxy_host for s in healthy if s.proxy_host))
 
     @cached_property
     def by_name(self) -> Mapping[str, ProxyStatus]:

@@ -42,7 +42,7 @@ from proxyhealth.utils import FrozenMapping, parse_rfc3339, rfc3339
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-# A document begins with what names its commit, so that a few bytes tell whether it is a new one.
+# A document begins with the id of its commit, so that a few bytes tell a reader whether it is new.
 HEAD = re.compile(rb'\{"format": (\d+), "commit": "([0-9a-f]{32})"')
 HEAD_BYTES = 80
 
@@ -51,7 +51,7 @@ _PROXIES = b',\n"proxies": [\n'
 _SEPARATOR = b",\n"
 _END = b"\n]}"
 _LINE = b'{"id": "'
-_ID = slice(len(_LINE), len(_LINE) + 36)  # its place in a line, so that a merge need not parse it
+_ID = slice(len(_LINE), len(_LINE) + 36)  # the id in a line, so that a merge need not parse lines
 
 # The types in the columns that this version knows. Only the essential ones never hold null.
 _TYPES = {"name": str, "ticket": int, "checked_at": str} | {
@@ -61,17 +61,16 @@ _ESSENTIAL = {"name", "ticket", "status"}
 
 _encoder = json.JSONEncoder(ensure_ascii=False)
 
-# What comes of reading a document that was damaged.
+# The exceptions that reading a damaged document can raise.
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
-# How long a removal is remembered, in tokens (microseconds): longer than any round can take. And until there
-# has been a full round since, because a clock that is set forward makes an hour of a moment.
-_REMOVED_FOR = 3_600 * 1_000_000
+# How long tombstones stay, in microseconds as tokens count: longer than any round can take. They also stay
+# until the next full round, because a clock that is set forward turns a moment into an hour.
+_TOMBSTONE_AGE = 3_600 * 1_000_000
 
 
 class Change(NamedTuple):
-    """A proxy whose status is another one now; ``before`` is empty for a new one, ``after`` None for one
-    that was taken out."""
+    """A new status of a proxy. ``before`` is empty for a new proxy, ``after`` is None for a removed one."""
 
     proxy: str
     name: str
@@ -81,10 +80,10 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """A round of all proxies, for the snapshot to carry: when it began reading, and its seconds.
+    """A round of all proxies: the time at which it read them, and its duration in seconds.
 
-    ``missing`` are the proxies for which it has no answer, because a part of it was lost, as ``error``
-    says: they keep their last status, and the round is no full one.
+    ``missing`` are proxies without a result, because a part of the round was lost; ``error`` tells why. They
+    keep their last status, and the round does not count as a full one.
     """
 
     checked_at: datetime
@@ -114,8 +113,8 @@ def _first_head() -> dict[str, Any]:
 
 @dataclass
 class Document:
-    """What is merged into: the values that it begins with; and by id, in the order of the proxies' names, the
-    judgements, and the lines with the proxies' own values."""
+    """A document while it is merged into: its head, and by id, in the order of the proxies' names, the
+    judgements and the lines with the proxies' own values."""
 
     head: dict[str, Any] = field(default_factory=_first_head)
     judgements: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -123,7 +122,7 @@ class Document:
 
     @property
     def complete(self) -> bool:
-        """Whether a full round has been committed to it."""
+        """True once a full round has been committed."""
         return self.head["checked_at"] is not None
 
 
@@ -134,20 +133,18 @@ def merged(
     removed: Iterable[UUID],
     full_round: Round | None,
 ) -> tuple[Document, list[Change]]:
-    """The document that comes out of ``value`` and what was found since, and what changed by it.
+    """Merge the results of one token into the document ``value``, and return it with the changes.
 
-    A value that cannot be read is replaced. Raises ``OutdatedRound``.
+    A document that cannot be read is replaced. Raises ``OutdatedRound``.
     """
     removed = list(removed)
     if value is not None:
         try:
-            document = _load(value)
-            return document, _merge(document, statuses, token, removed, full_round)
+            return _merge(_load(value), statuses, token, removed, full_round)
         except _DAMAGE as error:
-            # Left as it is, it would make every round fail.
-            logger.error("the snapshot in the cache is replaced, because it cannot be read: %r", error)
-    document = Document()
-    return document, _merge(document, statuses, token, removed, full_round)
+            # Every round would fail if the document were kept.
+            logger.error("snapshot replaced: the one in the cache cannot be read: %r", error)
+    return _merge(Document(), statuses, token, removed, full_round)
 
 
 def dump(document: Document) -> bytes:
@@ -166,16 +163,16 @@ def dump(document: Document) -> bytes:
 
 
 def _encode(value: Any) -> bytes:
-    # A lone surrogate in one row is no reason to lose all of them.
+    # A lone surrogate in one row must not make the commit of all rows fail.
     return _encoder.encode(value).encode("utf-8", "replace")
 
 
 def _load(value: bytes) -> Document:
-    """The document to be merged into; what it raises for what is no document of ours is in ``_DAMAGE``."""
+    """Parse a document for a merge. Raises one of ``_DAMAGE`` if it cannot be read."""
     head, columns, rest = _parts(value)
     lines = _split(rest)
     if not all(line.startswith(_LINE) for line in lines):
-        raise ValueError("a line of it is no proxy")
+        raise ValueError("one of its lines is not a proxy")
     ids = [line[_ID].decode() for line in lines]
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return Document(head, dict(zip(ids, rows, strict=True)), dict(zip(ids, lines, strict=True)))
@@ -226,113 +223,132 @@ def _merge(
     token: int,
     removed: Iterable[UUID],
     full_round: Round | None,
-) -> list[Change]:
-    """Bring ``document`` up to date, in place."""
-    head = document.head
-    if full_round and head["ticket"] > token:
+) -> tuple[Document, list[Change]]:
+    if full_round and document.head["ticket"] > token:
         raise OutdatedRound
-    last_full: int = head["ticket"]
-    old = document.judgements
-    lines = document.lines
-    gone: dict[str, int] = head["removed"]
-    new = dict(old)
-    changes = []
-
-    def newest(id: str) -> bool:
-        known = old[id]["ticket"] if id in old else 0
-        return token > max(known, gone.get(id, 0))
-
-    as_text = lru_cache(maxsize=1)(rfc3339)  # all statuses of a round have the same time
-    found = {str(status.proxy.id): status for status in statuses}
-    for id, status in found.items():
-        if newest(id):
-            new[id] = {
-                "name": status.proxy.name,
-                "ticket": token,
-                "checked_at": status.checked_at and as_text(status.checked_at),
-                **status.judgement(),
-            }
-            lines[id] = _encode(status.proxy.to_json())
-            gone.pop(id, None)
-            before = old[id]["status"] if id in old else ""
-            if before != status.status:
-                changes.append(Change(id, status.proxy.name, before, status))
-
-    def take_out(id: str) -> None:
-        if data := new.pop(id, None):
-            changes.append(Change(id, data["name"], data["status"], None))
-        # A slower round that still saw the proxy must not bring it back.
-        gone[id] = token
-
-    for id in map(str, removed):
-        if newest(id):
-            take_out(id)
+    merge = _Merge(document, token)
+    for id in removed:
+        merge.remove(str(id))
+    for status in statuses:
+        merge.put(status)
     if full_round:
-        there = found.keys() | {str(id) for id in full_round.missing}
-        for id in [id for id, data in new.items() if id not in there and data["ticket"] < token]:
-            take_out(id)
-    if full_round and not full_round.missing:
-        rounds = RoundHistogram.from_json(head["rounds"]).observe(full_round.duration)
-        stale_at = full_round.checked_at + timedelta(seconds=conf.STALE_AFTER)
+        present = {str(status.proxy.id) for status in statuses} | {str(id) for id in full_round.missing}
+        for absent in [id for id in document.judgements if id not in present]:
+            merge.remove(absent)
+        if not full_round.missing:
+            merge.record(full_round)
+    merge.finish()
+    return document, merge.changes
+
+
+class _Merge:
+    """The merge of the results of one token into a document, in place.
+
+    Per proxy, the higher token wins. A removed proxy leaves a tombstone with the token of its removal, which
+    keeps it out for an hour: a slower check may still have seen the proxy.
+    """
+
+    def __init__(self, document: Document, token: int) -> None:
+        self.document = document
+        self.token = token
+        self.changes: list[Change] = []
+        head = document.head
+        oldest = min(head["ticket"], token - _TOMBSTONE_AGE)
+        self.tombstones: dict[str, int] = {
+            id: token for id, token in head["removed"].items() if token > oldest
+        }
+        self._as_text = lru_cache(maxsize=1)(rfc3339)  # all statuses of a round have the same time
+
+    def put(self, status: ProxyStatus) -> None:
+        id = str(status.proxy.id)
+        if not self._wins(id):
+            return
+        judgements = self.document.judgements
+        before = judgements[id]["status"] if id in judgements else ""
+        if before != status.status:
+            self.changes.append(Change(id, status.proxy.name, before, status))
+        judgements[id] = {
+            "name": status.proxy.name,
+            "ticket": self.token,
+            "checked_at": status.checked_at and self._as_text(status.checked_at),
+            **status.judgement(),
+        }
+        self.document.lines[id] = _encode(status.proxy.to_json())
+        self.tombstones.pop(id, None)
+
+    def remove(self, id: str) -> None:
+        if not self._wins(id):
+            return
+        self.tombstones[id] = self.token
+        if row := self.document.judgements.pop(id, None):
+            self.changes.append(Change(id, row["name"], row["status"], None))
+
+    def _wins(self, id: str) -> bool:
+        row = self.document.judgements.get(id)
+        return self.token > max(row["ticket"] if row else 0, self.tombstones.get(id, 0))
+
+    def record(self, done: Round) -> None:
+        """Make ``done`` the last full round."""
+        head = self.document.head
         head.update(
-            rounds=rounds.to_json(),
-            ticket=token,
-            checked_at=rfc3339(full_round.checked_at),
-            duration=full_round.duration,
-            stale_at=rfc3339(stale_at),
+            rounds=RoundHistogram.from_json(head["rounds"]).observe(done.duration).to_json(),
+            ticket=self.token,
+            checked_at=rfc3339(done.checked_at),
+            duration=done.duration,
+            stale_at=rfc3339(done.checked_at + timedelta(seconds=conf.STALE_AFTER)),
         )
-    document.judgements = dict(sorted(new.items(), key=lambda item: item[1]["name"].lower()))
-    document.lines = {id: lines[id] for id in document.judgements}
-    head["removed"] = {id: t for id, t in gone.items() if t > min(last_full, token - _REMOVED_FOR)}
-    head["commit"] = uuid.uuid4().hex
-    head["number"] += 1
-    head["committed_at"] = rfc3339(datetime.now(UTC))
-    return changes
+
+    def finish(self) -> None:
+        """Sort the proxies by name, and stamp the document as a new commit."""
+        document = self.document
+        rows = sorted(document.judgements.items(), key=lambda item: item[1]["name"].lower())
+        document.judgements = dict(rows)
+        document.lines = {id: document.lines[id] for id in document.judgements}
+        document.head.update(
+            removed=self.tombstones,
+            commit=uuid.uuid4().hex,
+            number=document.head["number"] + 1,
+            committed_at=rfc3339(datetime.now(UTC)),
+        )
 
 
 class PreviousLines(NamedTuple):
-    """The proxies of a document, and the lines that they were made of."""
+    """The proxies that were decoded last, and the lines they were decoded from."""
 
     lines: bytes = b""
     proxies: Sequence[Proxy] = ()
 
 
 class Decoded(NamedTuple):
-    """A snapshot, the token of its last full round, and the proxies for the next."""
+    """A snapshot, the token of its last full round, and what the next call of :func:`decode` can reuse."""
 
     snapshot: Snapshot
     token: int
-    known: PreviousLines
+    previous: PreviousLines
 
 
-def decode(value: bytes, known: PreviousLines) -> Decoded:
-    """What is in ``value``, with the proxies that are ``known`` where they are the same.
+def decode(value: bytes, previous: PreviousLines) -> Decoded:
+    """Decode a document, with the proxies of ``previous`` where their lines are the same.
 
-    Raises ``ValueError``.
+    Raises ``ValueError`` for a damaged document.
     """
     try:
-        return _decode(value, known)
+        return _decode(value, previous)
     except ValueError:
         raise
     except _DAMAGE as error:
         raise ValueError(f"it is damaged: {error!r}") from error
 
 
-def _decode(value: bytes, known: PreviousLines) -> Decoded:
+def _decode(value: bytes, previous: PreviousLines) -> Decoded:
     head, columns, lines = _parts(value)
-    proxies = known.proxies if lines == known.lines else _proxies(lines, known)
+    proxies = previous.proxies if lines == previous.lines else _proxies(lines, previous)
     if columns.get("name", []) != [proxy.name for proxy in proxies]:
-        raise ValueError("its judgements are on other proxies than its lines")
+        raise ValueError("its columns and its lines name different proxies")
     checked_at = convert(columns.get("checked_at", [None] * len(proxies)), parse_rfc3339)
-    statuses = dict(
-        zip(
-            [proxy.id for proxy in proxies],
-            ProxyStatus.from_columns(proxies, checked_at, columns),
-            strict=True,
-        )
-    )
+    statuses = ProxyStatus.from_columns(proxies, checked_at, columns)
     snapshot = Snapshot(
-        statuses=FrozenMapping(statuses),
+        statuses=FrozenMapping({status.proxy.id: status for status in statuses}),
         checked_at=parse_rfc3339(head["checked_at"]),
         duration=None if head["duration"] is None else finite(head["duration"]),
         number=head["number"],
@@ -343,10 +359,10 @@ def _decode(value: bytes, known: PreviousLines) -> Decoded:
     return Decoded(snapshot, head["ticket"], PreviousLines(lines, proxies))
 
 
-def _proxies(lines: bytes, known: PreviousLines) -> list[Proxy]:
-    by_line = dict(zip(_split(known.lines), known.proxies, strict=True))
-    wanted = _split(lines)
-    new = [line for line in wanted if line not in by_line]
+def _proxies(lines: bytes, previous: PreviousLines) -> list[Proxy]:
+    by_line = dict(zip(_split(previous.lines), previous.proxies, strict=True))
+    all_lines = _split(lines)
+    new = [line for line in all_lines if line not in by_line]
     made = map(Proxy.from_json, json.loads(b"[%s]" % b",".join(new)))
     by_line.update(zip(new, made, strict=True))
-    return [by_line[line] for line in wanted]
+    return [by_line[line] for line in all_lines]

@@ -111,7 +111,7 @@ def test_decode__a_lone_surrogate_is_a_question_mark_everywhere():
 def test_decode__has_the_known_proxies_if_no_row_has_changed(statuses, value):
     first = decode(value, PreviousLines())
     later = [replace(status, checked_at=NOW + timedelta(hours=1)) for status in statuses]
-    second = decode(commit_statuses(value, *later, token=TICKET + 1, full_round=a_round()), first.known)
+    second = decode(commit_statuses(value, *later, token=TICKET + 1, full_round=a_round()), first.previous)
     assert list(second.snapshot.statuses.values()) == later
     for id, status in second.snapshot.statuses.items():
         assert status.proxy is first.snapshot.statuses[id].proxy
@@ -123,11 +123,11 @@ def test_decode__has_the_known_proxies_but_for_those_that_have_changed(statuses,
     renamed = replace(b, proxy=replace(b.proxy, name="z"))
     new = make_status(make_proxy("0"))
     round_value = commit_statuses(value, new, renamed, c, token=TICKET + 1, full_round=a_round())
-    second = decode(round_value, first.known)
+    second = decode(round_value, first.previous)
     assert list(second.snapshot.statuses.values()) == [new, c, renamed]
     assert second.snapshot.statuses[c.proxy.id].proxy is first.snapshot.statuses[c.proxy.id].proxy
     assert a.proxy.id not in second.snapshot.statuses
-    third = decode(value, second.known)
+    third = decode(value, second.previous)
     assert third.snapshot == first.snapshot
     assert third.snapshot.statuses[c.proxy.id].proxy is first.snapshot.statuses[c.proxy.id].proxy
 
@@ -294,7 +294,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_decode__of_a_damaged_value_is_a_value_error(value, damage):
-    for known in (PreviousLines(), decode(value, PreviousLines()).known):
+    for known in (PreviousLines(), decode(value, PreviousLines()).previous):
         with pytest.raises(ValueError, match=r"."):
             decode(damage(value), known)
 
@@ -323,10 +323,10 @@ def test_read__of_a_damaged_value_has_the_last_copy_until_the_next_round(
 
 
 def test_decode__cut_off_anywhere_is_a_value_error(value):
-    known = decode(value, PreviousLines()).known
+    previous = decode(value, PreviousLines()).previous
     for length in range(len(value)):
         with pytest.raises(ValueError, match=r"."):
-            decode(value[:length], known)
+            decode(value[:length], previous)
 
 
 def test_merged__a_round_makes_good_whatever_is_damaged(statuses, value, caplog):
@@ -353,5 +353,5 @@ def test_merged__a_check_replaces_what_has_another_layout(value, caplog):
         replaced, changes = merged(DAMAGE[name](value), [new], TICKET + 1, [], None)
         assert [change.name for change in changes] == ["new"]
         assert not replaced.complete
-        assert "is replaced, because it cannot be read" in caplog.text
+        assert "snapshot replaced" in caplog.text
         caplog.clear()
