@@ -4,10 +4,10 @@ import json
 
 from proxyhealth.storage.document import dump, merged
 
-TICKET = 1_790_000_000_000_000
+TOKEN = 1_790_000_000_000_000
 
 
-def commit_statuses(value, *statuses, token=TICKET, full_round=None):
+def commit_statuses(value, *statuses, token=TOKEN, full_round=None):
     return dump(merged(value, statuses, token, [], full_round)[0])
 
 

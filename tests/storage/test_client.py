@@ -1,9 +1,20 @@
-"""The scripts must work whatever the server has in its cache of scripts."""
+"""The connection to the cache, and how scripts run there."""
 
+import pytest
+from django.conf import settings as django_settings
+
+from proxyhealth.exceptions import StoreError
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import count_round
-from proxyhealth.storage.lease import begin_round, end_round
+from proxyhealth.storage.lease import (
+    begin_round,
+    end_round,
+    renewing_lease,
+    take_token,
+)
+from proxyhealth.storage.pending import add_pending, take_pending
+from proxyhealth.storage.plan import drop_plan, load_plan, save_plan
 from tests.support.values import a_round, make_proxy, make_status
 
 
@@ -36,3 +47,32 @@ def test_commit__does_not_send_its_script_each_time(redis_client):
     commands = set(redis_client.info("commandstats"))
     assert "cmdstat_evalsha" in commands
     assert not {"cmdstat_eval", "cmdstat_script|load"} & commands
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        take_token,
+        begin_round,
+        lambda: renewing_lease(1, 60).__enter__(),
+        lambda: end_round(1),
+        lambda: count_round("failure"),
+        lambda: save_plan(1, ""),
+        load_plan,
+        lambda: drop_plan(1),
+        lambda: add_pending(["x"]),
+        take_pending,
+        lambda: commit([], 1),
+    ],
+)
+def test_server_down__raises_store_error(stopped, call):
+    stopped()
+    with pytest.raises(StoreError):
+        call()
+
+
+def test_key_prefix__keeps_deployments_apart(settings):
+    commit([make_status(make_proxy())], take_token())
+    other = {**django_settings.CACHES["default"], "KEY_PREFIX": "another"}
+    settings.CACHES = {"default": other}
+    assert reader.read().number == 0

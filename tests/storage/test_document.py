@@ -14,7 +14,7 @@ from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode, merged
 from proxyhealth.storage.lease import take_token
-from tests.storage.documents import TICKET, changed_json, commit_statuses
+from tests.storage.documents import TOKEN, changed_json, commit_statuses
 from tests.support.values import NOW, a_round, make_proxy, make_status
 
 # What a line, a text of JSON, or a text of UTF-8 might be thought to end at.
@@ -61,7 +61,7 @@ def test_dump__is_json_with_a_line_for_each_proxy(statuses, value):
     assert json.loads(b"{%s}" % judgements.removesuffix(b",")) == {"judgements": whole["judgements"]}
     assert whole["judgements"] == {
         "name": ["a", "b", "c"],
-        "ticket": [TICKET] * 3,
+        "ticket": [TOKEN] * 3,
         "checked_at": ["2026-11-22T08:00:00.000000Z"] * 3,
         "proxy_host": ["a.example.com", "b.example.com", "c.example.com"],
         "status": ["ok", "unhealthy", "ok"],
@@ -69,7 +69,7 @@ def test_dump__is_json_with_a_line_for_each_proxy(statuses, value):
         "warnings": [None, ["warm", "laut"], ["warm"]],
         "latency": [0.25] * 3,
     }
-    assert whole["ticket"] == TICKET
+    assert whole["ticket"] == TOKEN
 
 
 def test_dump__of_no_proxies_is_json_too():
@@ -90,7 +90,7 @@ def test_decode__comes_back_equal_whatever_the_texts(odd):
     value = commit_statuses(None, other, status)
     json.loads(value)
     assert list(decode(value, PreviousLines()).snapshot.statuses.values()) == [status, other]
-    merged_again = commit_statuses(value, other, token=TICKET + 1)
+    merged_again = commit_statuses(value, other, token=TOKEN + 1)
     assert list(decode(merged_again, PreviousLines()).snapshot.statuses.values()) == [status, other]
 
 
@@ -108,21 +108,21 @@ def test_decode__a_lone_surrogate_is_a_question_mark_everywhere():
 # Reuse
 
 
-def test_decode__has_the_known_proxies_if_no_row_has_changed(statuses, value):
+def test_decode__reuses_all_proxies_if_no_line_has_changed(statuses, value):
     first = decode(value, PreviousLines())
     later = [replace(status, checked_at=NOW + timedelta(hours=1)) for status in statuses]
-    second = decode(commit_statuses(value, *later, token=TICKET + 1, full_round=a_round()), first.previous)
+    second = decode(commit_statuses(value, *later, token=TOKEN + 1, full_round=a_round()), first.previous)
     assert list(second.snapshot.statuses.values()) == later
     for id, status in second.snapshot.statuses.items():
         assert status.proxy is first.snapshot.statuses[id].proxy
 
 
-def test_decode__has_the_known_proxies_but_for_those_that_have_changed(statuses, value):
+def test_decode__reuses_the_proxies_whose_lines_are_the_same(statuses, value):
     first = decode(value, PreviousLines())
     a, b, c = statuses
     renamed = replace(b, proxy=replace(b.proxy, name="z"))
     new = make_status(make_proxy("0"))
-    round_value = commit_statuses(value, new, renamed, c, token=TICKET + 1, full_round=a_round())
+    round_value = commit_statuses(value, new, renamed, c, token=TOKEN + 1, full_round=a_round())
     second = decode(round_value, first.previous)
     assert list(second.snapshot.statuses.values()) == [new, c, renamed]
     assert second.snapshot.statuses[c.proxy.id].proxy is first.snapshot.statuses[c.proxy.id].proxy
@@ -153,20 +153,20 @@ def test_read__has_the_same_proxies_from_commit_to_commit(redis_client):
     assert reader.read().statuses[one.id].proxy is first[one.id].proxy, "it is the same cache, emptied"
 
 
-def test_merged__does_not_parse_the_proxies_that_it_leaves_alone(statuses, value):
+def test_merged__keeps_the_lines_of_untouched_proxies(statuses, value):
     a, b, c = statuses
     line = value.split(b"\n")[4]
     assert json.loads(line.removesuffix(b","))["name"] == "b"
     unread = line.replace(b'"version": ""', b'"version":""')
-    value = commit_statuses(value.replace(line, unread), a, token=TICKET + 1)
+    value = commit_statuses(value.replace(line, unread), a, token=TOKEN + 1)
     assert unread in value
-    assert line in commit_statuses(value, a, b, c, token=TICKET + 2, full_round=a_round())
+    assert line in commit_statuses(value, a, b, c, token=TOKEN + 2, full_round=a_round())
 
 
-def test_merged__keeps_what_a_newer_version_knows_of_those_that_it_leaves_alone(statuses, value):
+def test_merged__keeps_unknown_columns_of_untouched_proxies(statuses, value):
     of_newer = changed_json(lambda whole: whole["judgements"].update(colour=["red", "green", None]))(value)
     assert list(decode(of_newer, PreviousLines()).snapshot.statuses.values()) == statuses
-    later = commit_statuses(of_newer, statuses[0], token=TICKET + 1)
+    later = commit_statuses(of_newer, statuses[0], token=TOKEN + 1)
     assert json.loads(later)["judgements"]["colour"] == [None, "green", None]
     assert list(decode(later, PreviousLines()).snapshot.statuses.values()) == statuses
 
@@ -301,14 +301,12 @@ def test_decode__of_a_damaged_value_is_a_value_error(value, damage):
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_merged__a_round_makes_a_damaged_value_good(statuses, value, damage):
-    healed = commit_statuses(damage(value), *statuses, token=TICKET + 1, full_round=a_round())
+    healed = commit_statuses(damage(value), *statuses, token=TOKEN + 1, full_round=a_round())
     assert list(decode(healed, PreviousLines()).snapshot.statuses.values()) == statuses
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_read__of_a_damaged_value_has_the_last_copy_until_the_next_round(
-    redis_client, snapshot_key, statuses, damage
-):
+def test_read__has_the_last_copy_while_the_document_is_damaged(redis_client, snapshot_key, statuses, damage):
     commit(statuses, take_token(), full_round=a_round())
     before = reader.read()
     commit(statuses, take_token(), full_round=a_round())
@@ -341,7 +339,7 @@ def test_merged__a_round_makes_good_whatever_is_damaged(statuses, value, caplog)
             readable.add(True)
         except ValueError:
             readable.add(False)
-        healed = commit_statuses(bytes(damaged), *statuses, token=10 * TICKET, full_round=a_round())
+        healed = commit_statuses(bytes(damaged), *statuses, token=10 * TOKEN, full_round=a_round())
         assert list(decode(healed, PreviousLines()).snapshot.statuses.values()) == statuses
         caplog.clear()
     assert readable == {True, False}
@@ -350,7 +348,7 @@ def test_merged__a_round_makes_good_whatever_is_damaged(statuses, value, caplog)
 def test_merged__a_check_replaces_what_has_another_layout(value, caplog):
     new = make_status(make_proxy("new", UUID(int=1)))
     for name in ("format 2", "on one line", "a judgement less", "a proxy that is none"):
-        replaced, changes = merged(DAMAGE[name](value), [new], TICKET + 1, [], None)
+        replaced, changes = merged(DAMAGE[name](value), [new], TOKEN + 1, [], None)
         assert [change.name for change in changes] == ["new"]
         assert not replaced.complete
         assert "snapshot replaced" in caplog.text

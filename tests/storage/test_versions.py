@@ -9,7 +9,7 @@ from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import RoundHistogram
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage.document import PreviousLines, decode, dump, merged
-from tests.storage.documents import TICKET, changed_json, commit_statuses
+from tests.storage.documents import TOKEN, changed_json, commit_statuses
 from tests.support.values import NOW, a_round, make_proxy, make_status
 
 HEAD_DEFAULTS = {
@@ -72,7 +72,7 @@ def read_status(value):
 def merge_around(value):
     """Commit another proxy, so that the first one is left as it is."""
     other = make_status(make_proxy("zzz"))
-    document, changes = merged(value, [other], TICKET + 1, [], None)
+    document, changes = merged(value, [other], TOKEN + 1, [], None)
     assert [change.name for change in changes] == ["zzz"]
     return dump(document)
 
@@ -132,7 +132,7 @@ def test_merged__without_a_field(value, status, part, name, caplog):
     after = read(merge_around(older))
     assert after.statuses[status.proxy.id] == read_status(older)
     assert len(after.statuses) == 2
-    healed = commit_statuses(older, status, token=TICKET + 1, full_round=a_round())
+    healed = commit_statuses(older, status, token=TOKEN + 1, full_round=a_round())
     assert read_status(healed) == status
     assert not caplog.text
 
@@ -179,10 +179,10 @@ def test_merged__keeps_unknown_fields(value, change, caplog):
 
 def test_merged__a_round_keeps_unknown_fields_of_the_head(value, status):
     newer = changed_json(NEWER["head"])(value)
-    later = commit_statuses(newer, status, token=TICKET + 1, full_round=a_round())
+    later = commit_statuses(newer, status, token=TOKEN + 1, full_round=a_round())
     assert json.loads(later)["colour"] == "red"
 
 
 def test_merged__a_check_replaces_unknown_values_of_its_proxy(value, status):
     newer = changed_json(NEWER["line"])(changed_json(NEWER["columns"])(value))
-    assert b'"red"' not in commit_statuses(newer, status, token=TICKET + 1)
+    assert b'"red"' not in commit_statuses(newer, status, token=TOKEN + 1)
