@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 from uuid import UUID
@@ -88,6 +88,7 @@ class _ProxyMetrics(NamedTuple):
 
     prefix: str = ""
     statuses: Mapping[UUID, ProxyStatus] = {}
+    totals: Sequence[Metric] = ()
     ids: Sequence[str] = ()
     gauges: Sequence[ProxyGauge] = ()
 
@@ -102,7 +103,7 @@ class _ProxyMetrics(NamedTuple):
             old if (old := previous.get(new.name)) and old.same_as(new) else new
             for new in _proxy_gauges(prefix, ids, list(statuses.values()))
         ]
-        return _ProxyMetrics(prefix, statuses, ids, gauges)
+        return _ProxyMetrics(prefix, statuses, _totals(prefix, statuses.values()), ids, gauges)
 
 
 class SnapshotCollector(Collector):
@@ -132,7 +133,7 @@ class SnapshotCollector(Collector):
             yield from _task_metrics(prefix, activity.tasks)
             # Threads need no lock: each replaces the whole value by one that is correct.
             self._proxy_metrics = metrics = self._proxy_metrics.update(prefix, snapshot.statuses)
-            yield from metrics.gauges
+            yield from (*metrics.totals, *metrics.gauges)
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:
@@ -150,11 +151,16 @@ def _snapshot_metrics(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
         "1 after a round that found proxies unreachable and no canary responding, until the next full round.",
         bool(snapshot.offline),
     )
-    counts = Counter(status.status for status in snapshot.statuses.values())
+
+
+def _totals(prefix: str, statuses: Collection[ProxyStatus]) -> list[Metric]:
+    counts = Counter(status.status for status in statuses)
     proxies = GaugeMetricFamily(f"{prefix}proxies", "Number of proxies by status.", labels=["status"])
     for status in Status:
         proxies.add_metric([status], counts[status])
-    yield proxies
+    with_warnings = sum(bool(status.report.warnings) for status in statuses)
+    documentation = "Number of proxies whose report has warnings."
+    return [proxies, _gauge(f"{prefix}proxies_with_warnings", documentation, with_warnings)]
 
 
 def _round_metrics(prefix: str, activity: Activity) -> Iterator[Metric]:

@@ -80,6 +80,14 @@ def test_proxies__count_per_status(fleet):
     assert counts == {"ok": 1, "unhealthy": 1, "unreachable": 1, "unregistered": 1, "unknown": 0}
 
 
+def test_proxies_with_warnings__counts_them(serve):
+    for name, warnings in {"calm": [], "warm": ["disk 80 % full"], "hot": ["disk 95 % full", "swap"]}.items():
+        server = serve(report={"errors": ["kaputt"] if name == "hot" else [], "warnings": warnings})
+        WorkspaceProxy.objects.create(name=name, url=server.url)
+    health.force_update()
+    assert samples(scrape())[("proxyhealth_proxies_with_warnings",)] == 2
+
+
 def test_stale__without_a_recent_round(fleet, configure):
     assert samples(scrape())["proxyhealth_snapshot_stale",] == 0
     configure(STALE_AFTER=0.05)
@@ -131,7 +139,8 @@ def test_read_activity__one_transaction_without_document(fleet, redis_client):
     assert after["cmdstat_exec"]["calls"] - before["cmdstat_exec"]["calls"] == 1, "one transaction"
     reader.forget()
     assert reader.read_activity().snapshot.statuses
-    assert not reader._reader._look.document, "the document is large, and only its statuses are needed"
+    contents = reader._reader.value.value.contents
+    assert len(contents.document) < 100, "the document is large, and only its statuses are needed"
 
 
 def test_deleted_proxy__has_no_series(fleet):
