@@ -1,7 +1,5 @@
 """Authentication, permissions and JSON errors of the views."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The admin of the proxies, with their statuses and the health page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from http import HTTPStatus
@@ -165,7 +163,7 @@ class WorkspaceProxyAdmin(ModelAdmin):
         fieldsets = super().get_fieldsets(request, obj)
         return fieldsets if obj else fieldsets[:-1]  # a new proxy has no lifecycle yet
 
-    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> type[ModelForm[Any]]:
+    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> "type[ModelForm[Any]]":
         form = super().get_form(request, *args, **kwargs)
         for name in ("url", "icon", "wildcard_hostname"):
             if name in form.base_fields:

@@ -1,7 +1,5 @@
 """The system checks of the settings and of the URLs for metrics."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The settings of the app: the dictionary ``PROXYHEALTH``, read at each access."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """All exceptions of the app."""
 
-from __future__ import annotations
-
 import http.client
 
 from proxyhealth.statuses import Reason, Status

@@ -4,8 +4,6 @@ Only :func:`force_update` waits for proxies. While Redis is down, reads return t
 marked as stale. Only :func:`statuses_of` queries the database, and raises its errors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from uuid import UUID

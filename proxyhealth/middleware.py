@@ -1,7 +1,5 @@
 """The proxies in the Content Security Policy (CSP) of the project's own pages."""
 
-from __future__ import annotations
-
 import logging
 import re
 import threading

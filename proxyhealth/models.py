@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import uuid
 from dataclasses import fields
 from typing import ClassVar, Self

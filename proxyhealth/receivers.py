@@ -1,7 +1,5 @@
 """The check of each proxy that is saved or deleted, once its transaction is committed."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import weakref

@@ -1,7 +1,5 @@
 """The health report of a proxy: parsing it, and making its texts safe."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,11 +1,9 @@
 """The schedule of the rounds, for Celery beat."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 from celery.schedules import schedstate, schedule
 from django.core.exceptions import ImproperlyConfigured
@@ -43,7 +41,7 @@ class ClockSafeSchedule(schedule):
 
     __hash__ = None  # type: ignore[assignment]  # like its parent's
 
-    def __reduce__(self) -> tuple[type[ClockSafeSchedule], tuple[float]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[float]]:
         return type(self), (self.seconds,)
 
 

@@ -1,7 +1,5 @@
 """A value that the threads of a process share, and that one of them refreshes while the others read on."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

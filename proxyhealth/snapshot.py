@@ -1,11 +1,9 @@
 """Proxies, their statuses and the snapshot of all statuses, as frozen values."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import repeat
@@ -183,11 +181,11 @@ class RoundHistogram:
             raise ValueError(f"{len(counts)} counts do not fit {len(cls.BOUNDS)} bounds")
         return cls(counts, finite(data.get("sum", 0)))
 
-    def observe(self, seconds: float) -> RoundHistogram:
+    def observe(self, seconds: float) -> Self:
         """Return this histogram with one more round."""
         place = sum(bound < seconds for bound in self.BOUNDS)
         counts = tuple(count + (i == place) for i, count in enumerate(self.counts))
-        return RoundHistogram(counts, self.sum + seconds)
+        return replace(self, counts=counts, sum=self.sum + seconds)
 
 
 @dataclass(frozen=True)

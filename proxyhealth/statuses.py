@@ -1,7 +1,5 @@
 """The statuses of a proxy, and the reasons for them."""
 
-from __future__ import annotations
-
 import enum
 
 

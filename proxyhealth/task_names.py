@@ -1,7 +1,5 @@
 """The names of the Celery tasks, for all code that sends, schedules or counts them."""
 
-from __future__ import annotations
-
 import enum
 
 

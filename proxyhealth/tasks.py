@@ -4,8 +4,6 @@ During an upgrade, processes of two versions exchange these tasks. So the argume
 ``ticket`` keep their names, although other code calls them ``min_gap``, ``requested_token`` and ``token``.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque

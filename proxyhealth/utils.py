@@ -1,7 +1,5 @@
 """Frozen collections, times as text, and objects per process."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from datetime import UTC, datetime

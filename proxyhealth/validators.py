@@ -1,7 +1,5 @@
 """Validators of a proxy's fields, and the parser of proxy URLs that the probe uses, too."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 import socket

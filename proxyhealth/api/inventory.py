@@ -1,14 +1,12 @@
 """The active proxies of the database, as this process last read them."""
 
-from __future__ import annotations
-
 import logging
 import operator
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from django.db import Error as DatabaseError
 from django.db import router
@@ -40,7 +38,7 @@ class Inventory:
     changed_at: datetime | None
     fault: str = ""
 
-    def same_as(self, other: Inventory) -> bool:
+    def same_as(self, other: Self) -> bool:
         """Tell whether all values are equal, and all proxies the same objects."""
         return (
             (self.changed_at, self.fault) == (other.changed_at, other.fault)

@@ -1,14 +1,12 @@
 """Every active proxy with its status, and their JSON, which is made once per change."""
 
-from __future__ import annotations
-
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 from uuid import UUID
 
 from proxyhealth import health
@@ -36,7 +34,7 @@ _MAX_KEPT_LISTS = 64
 Kind = Literal["proxies", "regions"]
 
 
-def current(*, now: bool = False) -> Listing:
+def current(*, now: bool = False) -> "Listing":
     """Return the listing of this process's snapshot and rows, or of the rows as they are ``now``.
 
     While one thread makes the next listing, the others get the previous one, if it was current a
@@ -50,7 +48,7 @@ def current(*, now: bool = False) -> Listing:
         copy.due_at = time.monotonic() + conf.READ_INTERVAL
         return listing
 
-    def refresh(previous: Listing | None) -> tuple[Listing, float]:
+    def refresh(previous: "Listing | None") -> tuple["Listing", float]:
         if previous and previous is not listing:
             return previous, 0.0  # another thread made it meanwhile, perhaps of newer parts
         return Listing(parts, previous), conf.READ_INTERVAL
@@ -69,12 +67,12 @@ class Parts(NamedTuple):
     primary: Primary | None
 
     @classmethod
-    def read(cls, now: bool = False) -> Parts:
+    def read(cls, now: bool = False) -> Self:
         snapshot = health.snapshot()
         rows = inventory.read(snapshot.committed_at, now=now)
         return cls(rows, snapshot, snapshot.stale_reason or rows.fault, conf.PRIMARY)
 
-    def same_as(self, other: Parts) -> bool:
+    def same_as(self, other: Self) -> bool:
         same = self.rows is other.rows and self.snapshot is other.snapshot
         return same and self.stale_reason == other.stale_reason and self.primary == other.primary
 
@@ -82,7 +80,7 @@ class Parts(NamedTuple):
 class Listing:
     """One snapshot joined with one inventory. It does not change."""
 
-    def __init__(self, parts: Parts, before: Listing | None = None) -> None:
+    def __init__(self, parts: Parts, before: "Listing | None" = None) -> None:
         self.parts = parts
         self._lock = threading.Lock()
         self._full: dict[Kind, Representation] = {}
@@ -194,7 +192,7 @@ class _Fragment:
 class _Entries:
     """The proxies of a listing, by name without regard to case."""
 
-    def __init__(self, rows: Inventory, snapshot: Snapshot, before: _Entries | None) -> None:
+    def __init__(self, rows: Inventory, snapshot: Snapshot, before: Self | None) -> None:
         fragments = before._fragments if before else {}
         self.statuses: list[ProxyStatus] = []
         self.names: list[str] = []

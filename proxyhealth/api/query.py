@@ -1,7 +1,5 @@
 """The filters and pages of a list, parsed from the query of a URL."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

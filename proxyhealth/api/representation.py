@@ -1,7 +1,5 @@
 """The shapes of the JSON, and its bytes, encoded once and sent many times."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re
@@ -9,7 +7,7 @@ import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Self
 
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.utils.http import http_date, parse_etags
@@ -101,7 +99,7 @@ class Representation:
                 self._gzipped = gzip.compress(self.body, _GZIP_LEVEL, mtime=0)
             return self._gzipped
 
-    def reuse_or_replace(self, before: Representation) -> Representation:
+    def reuse_or_replace(self, before: Self) -> Self:
         """Return ``before`` if it has the same bytes, else this one, compressed if ``before`` was.
 
         So no request waits for a compression that the previous one already needed.

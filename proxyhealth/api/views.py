@@ -1,7 +1,5 @@
 """The JSON views. They read the snapshot and never probe."""
 
-from __future__ import annotations
-
 import json
 from functools import lru_cache
 from pathlib import Path

@@ -1,11 +1,9 @@
 """The Prometheus metrics of the snapshot, collected at each scrape, so that all processes report the same."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from uuid import UUID
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -56,7 +54,7 @@ class ProxyGauge(Metric):
     def samples(self, empty: list[Sample]) -> None:
         """Ignore the empty list that Metric sets."""
 
-    def same_as(self, other: ProxyGauge) -> bool:
+    def same_as(self, other: Self) -> bool:
         return (self.name, self.values, self.labels) == (other.name, other.values, other.labels)
 
     def text(self) -> bytes:
@@ -92,7 +90,7 @@ class _ProxyMetrics(NamedTuple):
     ids: Sequence[str] = ()
     gauges: Sequence[ProxyGauge] = ()
 
-    def update(self, prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> _ProxyMetrics:
+    def update(self, prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Self:
         if prefix == self.prefix and statuses is self.statuses:
             return self
         same_ids = list(statuses) == list(self.statuses)
@@ -103,7 +101,7 @@ class _ProxyMetrics(NamedTuple):
             old if (old := previous.get(new.name)) and old.same_as(new) else new
             for new in _proxy_gauges(prefix, ids, list(statuses.values()))
         ]
-        return _ProxyMetrics(prefix, statuses, _totals(prefix, statuses.values()), ids, gauges)
+        return type(self)(prefix, statuses, _totals(prefix, statuses.values()), ids, gauges)
 
 
 class SnapshotCollector(Collector):

@@ -1,7 +1,5 @@
 """The view ``/metrics``: the series of proxyhealth and of django-prometheus."""
 
-from __future__ import annotations
-
 import logging
 import os
 import secrets

@@ -1,7 +1,5 @@
 """The addresses of a host: name resolution, address policy and routes."""
 
-from __future__ import annotations
-
 import ipaddress
 import queue
 import socket

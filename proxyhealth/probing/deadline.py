@@ -1,12 +1,11 @@
 """The deadline of a probe, and a watchdog that enforces it on calls that cannot time out."""
 
-from __future__ import annotations
-
 import heapq
 import socket
 import threading
 import time
 from contextlib import suppress
+from typing import Self
 
 from proxyhealth.utils import PerProcess
 
@@ -34,7 +33,7 @@ class WatchedSocket:
         self.end = end
         self._sock: socket.socket | None = sock
 
-    def __lt__(self, other: WatchedSocket) -> bool:
+    def __lt__(self, other: Self) -> bool:
         return self.end < other.end
 
     def abort(self) -> None:

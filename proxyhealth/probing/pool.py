@@ -1,7 +1,5 @@
 """Probes of many proxies at once: their order, threads, batches and time limit."""
 
-from __future__ import annotations
-
 import math
 import queue
 import socket

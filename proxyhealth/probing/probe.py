@@ -1,7 +1,5 @@
 """The probe: it requests the health report of one proxy and turns the result into a status."""
 
-from __future__ import annotations
-
 import errno
 import http.client
 import logging

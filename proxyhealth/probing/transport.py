@@ -4,8 +4,6 @@ A socket timeout limits a single operation, so a peer that sends one byte per se
 each operation gets the time that remains until one deadline.
 """
 
-from __future__ import annotations
-
 import http.client
 import re
 import socket

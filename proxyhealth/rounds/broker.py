@@ -1,7 +1,5 @@
 """Access to Celery's broker with short timeouts."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Requests for checks, which a thread sends to the broker."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import threading

@@ -1,7 +1,5 @@
 """The check of a few proxies between rounds."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A full round: take the lease, read the proxies, probe them, commit their statuses."""
 
-from __future__ import annotations
-
 import logging
 import time
 from contextlib import suppress

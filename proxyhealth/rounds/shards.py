@@ -1,7 +1,5 @@
 """The plan of a shared round: which shard has which proxies, and how their results become one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A round that all workers share: a Celery chord with one task per shard, and a task that commits."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress

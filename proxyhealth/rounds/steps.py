@@ -1,7 +1,5 @@
 """The steps that rounds, shared rounds and checks have in common."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """The connection to the Redis cache, and the Lua functions that the scripts share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The commit of statuses to the snapshot in the Redis cache."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress

@@ -3,8 +3,6 @@
 They live in the Redis cache, so that all processes show the same numbers.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 from proxyhealth.storage.client import open_cache, run_script

@@ -18,8 +18,6 @@ until a merge replaces the object that has them. Missing fields get a default. E
 commit and the ticket of the head, the id and the name of a proxy, and the columns name, ticket and status.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

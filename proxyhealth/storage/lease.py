@@ -4,8 +4,6 @@ Both live in the Redis cache. Each decision is one script there and uses the cac
 of workers differ and step back.
 """
 
-from __future__ import annotations
-
 import enum
 import threading
 import time

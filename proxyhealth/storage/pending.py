@@ -3,8 +3,6 @@
 The first request claims the task and sends it; it takes along what is added before it runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from uuid import UUID
 

@@ -1,7 +1,5 @@
 """The plan of a shared round, which the worker that finishes the round needs. Only one is kept."""
 
-from __future__ import annotations
-
 from proxyhealth.storage.client import open_cache, run_script
 
 _TTL = 24 * 3_600  # seconds

@@ -1,7 +1,5 @@
 """The copy of the snapshot that this process has read from the Redis cache."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping

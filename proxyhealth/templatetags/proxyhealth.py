@@ -1,7 +1,5 @@
 """``{% load proxyhealth %}``: statuses in the project's own templates."""
 
-from __future__ import annotations
-
 from typing import Any
 from uuid import UUID
 
