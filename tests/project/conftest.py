@@ -5,6 +5,14 @@ import pytest
 from tests.project.picker import INTERVAL, PROBE_TIMEOUT, sign_in
 from tests.support.browser import open_page
 from tests.support.demo import start_demo
+from tests.support.programs import find_program
+
+
+@pytest.fixture(scope="session")
+def installed():
+    """Skip the test unless Prometheus and promtool are installed; Debian's package has both."""
+    for name in ("promtool", "prometheus"):
+        find_program(name, "prometheus")
 
 
 @pytest.fixture(scope="module")
