@@ -1,4 +1,4 @@
-"""The project's settings, against a server of the tests' own."""
+"""The project's settings, with a Redis server for the tests alone."""
 
 import os
 
@@ -6,7 +6,7 @@ from tests.support.ports import free_port
 
 REDIS_PORT = free_port()
 
-# A test that depends on the environment of whoever runs it is no test.
+# Tests must not depend on the environment of the developer.
 for _name in list(os.environ):
     if _name.lower().endswith("_proxy") or _name.startswith("PROXYHEALTH_") or _name == "DATABASE_URL":
         del os.environ[_name]
@@ -16,10 +16,10 @@ os.environ["REDIS_URL"] = f"redis://127.0.0.1:{REDIS_PORT}/0"
 from project.settings import *  # noqa: E402, F403
 from project.settings import CACHES, DATABASES, PROXYHEALTH  # noqa: E402
 
-# As it is anyway; pytest-django, which names a database for each worker, does not see that this is SQLite.
+# SQLite uses memory anyway. Said explicitly, pytest-django does not give each worker a file of its own.
 DATABASES["default"]["TEST"] = {"NAME": ":memory:"}
 
-# What is not about time must not fail on a busy machine; tests of time set less.
+# A busy machine must not fail a test that is not about time. Tests about time set less.
 PROXYHEALTH = {**PROXYHEALTH, "TIMEOUT": 10.0, "READ_INTERVAL": 0}
 CACHES = {
     "default": {**CACHES["default"], "OPTIONS": {"socket_timeout": 10, "socket_connect_timeout": 10}},

@@ -1,4 +1,4 @@
-"""Pages in a real Chromium, as people see them, and what axe-core has against them."""
+"""Pages in a real Chromium, and checks of their accessibility by axe-core."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.programs import find_program
 
 AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 
-# What is not about time must not fail on a busy machine.
+# A busy machine must not fail a test that is not about time.
 expect.set_options(timeout=15_000)
 
 both_schemes = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
@@ -34,7 +34,7 @@ def open_browser() -> Iterator[Browser]:
 
 @contextmanager
 def open_page(browser: Browser, **options: Any) -> Iterator[Page]:
-    """A page of a new visitor; at the end it is an error if its console had one."""
+    """Open a page for a new visitor. An error in its console fails the test at the end."""
     context = browser.new_context(**options)
     page = context.new_page()
     page.problems = []
@@ -43,20 +43,20 @@ def open_page(browser: Browser, **options: Any) -> Iterator[Page]:
     try:
         yield page
     finally:
-        page.unroute_all(behavior="wait")  # an answer that is still made up would fail in the next test
+        page.unroute_all(behavior="wait")  # a handler that still runs would fail the next test
         context.close()
     assert page.problems == [], page.problems
 
 
 @contextmanager
 def expected_problem(page: Page, text: str) -> Iterator[None]:
-    """Within it the browser may report requests that failed, for this reason and no other."""
+    """Accept console errors that contain ``text`` inside the block."""
     before = list(page.problems)
     yield
     page.problems[:] = before + [problem for problem in page.problems[len(before) :] if text not in problem]
 
 
-# Colours that are still on their way to those of the other scheme are nobody's.
+# Wait for the colours of the new scheme: during the transition they belong to neither.
 FINDINGS = """async () => {
     await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
     await Promise.all(document.getAnimations().map((animation) => animation.finished));
@@ -70,7 +70,7 @@ def _axe() -> str:
 
 
 def assert_accessible(page: Page) -> None:
-    """axe-core finds nothing in the page as it is, in both colour schemes."""
+    """Assert that axe-core finds no problem in the page, in both colour schemes."""
     page.evaluate(_axe())
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)

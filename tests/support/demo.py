@@ -1,4 +1,4 @@
-"""``make run`` as a process, in a copy of the checkout."""
+"""A ``make run`` process in a copy of the checkout."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.ports import free_port
 from tests.support.proxies import wait_for
 
 ROOT = Path(__file__).parents[2]
-PORTS = 10  # what `make run` takes from PORT on
+PORTS = 10  # that `make run` uses, from PORT on
 
 
 def free_ports():
-    """The first of ``PORTS`` ports in a row that are free."""
+    """Return the first of ``PORTS`` free ports in a row."""
     return free_port(PORTS)
 
 
@@ -28,17 +28,18 @@ def copy_checkout(to):
         shutil.copy2(ROOT / name, to)
     for name in ("project", "proxyhealth", "templates"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (to / ".venv").symlink_to(sys.prefix)  # its own set-up is for the test of a clean clone
+    (to / ".venv").symlink_to(sys.prefix)  # another test installs a clean clone
     return to
 
 
 def environment(**values):
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
-    return {**kept, **{name: str(value) for name, value in values.items()}}
+    """Return a small environment with these variables, independent of that of the tests."""
+    base = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    return {**base, **{name: str(value) for name, value in values.items()}}
 
 
 class Demo:
-    """A running ``make run``, and a session that is signed in to it."""
+    """A running ``make run``, and a session for requests to it."""
 
     def __init__(self, folder, port, **values):
         self.folder = folder
@@ -100,7 +101,7 @@ class Demo:
         )
 
     def shell(self, code):
-        """Run Python in the project, on the demo's database."""
+        """Run Python code in the project, with the demo's database."""
         command = [".venv/bin/python", "manage.py", "shell", "-v0", "-c", code]
         env = environment(SECRET_KEY="a key for the shell")
         subprocess.run(command, cwd=self.folder, env=env, capture_output=True, timeout=30, check=True)
@@ -113,7 +114,7 @@ class Demo:
 
 
 def start_demo(folder, **values):
-    """A demo that answers, with a session that is signed in; ``values`` are for its environment."""
+    """Start a demo, wait until it answers, and sign in. ``values`` are environment variables for it."""
     demo = Demo(copy_checkout(folder), free_ports(), **values)
     try:
         wait_for(demo.answers, 60, "make run answers")

@@ -1,4 +1,13 @@
-"""How long something took, less the time for which the machine itself stood still."""
+"""Limits on how long a block may take, without the time for which the machine itself stood still.
+
+A virtual machine sometimes stops for a second, and a busy one runs no process for a while. A test with a
+time limit must not fail then. So a second process, the witness, does nothing but sleep for 10 ms again and
+again. When it wakes up much too late, the machine stood still, and it adds the delay to a total in shared
+memory. ``at_most`` subtracts what was added to the total while its block ran.
+
+The witness shares no interpreter with the tests. So a block that keeps this interpreter busy, and lets no
+other thread run, does not count as a machine that stands still.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-TICK = 0.01
-LATE = 0.05  # seconds by which everybody is woken too late on a busy machine
+TICK = 0.01  # seconds that the witness sleeps
+LATE = 0.05  # seconds of delay that are normal on a busy machine
 
-# Ends when its standard input does.
+# It ends when its standard input is closed. At "seen" it writes its total, and when it wrote it.
 _WITNESS = f"""
 import mmap, select, struct, sys, time
 seen = mmap.mmap(int(sys.argv[1]), 16)
@@ -34,10 +43,7 @@ while True:
 
 @cache
 def _witness() -> mmap.mmap:
-    """What a process of its own has seen, which only sleeps.
-
-    So nothing that the app does, with the lock of its interpreter or without, is taken for the machine's.
-    """
+    """Start the witness once. Return the shared memory: its total, and the time of its last entry."""
     file = os.memfd_create("witness")
     os.ftruncate(file, 16)
     process = subprocess.Popen(
@@ -47,24 +53,24 @@ def _witness() -> mmap.mmap:
     os.close(file)
     atexit.register(process.communicate)
     while not struct.unpack_from("dd", seen)[1]:
-        assert process.poll() is None, "the witness has ended"
+        assert process.poll() is None, "the witness process ended"
         time.sleep(0.005)
     return seen
 
 
 def stood_still() -> float:
-    """Seconds for which the machine has stood still so far."""
+    """Return the seconds for which the machine stood still since the first call."""
     seconds, at = struct.unpack_from("dd", _witness())
-    late = time.monotonic() - at - TICK
+    late = time.monotonic() - at - TICK  # the witness may be late right now
     return float(seconds + late if late > LATE else seconds)
 
 
 @contextmanager
 def at_most(seconds: float, what: str = "") -> Iterator[None]:
-    """The block may take less than so many seconds of a machine that runs."""
+    """Fail if the block takes ``seconds`` or longer, without the time for which the machine stood still."""
     before = stood_still()
     begin = time.monotonic()
     yield
     took = time.monotonic() - begin
-    lost = stood_still() - before
-    assert took - lost < seconds, f"{took:.2f} s, of which the machine stood still for {lost:.2f} s; {what}"
+    paused = stood_still() - before
+    assert took - paused < seconds, f"{took:.2f} s (the machine stood still for {paused:.2f} s of it); {what}"

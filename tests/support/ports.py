@@ -1,4 +1,4 @@
-"""Ports of a process's own: no other process of tests gets them, nor the kernel for a connection."""
+"""Free ports that neither another test process nor an outgoing connection gets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 BEGIN, END = 20_000, 32_000
-BLOCK = 500  # ports of a process
+BLOCK = 500  # ports for one process
 
 
 def _own_block() -> Iterator[int]:
-    """The ports of the first block that no other process has: who has bound its first port has it."""
+    """Reserve the first free block by binding its first port, and return the other ports of it."""
     for first in range(BEGIN, END, BLOCK):
         sock = socket.socket()
         try:
@@ -21,20 +21,20 @@ def _own_block() -> Iterator[int]:
             continue
         sock.detach()  # it stays bound until the process ends
         return iter(range(first + 1, first + BLOCK))
-    raise AssertionError("other processes of tests have all ports")
+    raise AssertionError("other test processes have reserved all ports")
 
 
 _unused = _own_block()
 
 
 def free_port(count: int = 1) -> int:
-    """The first of ``count`` ports in a row that are free; no other call gets them.
+    """Return the first of ``count`` free ports in a row. No other call returns them.
 
-    So a server that is down keeps its port.
+    So a stopped server can start again on its port.
     """
     while True:
         ports = list(islice(_unused, count))
-        assert len(ports) == count, f"this process has used all of its {BLOCK} ports"
+        assert len(ports) == count, f"this process used all of its {BLOCK} ports"
         if all(map(_is_free, ports)):
             return ports[0]
 

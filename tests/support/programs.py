@@ -1,4 +1,4 @@
-"""Programs that Debian has and pip has not."""
+"""Programs that come from Debian, not from pip."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import pytest
 
 
 def find_program(name: str, package: str) -> str:
-    """Its path. A test that wants one that is not there is skipped, and in CI it fails."""
+    """Return the program's path. If it is not installed, skip the test, or fail it in CI."""
     path = shutil.which(name)
     if path is None:
         message = f"{name} is not installed (Debian: apt-get install {package})"

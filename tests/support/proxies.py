@@ -1,4 +1,4 @@
-"""Well-behaved workspace proxies over real HTTP, for tests of what is built on the probe."""
+"""Well-behaved workspace proxies over real HTTP, for tests that need more than a probe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 
 class WorkspaceProxyServer:
-    """Answers every request with ``report``, after ``delay`` seconds and once ``gate`` is open."""
+    """A server that answers requests with ``report``, after ``delay`` seconds and once ``gate`` is set."""
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class WorkspaceProxyServer:
             request_queue_size = 256
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """A prober that has hung up is no error of the server's."""
+                """Ignore a prober that closed its connection."""
 
         self._server = Server((host, port), Handler)
         if tls:
-            # The handshake is up to the thread of the connection.
+            # The thread of the connection does the handshake.
             self._server.socket = tls.wrap_socket(
                 self._server.socket, server_side=True, do_handshake_on_connect=False
             )
@@ -66,7 +66,7 @@ class WorkspaceProxyServer:
 
     @contextmanager
     def answering(self, client_port: int) -> Iterator[None]:
-        """Around every answer, for a server that keeps a record."""
+        """Wrap each answer; a subclass can record it."""
         yield
 
     def __enter__(self) -> Self:
@@ -83,9 +83,9 @@ class WorkspaceProxyServer:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 5, what: str = "") -> Any:
-    """Poll until ``condition()`` is true, and return what it returned; fails after ``seconds``.
+    """Poll until ``condition()`` is true, and return its value. Fail after ``seconds``.
 
-    The last look begins when they are over: the first may have taken all of them.
+    It is called once more after that time, because the first call may have taken all of it.
     """
     end = time.monotonic() + seconds
     while True:
@@ -98,5 +98,5 @@ def wait_for(condition: Callable[[], Any], seconds: float = 5, what: str = "") -
 
 
 def queued(redis_client: Any) -> list[dict[str, Any]]:
-    """The headers of the tasks that wait for a worker."""
+    """Return the headers of the tasks in the queue."""
     return [json.loads(message)["headers"] for message in redis_client.lrange("celery", 0, -1)]

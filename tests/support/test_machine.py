@@ -1,4 +1,4 @@
-"""The witness itself: what it takes for the machine's, and what not."""
+"""Which delays ``at_most`` counts, and which it attributes to the machine."""
 
 import os
 import signal
@@ -20,19 +20,19 @@ with at_most(0.5):
 """
 
 
-def test_at_most__of_what_takes_too_long_itself():
-    with pytest.raises(AssertionError, match="stood still for"), at_most(0.1):
+def test_at_most__block_that_takes_too_long():
+    with pytest.raises(AssertionError, match="the machine stood still for"), at_most(0.1):
         time.sleep(0.2)
 
 
-def test_at_most__an_interpreter_that_is_busy_is_not_the_machine():
+def test_at_most__busy_interpreter_counts():
     with pytest.raises(AssertionError), at_most(0.1):
-        sum(range(30_000_000))  # one call, in which no other thread has a turn
+        sum(range(30_000_000))  # one call, during which no other thread runs
 
 
 @pytest.mark.parametrize(("sleep", "code"), [(0.2, 0), (2.0, 1)])
-def test_at_most__a_machine_that_stands_still_is_not_counted(sleep, code):
-    """As it looks when all processes of a session are stopped for a while."""
+def test_at_most__stopped_machine_does_not_count(sleep, code):
+    """Stop and continue all processes of a session: to them it looks like a machine that stood still."""
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPED],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""A host that has our URLs somewhere else."""
+"""The URLs of a host that includes ours under a prefix."""
 
 from django.urls import include, path
 

@@ -1,4 +1,4 @@
-"""Proxies, statuses and rounds for tests of what keeps them; and a database that is down."""
+"""Proxies, statuses and rounds for tests of the storage, and a database that is down."""
 
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -36,5 +36,5 @@ def a_round(seconds=0.3):
 
 
 def refuse_queries(*args):
-    """For ``connection.execute_wrapper()``."""
+    """Fail each query; for ``connection.execute_wrapper()``."""
     raise OperationalError("the database is down")
