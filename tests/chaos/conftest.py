@@ -1,4 +1,4 @@
-"""A deployment a test; one line a fault, and every process's log with a failure."""
+"""Each test has a deployment of its own. Each fault is one line of output; a failure adds all logs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.deployment import Deployment, Template, make_template
+from tests.chaos.deployment import Deployment
+from tests.chaos.template import Template, make_template
 
 _WIDTH = 50
 _deployments = pytest.StashKey[list[Deployment]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault(what): what is broken; the beginning of the test's line")
-    config.addinivalue_line("markers", "alone: takes all of the machine; none other may be beside it")
+    config.addinivalue_line("markers", "fault(what): the fault that the test causes; its line begins with it")
+    config.addinivalue_line("markers", "alone: needs the whole machine; no other test may run beside it")
 
 
 @pytest.fixture(autouse=True)
 def empty_cache() -> None:
-    """Every deployment has its own; that of the other tests is left alone."""
+    """Do nothing: each deployment has a Redis of its own."""
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
 def deploy(
     request: pytest.FixtureRequest, tmp_path: Path, template: Template
 ) -> Iterator[Callable[..., Deployment]]:
-    """``deploy(interval=4, workers=2)``: a deployment that is not started yet, and ends with the test."""
+    """``deploy(interval=4, workers=2)`` returns a deployment to be started; it ends with the test."""
     made = request.node.stash.setdefault(_deployments, [])
     with ExitStack() as stack:
 
@@ -48,7 +49,7 @@ def deploy(
 
 @pytest.fixture
 def verdict(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """``verdict("...")``: what the line of this fault says, if the test passes."""
+    """``verdict("...")`` sets the result that the fault's line shows if the test passes."""
     return lambda text: request.node.user_properties.append(("verdict", text))
 
 
@@ -69,14 +70,14 @@ def _params(item: pytest.Item) -> dict[str, Any]:
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    # A fault's line says it; a dot in front of it would only be in its way.
+    # The fault's line already shows it, so pytest need not print a dot.
     if report.passed and report.when == "call" and _line(report):
         return "passed", "", ""
     return None
 
 
 class Lines:
-    """Writes the line of each fault when it ends."""
+    """A pytest plugin that prints the line of each fault when its test ends."""
 
     def __init__(self, reporter: Any) -> None:
         self._reporter = reporter
@@ -95,14 +96,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def _line(report: pytest.TestReport) -> str:
-    known = dict(report.user_properties)
-    if report.when != "call" or "fault" not in known:
+    properties = dict(report.user_properties)
+    if report.when != "call" or "fault" not in properties:
         return ""
-    text = f"FAILED: {_error(report)}" if report.failed else str(known.get("verdict", report.outcome))
-    return f"{known['fault']} {'.' * (_WIDTH - len(known['fault']))} {text}"
+    text = f"FAILED: {_error(report)}" if report.failed else str(properties.get("verdict", report.outcome))
+    return f"{properties['fault']} {'.' * (_WIDTH - len(properties['fault']))} {text}"
 
 
 def _error(report: pytest.TestReport) -> str:
-    """What the test says, in a line; pytest has the rest."""
+    """Return the first line of the error; pytest prints all of it."""
     marked = [line[4:].strip() for line in report.longreprtext.splitlines() if line.startswith("E   ")]
     return marked[0].removeprefix("AssertionError: ")[:200] if marked else ""

@@ -1,4 +1,4 @@
-"""Proxies that die, come back at the same address, say nothing, and keep a record of who asked."""
+"""Proxies that stop, return at the same address or stay silent, and that record their requests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support.proxies import WorkspaceProxyServer
 
 
 @dataclass
-class Asked:
-    """One request: when it came and when it was answered (monotonic), and the process that sent it."""
+class Request:
+    """A request: when it arrived and was answered (monotonic), and the id of the process that sent it."""
 
     begin: float
     pid: int | None = None
@@ -32,7 +32,7 @@ class _Server(WorkspaceProxyServer):
 
 
 class ChaosProxy:
-    """A proxy with a name and an address of its own; up from the start."""
+    """A proxy with a name and an address of its own. It starts at once."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class ChaosProxy:
         self.name = name
         self.port = free_port()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
-        self.asked: list[Asked] = []
+        self.requests: list[Request] = []
         self.most_at_once = 0
         self.owner_of: Callable[[int, int], int | None] = lambda client_port, server_port: None
         self._at_once = 0
@@ -65,7 +65,7 @@ class ChaosProxy:
             server.__enter__()
 
     def stop(self) -> None:
-        """From now on connections are refused."""
+        """Refuse connections from now on."""
         if self._server is not None:
             self._server.__exit__(None, None, None)
             self._server = None
@@ -77,7 +77,7 @@ class ChaosProxy:
 
     @property
     def status(self) -> str:
-        """What a round finds now."""
+        """Return the status that a round would find now."""
         if self._server is None or self._silent:
             return "unreachable"
         return "unhealthy" if self._errors else "ok"
@@ -87,29 +87,29 @@ class ChaosProxy:
         self._apply()
 
     def be_silent(self, silent: bool = True) -> None:
-        """Take requests and hold them: a round takes as long as the probe's timeout."""
+        """Accept requests without answering them: a round then lasts as long as the probe's timeout."""
         self._silent = silent
         self._apply()
 
     @contextmanager
     def recorded(self, client_port: int) -> Iterator[None]:
-        asked = Asked(time.monotonic(), self.owner_of(client_port, self.port))
+        request = Request(time.monotonic(), self.owner_of(client_port, self.port))
         with self._lock:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
-            self.asked.append(asked)
+            self.requests.append(request)
         try:
             yield
         finally:
             with self._lock:
                 self._at_once -= 1
-                asked.end = time.monotonic()
+                request.end = time.monotonic()
 
-    def wait_for_request(self, seconds: float, before: int | None = None) -> Asked:
-        """The next request, or the one after ``before`` others, while it is being answered."""
-        before = len(self.asked) if before is None else before
+    def wait_for_request(self, seconds: float, before: int | None = None) -> Request:
+        """Return the next request, or the one after ``before`` others, as soon as it arrives."""
+        before = len(self.requests) if before is None else before
         end = time.monotonic() + seconds
-        while len(self.asked) == before:
-            assert time.monotonic() < end, f"nobody asked {self.name} within {seconds} s"
+        while len(self.requests) == before:
+            assert time.monotonic() < end, f"no request to {self.name} within {seconds} s"
             time.sleep(0.005)
-        return self.asked[before]
+        return self.requests[before]

@@ -1,4 +1,4 @@
-"""What readers saw throughout: a thread that asks for the JSON view again and again."""
+"""A thread that polls the JSON view throughout a test, and checks of all that it got."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tests.support.machine import stood_still
 
 PERIOD = 0.075  # seconds between two polls
 
-# An answer takes 10 ms; on a machine whose two cores are starting Python processes at the same time,
-# a few hundred. A reader that waits for Redis or for a proxy waits for longer than this.
+# An answer takes 10 ms, and a few hundred while both cores start Python processes. A reader that waits
+# for Redis or for a proxy waits for longer than this.
 LIMIT = 1.0
 
 
 @dataclass(frozen=True)
 class Poll:
-    """One answer. ``code`` is 0 if there was none."""
+    """One answer. ``code`` is 0 if the request failed."""
 
     at: float  # monotonic
     wall: float  # seconds since the epoch
-    elapsed: float  # of it all
+    elapsed: float  # seconds from the request to the end of the answer
     code: int
-    lost: float  # seconds of it for which the machine stood still
+    paused: float  # seconds of ``elapsed`` for which the machine stood still
     body: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
 
@@ -49,12 +49,12 @@ class Poll:
     def __str__(self) -> str:
         if self.code != 200:
             return f"{self.at:.3f} {self.code} {self.error}"
-        found = " ".join(f"{name}={status}" for name, status in self.statuses.items())
-        return f"{self.at:.3f} took {self.elapsed:.3f} {dict(self.snapshot)} {found}"
+        statuses = " ".join(f"{name}={status}" for name, status in self.statuses.items())
+        return f"{self.at:.3f} took {self.elapsed:.3f} {dict(self.snapshot)} {statuses}"
 
 
 class Poller:
-    """Polls from the moment it is entered; ``check()`` at the end looks at every poll."""
+    """Polls inside its ``with`` block. Afterwards ``check()`` checks every poll."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
@@ -62,8 +62,8 @@ class Poller:
         self._client = deployment.new_client()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="poller", daemon=True)
-        self._news = threading.Condition()
-        self._emptied: list[float] = []
+        self._new_poll = threading.Condition()
+        self._redis_emptied: list[float] = []
         self.polls: list[Poll] = []
 
     def __enter__(self) -> Self:
@@ -79,13 +79,13 @@ class Poller:
 
     def _run(self) -> None:
         while not self._over.is_set():
-            poll = self._ask()
-            with self._news:
+            poll = self._poll()
+            with self._new_poll:
                 self.polls.append(poll)
-                self._news.notify_all()
+                self._new_poll.notify_all()
             self._over.wait(max(0.0, PERIOD - poll.elapsed))
 
-    def _ask(self) -> Poll:
+    def _poll(self) -> Poll:
         still = stood_still()
         at, wall = time.monotonic(), time.time()
         try:
@@ -97,15 +97,15 @@ class Poller:
         elapsed = time.monotonic() - at
         return Poll(at, wall, elapsed, answer.status_code, stood_still() - still, body, answer.text[:200])
 
-    # While it polls
+    # While the thread polls
 
     def wait_until(
         self, predicate: Callable[[Poll], bool], seconds: float, what: str, since: float | None = None
     ) -> float:
-        """Seconds from ``since`` (now) until a poll began for which ``predicate`` holds."""
+        """Wait for a poll that fulfils ``predicate``; return the seconds from ``since`` (now) to it."""
         since = time.monotonic() if since is None else since
         seen = 0
-        with self._news:
+        with self._new_poll:
             while True:
                 for poll in self.polls[seen:]:
                     if poll.at >= since and poll.code == 200 and predicate(poll):
@@ -113,24 +113,24 @@ class Poller:
                 seen = len(self.polls)
                 left = since + seconds - time.monotonic()
                 assert left > 0, f"not within {seconds:.1f} s: {what}{self._evidence()}"
-                self._news.wait(left)
+                self._new_poll.wait(left)
 
     def _evidence(self) -> str:
-        ended = self._deployment.ended()
+        exited = self._deployment.exited()
         last = self.polls[-1] if self.polls else "none"
-        return f"{f' ({ended} ended by itself)' if ended else ''}; the last poll: {last}"
+        return f"{f' ({exited} exited unexpectedly)' if exited else ''}; the last poll: {last}"
 
-    def emptied(self) -> None:
-        """From now on the number of the snapshot may begin anew, once."""
-        self._emptied.append(time.monotonic())
+    def redis_emptied(self) -> None:
+        """Allow the number of the snapshot to restart once from now on."""
+        self._redis_emptied.append(time.monotonic())
 
-    # What was seen
+    # After the thread has polled
 
     def between(self, begin: float, end: float = float("inf")) -> list[Poll]:
         return [poll for poll in self.polls if begin <= poll.at <= end]
 
     def statuses_seen(self, name: str) -> list[str]:
-        """The statuses of a proxy in their order, repetitions left out."""
+        """Return the statuses of a proxy in the order of the polls, without repetitions."""
         seen: list[str] = []
         for poll in self.polls:
             status = poll.statuses.get(name, "missing") if poll.code == 200 else None
@@ -146,58 +146,58 @@ class Poller:
         late: Callable[[Poll], float] | None = None,
         lost_shards: bool = False,
     ) -> None:
-        """Every poll of them all: answered in time, whole, and true.
+        """Check that every poll was answered in time, is complete, and is true.
 
-        ``truth`` has for every proxy the statuses that it had, in their order: no other may have been
-        seen, and none after one that followed it; "missing" is one of a row that comes or goes.
-        ``late`` gives another limit for some polls. With ``lost_shards`` a round may end without
-        some of its proxies.
+        ``truth`` maps the name of each proxy to its true statuses, in order. The polls may leave statuses
+        out, but may show no other status and no other order. "missing" stands for a row that does not
+        exist. ``late(poll)`` overrides the ``limit`` in seconds. With ``lost_shards`` a round may leave out
+        some proxies.
         """
-        assert self.polls, "nothing was polled"
-        required = {name for name, known in truth.items() if "missing" not in known}
+        assert self.polls, "no poll was made"
+        required = {name for name, statuses in truth.items() if "missing" not in statuses}
         for poll in self.polls:
-            assert poll.code == 200, f"answered with {poll}"
+            assert poll.code == 200, f"the answer was {poll}"
             allowed = late(poll) if late else limit
-            assert poll.elapsed - poll.lost < allowed, (
-                f"answered after {poll.elapsed:.2f} s (limit {allowed} s; the machine stood still for "
-                f"{poll.lost:.2f} s): {poll}"
+            assert poll.elapsed - poll.paused < allowed, (
+                f"the answer took {poll.elapsed:.2f} s (limit {allowed} s; the machine stood still for "
+                f"{poll.paused:.2f} s): {poll}"
             )
-            assert set(poll.statuses) <= set(truth), f"shows what is not there: {poll}"
-            assert required <= set(poll.statuses), f"not whole: {poll}"
+            assert set(poll.statuses) <= set(truth), f"unexpected proxies: {poll}"
+            assert required <= set(poll.statuses), f"missing proxies: {poll}"
             assert poll.stale == bool(poll.snapshot["stale_reason"]), f"stale without a reason: {poll}"
-        for name, known in truth.items():
+        for name, statuses in truth.items():
             seen = self.statuses_seen(name)
-            assert _follows(seen, [known] if isinstance(known, str) else known), (
-                f"{name} was {known}, and was seen as {seen}"
+            assert _is_in_order(seen, [statuses] if isinstance(statuses, str) else statuses), (
+                f"{name} was {statuses}, but the polls show {seen}"
             )
         self._check_numbers()
         if not lost_shards:
-            self._check_snapshots()
+            self._check_times()
 
     def _check_numbers(self) -> None:
-        """One number is one content, and numbers go up."""
-        renewals = list(self._emptied)
+        """Check that numbers only grow, and that each number has one content."""
+        restarts = list(self._redis_emptied)
         contents: dict[tuple[str, str], Any] = {}
         last = 0
         for poll in self.polls:
             number = poll.snapshot["number"]
             content = {
-                # Of a row that has another URL by now, its status says nothing any more.
+                # The status of a row belongs to its URL: with a new URL it may differ.
                 (region["id"], region["path_app_url"]): (region["status"], poll.snapshot["checked_at"])
                 for region in poll.body["regions"]
             }
-            other = {key for key in content.keys() & contents.keys() if content[key] != contents[key]}
-            if number < last or (number == last and other):
-                assert renewals, f"the number went back from {last}, or has two contents: {other} {poll}"
-                assert renewals.pop(0) <= poll.at, f"the number began anew before Redis was empty: {poll}"
+            changed = {key for key in content.keys() & contents.keys() if content[key] != contents[key]}
+            if number < last or (number == last and changed):
+                assert restarts, f"the number fell from {last}, or has two contents: {changed} {poll}"
+                assert restarts.pop(0) <= poll.at, f"the number restarted before Redis was empty: {poll}"
                 contents.clear()
             elif number > last:
                 contents.clear()
             contents.update(content)
             last = number
 
-    def _check_snapshots(self) -> None:
-        """No status is older than the round that the snapshot says it is of."""
+    def _check_times(self) -> None:
+        """Check that no status is older than the round of its snapshot."""
         for poll in self.polls:
             for region in poll.body["regions"]:
                 checked_at = region["status"]["checked_at"]
@@ -206,10 +206,11 @@ class Poller:
                 )
 
 
-def _follows(seen: Sequence[str], known: Sequence[str]) -> bool:
+def _is_in_order(seen: Sequence[str], statuses: Sequence[str]) -> bool:
+    """Return whether ``seen`` is ``statuses``, apart from some that are left out."""
     place = 0
     for status in seen:
-        if status not in known[place:]:
+        if status not in statuses[place:]:
             return False
-        place = known.index(status, place)
+        place = statuses.index(status, place)
     return True

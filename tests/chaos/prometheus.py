@@ -1,4 +1,4 @@
-"""A Prometheus with the shipped rules, which scrapes a deployment each second; asked by its HTTP API."""
+"""A Prometheus with the shipped rules. It scrapes a deployment each second; tests use its HTTP API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import requests
 import yaml
 
-from tests.chaos.deployment import START, Part
+from tests.chaos.processes import START_TIMEOUT, ProcessGroup
 from tests.contrib.expressions import RULES
 from tests.support.demo import environment
 from tests.support.ports import free_port
@@ -21,8 +21,9 @@ from tests.support.programs import find_program
 
 JOB = "proxyhealth"
 STEP = 1  # seconds between two scrapes, and between two evaluations
-FOR = 3  # seconds that stand for the minutes which an alert waits
-MINUTE, SHORT_MINUTE = " + 60\n", f" + {FOR}\n"  # that a failure has to last after the rounds that confirm it
+FOR = 3  # seconds that an alert waits, in place of minutes
+# The seconds that a failure must last after the rounds that confirm it.
+MINUTE, SHORT_MINUTE = " + 60\n", f" + {FOR}\n"
 
 
 class Sample(NamedTuple):
@@ -31,7 +32,7 @@ class Sample(NamedTuple):
 
 
 class Prometheus:
-    """One of its own data and port, of ``targets`` (host and port) in one job."""
+    """A Prometheus with data and a port of its own, and one job with ``targets`` (host and port)."""
 
     def __init__(self, folder: Path, targets: Sequence[str]) -> None:
         self.port = free_port()
@@ -49,18 +50,18 @@ class Prometheus:
             f"--storage.tsdb.path={self.folder}/data "
             f"--web.listen-address=127.0.0.1:{self.port} --log.level=warn"
         )
-        self.part = Part("prometheus", command, environment(), self.folder / "prometheus.log")
+        self.process = ProcessGroup("prometheus", command, environment(), self.folder / "prometheus.log")
         self.targets = list(targets)
         self._session = requests.Session()
         self._session.trust_env = False
 
     def start(self) -> None:
-        """Up, and each target has been scraped."""
-        self.part.start()
-        self.wait_until(self._is_ready, START, "Prometheus is ready")
+        """Start it, and wait until each target has been scraped."""
+        self.process.start()
+        self.wait_until(self._is_ready, START_TIMEOUT, "Prometheus is ready")
         self.wait_until(
             lambda: {target["health"] for target in self.active_targets()} == {"up"},
-            START,
+            START_TIMEOUT,
             "its targets are up",
         )
 
@@ -68,16 +69,16 @@ class Prometheus:
         self._session.close()
 
     def _is_ready(self) -> bool:
-        assert not self.part.ended, self.part.log_text()
+        assert not self.process.exited, self.process.log_text()
         try:
             return self._session.get(f"http://127.0.0.1:{self.port}/-/ready", timeout=5).ok
         except (requests.ConnectionError, requests.Timeout):
             return False
 
-    # What it is asked
+    # Queries
 
-    def ask(self, path: str, **params: str) -> Any:
-        """The data of an answer of its API; anything but a success without warnings fails."""
+    def get(self, path: str, **params: str) -> Any:
+        """Return the data of an answer of the API. An error or a warning fails the test."""
         answer = self._session.get(f"http://127.0.0.1:{self.port}/api/v1/{path}", params=params, timeout=10)
         assert answer.ok, f"{path} {params}: {answer.status_code} {answer.text}"
         body = answer.json()
@@ -86,43 +87,43 @@ class Prometheus:
         return body["data"]
 
     def query(self, expression: str) -> list[Sample]:
-        """What an expression says now."""
-        data = self.ask("query", query=expression)
+        """Return the current value of an expression."""
+        data = self.get("query", query=expression)
         assert data["resultType"] == "vector", (expression, data["resultType"])
-        return [Sample(found["metric"], float(found["value"][1])) for found in data["result"]]
+        return [Sample(series["metric"], float(series["value"][1])) for series in data["result"]]
 
     def history(
         self, selector: str, span: str = "5m"
     ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
-        """The samples of each series, as they were stored: (Unix time, value)."""
-        data = self.ask("query", query=f"{selector}[{span}]")
+        """Return the labels and the stored samples (Unix time, value) of each series."""
+        data = self.get("query", query=f"{selector}[{span}]")
         return [
-            (found["metric"], [(float(at), float(value)) for at, value in found["values"]])
-            for found in data["result"]
+            (series["metric"], [(float(at), float(value)) for at, value in series["values"]])
+            for series in data["result"]
         ]
 
     def alerts(self, **labels: str) -> list[dict[str, Any]]:
-        """Those that are pending or fire, and have these labels."""
-        found = self.ask("alerts")["alerts"]
-        return [alert for alert in found if labels.items() <= alert["labels"].items()]
+        """Return the pending and firing alerts with these labels."""
+        alerts = self.get("alerts")["alerts"]
+        return [alert for alert in alerts if labels.items() <= alert["labels"].items()]
 
     def rules(self) -> list[dict[str, Any]]:
-        return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
+        return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
 
     def active_targets(self) -> list[dict[str, Any]]:
-        targets: list[dict[str, Any]] = self.ask("targets")["activeTargets"]
+        targets: list[dict[str, Any]] = self.get("targets")["activeTargets"]
         return targets
 
     def check(self) -> None:
-        """No rule has ever failed, and there was nothing to warn of."""
+        """Check that no rule ever failed, and that the log has no warning."""
         text = self._session.get(f"http://127.0.0.1:{self.port}/metrics", timeout=10).text
         failures = re.findall(r"^prometheus_rule_evaluation_failures_total\{.*\} (\S+)$", text, re.MULTILINE)
-        assert failures, "Prometheus does not count failures any more"
+        assert failures, "Prometheus no longer counts failures"
         assert {float(count) for count in failures} == {0}, self.evidence()
-        assert "level=" not in self.part.log_text(), self.part.log_text()
+        assert "level=" not in self.process.log_text(), self.process.log_text()
 
     def wait_until(self, condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> None:
-        """Poll until ``condition()`` is true; fails with what it was to be, and with what Prometheus says."""
+        """Poll until ``condition()`` is true. The failure shows ``what`` and ``evidence()``."""
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
@@ -131,26 +132,26 @@ class Prometheus:
             time.sleep(0.1)
 
     def evidence(self) -> str:
-        """What it says of its targets, its alerts and its rules, for a failure."""
+        """Return the state of targets, alerts and rules, for the message of a failure."""
         try:
-            said = [
+            lines = [
                 f"target {target['scrapeUrl']} {target['health']} after {target['lastScrapeDuration']:.3f} s"
                 f" {target['lastError']}"
                 for target in self.active_targets()
             ]
-            said += [f"alert {alert['state']} {alert['labels']}" for alert in self.alerts()]
-            said += [
+            lines += [f"alert {alert['state']} {alert['labels']}" for alert in self.alerts()]
+            lines += [
                 f"rule {rule['name']} {rule['health']} {rule.get('lastError', '')}"
                 for rule in self.rules()
                 if rule["health"] != "ok"
             ]
         except (requests.RequestException, AssertionError) as error:
-            said = [f"it does not answer: {error}"]
-        return "".join(f"\n{line}" for line in [*said, self.part.log_text()])
+            lines = [f"no answer: {error}"]
+        return "".join(f"\n{line}" for line in [*lines, self.process.log_text()])
 
 
 def shortened(text: str) -> str:
-    """The rules with waits of seconds, and nothing else that is another."""
+    """Return the rules with seconds in place of minutes, and nothing else changed."""
     short = re.sub(r"^( +for:) \d+m$", rf"\1 {FOR}s", text, flags=re.MULTILINE)
     short = re.sub(r"^( +interval:) \d+m$", rf"\1 {STEP}s", short, flags=re.MULTILINE)
     short = short.replace(MINUTE, SHORT_MINUTE)

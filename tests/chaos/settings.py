@@ -1,4 +1,4 @@
-"""The project, whose prober trusts an authority of the test's."""
+"""The project's settings, with a certificate authority of the test for the prober to trust."""
 
 import os
 

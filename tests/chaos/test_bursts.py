@@ -1,4 +1,4 @@
-"""Many ask at once: for a round, or by saving."""
+"""Bursts of requests for rounds, and of saves."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from tests.support.proxies import wait_for
 CHECK_ALL = "/admin/proxyhealth/workspaceproxy/health/check/"
 
 
-@pytest.mark.fault("ten forced updates in one round")
-def test_ten_forced_updates_in_a_round__one_more_round_follows(deploy, verdict):
+@pytest.mark.fault("ten forced updates during a round")
+def test_ten_forced_updates__one_more_round(deploy, verdict):
     timeout = 3
-    deployment = deploy(interval=60, timeout=timeout)  # no tick comes in between
+    deployment = deploy(interval=60, timeout=timeout)  # so that beat starts no round in between
     silent = deployment.add("silent")
     counted = deployment.add("counted")
     silent.be_silent()
     deployment.start()
     with Poller(deployment) as poller:
-        rounds = len(counted.asked)
+        rounds = len(counted.requests)
         deployment.post(CHECK_ALL)
-        under_way = silent.wait_for_request(5, before=rounds)
+        running = silent.wait_for_request(5, before=rounds)
         for _ in range(10):
             deployment.post(CHECK_ALL)
-        asked = time.monotonic()
-        assert under_way.end is None, "the round was over before all had asked"
-        wait_for(lambda: len(counted.asked) >= rounds + 2, 3 * timeout, "the round that was asked for begins")
-        assert counted.asked[rounds + 1].begin > asked
-        # If another one followed, it would begin when this one ends.
+        requested = time.monotonic()
+        assert running.end is None, "the round ended before the last request"
+        wait_for(lambda: len(counted.requests) >= rounds + 2, 3 * timeout, "the requested round begins")
+        assert counted.requests[rounds + 1].begin > requested
+        # A further round would begin when this one ends.
         quiet = time.monotonic() + 2 * timeout
         wait_for(lambda: time.monotonic() > quiet, 2 * timeout + 1)
-    assert len(counted.asked) == rounds + 2
+    assert len(counted.requests) == rounds + 2
     assert counted.most_at_once == 1
     poller.check({"silent": "unreachable", "counted": "ok"})
-    verdict(f"{len(poller.polls)} polls, exactly one more round followed")
+    verdict(f"{len(poller.polls)} polls, exactly one more round")
 
 
 _SAVES = """
@@ -58,11 +58,11 @@ print(json.dumps([time.monotonic() - begin, {{row.name: row.url for row in rows}
 
 @pytest.mark.alone
 @pytest.mark.fault("1,000 saves at once")
-def test_thousand_saves__rounds_go_on_and_the_last_save_is_seen(deploy, verdict):
+def test_thousand_saves__rounds_run_and_last_save_shows(deploy, verdict):
     interval, saves, count = 4, 1_000, 50
     deployment = deploy(interval=interval)
     good = ChaosProxy("good")
-    bad = ChaosProxy("bad", errors=("I am the other one",))
+    bad = ChaosProxy("bad", errors=("this is the other proxy",))
     deployment.proxies.update(good=good, bad=bad)
     names = [f"p{n:02}" for n in range(count)]
     deployment.add_rows(dict.fromkeys(names, good.url))
@@ -77,9 +77,9 @@ def test_thousand_saves__rounds_go_on_and_the_last_save_is_seen(deploy, verdict)
         right = {name: expected[url] for name, url in urls.items()}
         assert set(right.values()) == {"ok", "unhealthy"}
         settled = poller.wait_until(
-            lambda p: p.statuses == right, 2 * interval, "the last saves", since=saved
+            lambda p: p.statuses == right, 2 * interval, "the last saves are shown", since=saved
         )
-        # A round that began before the last save must not undo it: two more, the last of them to its end.
+        # A round that began before the last save must not undo it. So wait until two more have ended.
         for _ in range(2):
             checked_at = poller.polls[-1].snapshot["checked_at"]
             poller.wait_until(
@@ -91,20 +91,19 @@ def test_thousand_saves__rounds_go_on_and_the_last_save_is_seen(deploy, verdict)
     }
     poller.check(dict.fromkeys(names, ("ok", *["unknown", "unhealthy", "unknown", "ok"] * saves)))
     seen = {p.snapshot["checked_at"]: p.at for p in reversed(poller.between(begin, end))}
-    times = sorted(seen.values())  # the first of them is of the round that ended before the saves
+    times = sorted(seen.values())  # the first is of the round before the saves
     longest = max(b - a for a, b in pairwise(times))
     assert longest < 1.5 * interval, f"no round for {longest:.1f} s"
     rounds = len(times) - 1
-    probes = sum(begin <= a.begin <= end for proxy in (good, bad) for a in proxy.asked)
+    probes = sum(begin <= a.begin <= end for proxy in (good, bad) for a in proxy.requests)
     checks = probes - rounds * count
     tasks = sum("check end token=" in line for line in deployment.worker.log_text().splitlines())
-    # One task takes all that wait; while it does, the next may be sent.
+    # One task takes all pending proxies. Meanwhile the next task may be sent.
     assert tasks <= saves / 20, f"{tasks} tasks for {saves} saves"
-    assert checks < saves, f"{checks} probes, besides those of {rounds} rounds, for {saves} saves"
+    assert checks < saves, f"{checks} probes for {saves} saves, not counting {rounds} rounds"
     verdict(
-        f"{len(poller.polls)} polls, saved in {took:.1f} s, {tasks} tasks and {checks} probes besides "
-        f"{rounds} rounds, longest gap between rounds {longest:.1f} s, the last saves seen "
-        f"after {settled:.1f} s"
+        f"{len(poller.polls)} polls, saved in {took:.1f} s, {tasks} tasks and {checks} probes not counting "
+        f"{rounds} rounds, longest gap between rounds {longest:.1f} s, last saves shown after {settled:.1f} s"
     )
 
 
@@ -119,9 +118,9 @@ while time.monotonic() < end:
 """
 
 
-@pytest.mark.fault("a silent proxy saved all the time")
-def test_silent_proxy_saved_all_the_time__does_not_crowd_out_the_rounds(deploy, verdict):
-    """Each of its checks takes a process for as long as the timeout, and the round wants processes too."""
+@pytest.mark.fault("a silent proxy saved constantly")
+def test_silent_proxy_saved_constantly__rounds_run(deploy, verdict):
+    """Each check of it occupies a process for as long as the timeout, and rounds need processes, too."""
     interval, seconds = 6, 30
     deployment = deploy(interval=interval, timeout=2, env={"PROXYHEALTH_SHARD_SIZE": 3})
     silent = deployment.add("silent")

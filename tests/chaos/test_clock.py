@@ -1,4 +1,4 @@
-"""The clock of the machine is stepped by an hour, for all processes at once."""
+"""The clock jumps by an hour, for all processes at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.chaos.polling import Poller
 INTERVAL = 4
 LIMIT = 2 * INTERVAL
 STALE_AFTER = 3 * INTERVAL
-LEEWAY = 2.0  # a round, and a poll that shows it
+LEEWAY = 2.0  # for a round and a poll
 
 LIBRARIES = [
     Path("/usr/lib") / f"{machine}-linux-gnu/faketime/libfaketimeMT.so.1" for machine in ("x86_64", "aarch64")
@@ -22,22 +22,22 @@ LIBRARIES = [
 
 
 class Clock:
-    """The clock of all processes that are started with ``env``."""
+    """The clock of all processes that start with the environment ``env``."""
 
     def __init__(self, folder, library):
         self._file = folder / "clock"
         self.hours = 0
-        self.step(0)
+        self.jump(0)
         self.env = {
             "PYTHONPATH": HOOKS,
             "LD_PRELOAD": library,
             "FAKETIME_TIMESTAMP_FILE": self._file,
-            "FAKETIME_NO_CACHE": 1,  # a step is seen at once
+            "FAKETIME_NO_CACHE": 1,  # a jump takes effect at once
             "FAKETIME_DONT_FAKE_MONOTONIC": 1,
-            "DONT_FAKE_MONOTONIC": 1,  # its name in other versions
+            "DONT_FAKE_MONOTONIC": 1,  # the name in other versions
         }
 
-    def step(self, hours):
+    def jump(self, hours):
         self.hours += hours
         new = self._file.with_suffix(".new")
         new.write_text(f"{self.hours * 3600:+d}")
@@ -55,9 +55,9 @@ def clock(tmp_path):
     return pytest.skip(message)
 
 
-@pytest.mark.fault("clock stepped by {hours:+d} h")
+@pytest.mark.fault("clock moved by {hours:+d} h")
 @pytest.mark.parametrize("hours", [-1, 1], ids=["back", "forward"])
-def test_clock_stepped__rounds_go_on(deploy, clock, verdict, hours):
+def test_clock_jumps__rounds_go_on(deploy, clock, verdict, hours):
     deployment = deploy(interval=INTERVAL, env=clock.env)
     lima, oslo, _ = (deployment.add(name) for name in ("lima", "oslo", "quito"))
     silent = deployment.add("silent")
@@ -67,22 +67,22 @@ def test_clock_stepped__rounds_go_on(deploy, clock, verdict, hours):
         # Between two rounds ...
         number = deployment.snapshot()["number"]
         poller.wait_until(lambda p: p.snapshot["number"] > number, LIMIT, "a round by beat")
-        clock.step(hours)
+        clock.jump(hours)
         lima.stop()
         first = poller.wait_until(
             lambda p: p.statuses["lima"] == "unreachable" and not p.stale, LIMIT, "lima is down"
         )
-        # ... and in one.
+        # ... and during one.
         silent.wait_for_request(LIMIT)
-        clock.step(hours)
+        clock.jump(hours)
         oslo.stop()
         second = poller.wait_until(
             lambda p: p.statuses["oslo"] == "unreachable" and not p.stale, LIMIT, "oslo is down"
         )
-        # And then nobody asks for rounds any more. Set back, the clock says of what is from before
-        # that it has an hour left; set forward, that it is too old at once, so a round goes first.
+        # Then no more rounds. By a clock set back, the snapshot seems fresh for one more hour. By a clock set
+        # forward, it seems stale at once: so wait for one more round first.
         number = poller.polls[-1].snapshot["number"]
-        clock.step(hours)
+        clock.jump(hours)
         if hours > 0:
             poller.wait_until(lambda p: p.snapshot["number"] > number and not p.stale, LIMIT, "a round")
         deployment.beat.kill()
@@ -90,41 +90,38 @@ def test_clock_stepped__rounds_go_on(deploy, clock, verdict, hours):
         poller.wait_until(lambda p: p.stale, STALE_AFTER + LEEWAY, "the snapshot is stale")
     final = poller.polls[-1].snapshot["checked_at"]
     last = next(p.at for p in poller.polls if p.snapshot["checked_at"] == final)
-    told = next(p.at for p in poller.between(killed) if p.stale) - last
-    assert abs(told - STALE_AFTER) < LEEWAY
+    stale_after = next(p.at for p in poller.between(killed) if p.stale) - last
+    assert abs(stale_after - STALE_AFTER) < LEEWAY
     poller.check(
         {"lima": ("ok", "unreachable"), "oslo": ("ok", "unreachable"), "quito": "ok", "silent": "unreachable"}
     )
     verdict(
-        f"{len(poller.polls)} polls, right after {first:.1f} s and, stepped in a round, {second:.1f} s "
-        f"(limit {LIMIT} s); with beat killed stale after {told:.1f} s "
+        f"{len(poller.polls)} polls, correct after {first:.1f} s, and {second:.1f} s with the jump during a "
+        f"round (limit {LIMIT} s); with beat killed stale after {stale_after:.1f} s "
         f"(limit {STALE_AFTER} s)"
     )
 
 
-@pytest.mark.fault("clock back and worker killed, in a round")
-def test_clock_set_back_and_worker_killed__nothing_waits_for_an_hour(deploy, clock, verdict):
-    """What a dead round has left in Redis was to go within seconds, by a clock that has an hour more."""
+@pytest.mark.fault("clock set back, worker killed during a round")
+def test_clock_set_back_and_worker_killed__no_hour_lost(deploy, clock, verdict):
+    """The keys of the dead round expire within seconds, although the clock that set them is an hour ahead."""
     deployment = deploy(interval=INTERVAL, concurrency=1, env=clock.env)
     lima = deployment.add("lima")
     silent = deployment.add("silent", traced=True)
     silent.be_silent()
     deployment.start()
     with Poller(deployment) as poller:
-        asked = silent.wait_for_request(LIMIT)
-        clock.step(-1)
+        request = silent.wait_for_request(LIMIT)
+        clock.jump(-1)
         deployment.worker.kill()
-        assert asked.end is None
+        assert request.end is None
         lima.stop()
         deployment.worker.start()
         took = poller.wait_until(
             lambda p: p.statuses["lima"] == "unreachable" and not p.stale,
             LIMIT,
             "lima is down",
-            since=asked.begin,
+            since=request.begin,
         )
     poller.check({"lima": ("ok", "unreachable"), "silent": "unreachable"})
-    verdict(
-        f"{len(poller.polls)} polls, old or new truth throughout, "
-        f"right again after {took:.1f} s (limit {LIMIT} s)"
-    )
+    verdict(f"{len(poller.polls)} polls, never a wrong status, correct after {took:.1f} s (limit {LIMIT} s)")

@@ -1,4 +1,4 @@
-"""The worker loses its database; the web server keeps its own."""
+"""The worker loses its database; the web server still has it."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ INTERVAL = 4
 LEEWAY = 2  # for a round and a poll
 
 
-@pytest.mark.fault("database down in a round")
-def test_database_down__the_snapshot_stays_and_the_next_tick_is_right(deploy, tmp_path, verdict):
+@pytest.mark.fault("database down during a round")
+def test_database_down__snapshot_stays_then_correct(deploy, tmp_path, verdict):
     link = tmp_path / "link.sqlite3"
     deployment = deploy(interval=INTERVAL, worker_env={"DATABASE_URL": f"sqlite:///{link}"})
     for name in ("lima", "oslo"):
         deployment.add(name)
 
-    def lead_to(target):
+    def point_link_to(target):
         link.with_suffix(".new").symlink_to(target)
         os.replace(link.with_suffix(".new"), link)
 
-    lead_to(deployment.database)
+    point_link_to(deployment.database)
     deployment.start()
     failed = 'proxyhealth_rounds_total{outcome="failure"}'
     with Poller(deployment) as poller:
         number = deployment.snapshot()["number"]
         poller.wait_until(lambda p: p.snapshot["number"] > number, 2 * INTERVAL, "a round by beat")
         assert deployment.metric(failed) == 0
-        lead_to(tmp_path)
-        kept = deployment.raw_snapshot()
+        point_link_to(tmp_path)
+        snapshot = deployment.raw_snapshot()
         deployment.proxies["lima"].stop()
-        wait_for(lambda: deployment.metric(failed), INTERVAL + LEEWAY, "a failed round is counted")
+        wait_for(lambda: deployment.metric(failed), INTERVAL + LEEWAY, "the metrics count a failed round")
         page = deployment.health_page()
         assert "Last failed round" in page
         assert "the proxies cannot be read from the database: unable to open database file" in page
-        assert deployment.raw_snapshot() == kept
-        lead_to(deployment.database)
+        assert deployment.raw_snapshot() == snapshot
+        point_link_to(deployment.database)
         took = poller.wait_until(
             lambda p: p.statuses["lima"] == "unreachable" and not p.stale, INTERVAL + LEEWAY, "lima is down"
         )
     assert deployment.metric(failed) == 1
     poller.check({"lima": ("ok", "unreachable"), "oslo": "ok"})
     verdict(
-        f"{len(poller.polls)} polls, the snapshot stayed byte for byte, the error was counted and shown, "
-        f"right again after {took:.1f} s (limit {INTERVAL} s and the round)"
+        f"{len(poller.polls)} polls, the same snapshot byte for byte, the error counted and shown, "
+        f"correct after {took:.1f} s (limit {INTERVAL} s and the round)"
     )

@@ -1,4 +1,4 @@
-"""The prober itself is cut off: that says nothing about the proxies."""
+"""The prober itself is offline: its probes say nothing about the proxies."""
 
 from __future__ import annotations
 
@@ -24,38 +24,42 @@ def all_are(status):
 
 
 @pytest.mark.fault("prober offline")
-def test_prober_offline__no_proxy_is_blamed(deploy, canary, verdict):
+def test_prober_offline__statuses_stay(deploy, canary, verdict):
     deployment = deploy(interval=INTERVAL, env={"PROXYHEALTH_CANARY_URLS": canary.url})
     for name in NAMES:
         deployment.add(name)
     deployment.start()
     proxies = deployment.proxies.values()
 
-    def between_rounds(poller):
+    def wait_for_a_round(poller):
         number = poller.polls[-1].snapshot["number"] if poller.polls else 0
         poller.wait_until(lambda p: p.snapshot["number"] > number, 4 * INTERVAL, "a round")
 
     with Poller(deployment) as poller:
-        between_rounds(poller)
-        between_rounds(poller)
+        wait_for_a_round(poller)
+        wait_for_a_round(poller)
         canary.stop()
         for proxy in proxies:
             proxy.stop()
-        told = poller.wait_until(
-            lambda p: p.snapshot["stale_reason"].startswith("Prober offline"), 4 * INTERVAL, "offline is said"
+        stale = poller.wait_until(
+            lambda p: p.snapshot["stale_reason"].startswith("Prober offline"),
+            4 * INTERVAL,
+            "the answers say that the prober is offline",
         )
         assert "Prober offline" in deployment.health_page()
         for proxy in proxies:
             proxy.start()
         canary.start()
-        took = poller.wait_until(all_are("ok"), LIMIT, "right again")
+        took = poller.wait_until(all_are("ok"), LIMIT, "all proxies are ok")
     poller.check(dict.fromkeys(NAMES, "ok"))
     with Poller(deployment) as after:
         for proxy in proxies:
             proxy.stop()
-        blamed = after.wait_until(all_are("unreachable"), LIMIT, "with the canary alive they are down")
+        down = after.wait_until(
+            all_are("unreachable"), LIMIT, "the proxies are down while the canary answers"
+        )
     after.check(dict.fromkeys(NAMES, ("ok", "unreachable")))
     verdict(
-        f"{len(poller.polls)} polls, no proxy was blamed, stale after {told:.1f} s, right again after "
-        f"{took:.1f} s (limit {LIMIT} s); with the canary alive they are down after {blamed:.1f} s"
+        f"{len(poller.polls)} polls, no status changed, stale after {stale:.1f} s, correct after "
+        f"{took:.1f} s (limit {LIMIT} s); while the canary answers, proxies are down after {down:.1f} s"
     )

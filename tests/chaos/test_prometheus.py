@@ -1,4 +1,4 @@
-"""What a real Prometheus makes of it, with the shipped rules: two web processes, a worker and beat."""
+"""A real Prometheus with the shipped rules scrapes two web processes, beside a worker and beat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.proxies import wait_for
 from tests.support.servers import server_context
 
 INTERVAL = 2
-SHOWN = INTERVAL + 2 * STEP + 10  # seconds until Prometheus has what a proxy does now, on a busy machine
+SHOWN = INTERVAL + 2 * STEP + 10  # seconds until Prometheus shows a change, on a busy machine
 FIRES = SHOWN + 2 * INTERVAL + FOR
 
 CHANGE = "/admin/proxyhealth/workspaceproxy/"
@@ -26,7 +26,7 @@ OURS = '{__name__=~"proxyhealth_.+"}'
 
 @pytest.fixture
 def observed(deploy, tmp_path):
-    """``observed(*names)``: a deployment with these proxies, one of them over HTTPS, and its Prometheus."""
+    """``observed(*names)`` starts a deployment with these proxies and one over HTTPS, and a Prometheus."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     env = {
@@ -34,7 +34,7 @@ def observed(deploy, tmp_path):
         "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
         "CA_BUNDLE": tmp_path / "ca.pem",
     }
-    made = []
+    started = []
 
     def observe(*names):
         deployment = deploy(interval=INTERVAL, webs=2, env=env)
@@ -44,51 +44,55 @@ def observed(deploy, tmp_path):
             deployment.add(name)
         deployment.add("bergen", tls=server_context(authority, "127.0.0.1"))
         prometheus = Prometheus(tmp_path, [f"127.0.0.1:{port}" for port in deployment.web_ports])
-        made.append(prometheus)
-        deployment.others.append(prometheus.part)
+        started.append(prometheus)
+        deployment.others.append(prometheus.process)
         deployment.start()
         prometheus.start()
         return deployment, prometheus
 
     yield observe
-    for prometheus in made:
+    for prometheus in started:
         prometheus.close()
 
 
 def save(deployment, name, /, **values):
-    """As by the form in the admin, which has all values of a row."""
+    """Save a row by the form in the admin, which sends all values."""
     row = deployment.row(name)
     form = {key: row[key] for key in ("name", "display_name", "icon", "url", "wildcard_hostname", "version")}
     deployment.post(f"{CHANGE}{row['id']}/change/", **{**form, **values})
 
 
 def by(prometheus, label, selector):
-    """What each target says now: its values, by one of the labels."""
-    found = {}
+    """Return the current values of each target, by one of the labels."""
+    values = {}
     for sample in prometheus.query(selector):
-        found.setdefault(sample.labels["instance"], {})[sample.labels[label]] = sample.value
-    return found
+        values.setdefault(sample.labels["instance"], {})[sample.labels[label]] = sample.value
+    return values
 
 
-def from_both(prometheus, said):
-    """The same from each target."""
-    return dict.fromkeys(prometheus.targets, said)
+def from_both(prometheus, value):
+    """Return the same value for each target."""
+    return dict.fromkeys(prometheus.targets, value)
 
 
 def wait_for_status(prometheus, proxy_id, number):
     selector = f'proxyhealth_health_check_results{{proxy_id="{proxy_id}"}}'
     expected = from_both(prometheus, {proxy_id: number})
     prometheus.wait_until(
-        lambda: by(prometheus, "proxy_id", selector) == expected, SHOWN, f"both say {number} of {proxy_id}"
+        lambda: by(prometheus, "proxy_id", selector) == expected,
+        SHOWN,
+        f"both targets have {number} for {proxy_id}",
     )
 
 
 def states(prometheus, proxy_id):
-    """What the alert on a proxy was, one after the other: state, and Unix time of its first sample."""
+    """Return the states of the alert on a proxy, in order, each with the Unix time of its first sample."""
     samples = [
         (at, labels["alertstate"])
-        for labels, found in prometheus.history(f'ALERTS{{alertname="{UNREACHABLE}", proxy_id="{proxy_id}"}}')
-        for at, _ in found
+        for labels, values in prometheus.history(
+            f'ALERTS{{alertname="{UNREACHABLE}", proxy_id="{proxy_id}"}}'
+        )
+        for at, _ in values
     ]
     spans = []
     for state, group in groupby(sorted(samples), key=lambda sample: sample[1]):
@@ -96,8 +100,8 @@ def states(prometheus, proxy_id):
     return spans
 
 
-def told(prometheus, proxy_id):
-    """For each target, the statuses of a proxy in their order, repetitions left out."""
+def results(prometheus, proxy_id):
+    """Return the results of a proxy from each target, in order, without repetitions."""
     return {
         labels["instance"]: [value for value, _ in groupby(value for _, value in samples)]
         for labels, samples in prometheus.history(
@@ -107,7 +111,7 @@ def told(prometheus, proxy_id):
 
 
 @pytest.mark.fault("proxies killed, under Prometheus")
-def test_proxy_killed__an_alert_fires_until_it_is_back_or_deleted(observed, verdict):
+def test_proxy_killed__alert_until_it_is_back_or_deleted(observed, verdict):
     deployment, prometheus = observed("lima", "oslo", "quito")
     ids = {name: deployment.row(name)["id"] for name in deployment.proxies}
     for proxy_id in ids.values():
@@ -130,7 +134,7 @@ def test_proxy_killed__an_alert_fires_until_it_is_back_or_deleted(observed, verd
         FIRES,
         "both alerts fire",
     )
-    # One for each proxy, though two processes tell of it; and no other.
+    # One alert for each proxy, although two processes report it, and no other alert.
     alerts = {alert["labels"]["name"]: alert for alert in prometheus.alerts()}
     assert len(prometheus.alerts()) == 2
     for name in ("lima", "quito"):
@@ -172,45 +176,45 @@ def test_proxy_killed__an_alert_fires_until_it_is_back_or_deleted(observed, verd
     prometheus.wait_until(
         lambda: all(names_of(prometheus, ids[name]) == series[name] for name in ("lima", "oslo", "bergen")),
         SHOWN,
-        "of the others there is all that there was",
+        "the other proxies have all their series",
     )
     quiet = time.time()
     wait_for(lambda: time.time() > quiet + 3 * STEP, 4 * STEP, "some more evaluations")
     assert not prometheus.query(f'{{proxy_id="{ids["quito"]}"}}')
     assert prometheus.alerts() == []
 
-    # All this as Prometheus remembers it: what it looked like in between, too.
-    assert told(prometheus, ids["lima"]) == from_both(prometheus, [1, -2, 1])
-    assert told(prometheus, ids["quito"]) == from_both(prometheus, [1, -2])
+    # The history that Prometheus stored shows what it was in between, too.
+    assert results(prometheus, ids["lima"]) == from_both(prometheus, [1, -2, 1])
+    assert results(prometheus, ids["quito"]) == from_both(prometheus, [1, -2])
     for name in ("oslo", "bergen"):
-        assert told(prometheus, ids[name]) == from_both(prometheus, [1])
+        assert results(prometheus, ids[name]) == from_both(prometheus, [1])
         assert states(prometheus, ids[name]) == []
     for name in ("lima", "quito"):
         (fired,) = states(prometheus, ids[name])
         assert fired[0] == "firing"
-        # After the round that found it failing, the two after that, and what stands for a minute.
+        # After two more rounds that confirm the failure, and the time in place of a minute.
         assert fired[1] >= killed + 2 * INTERVAL + FOR
     prometheus.check()
-    verdict(f"fires after {fired[1] - killed:.1f} s; of a deleted one all is gone after {gone:.1f} s")
+    verdict(f"fires after {fired[1] - killed:.1f} s; a deleted proxy is gone after {gone:.1f} s")
 
 
 def names_of(prometheus, proxy_id):
-    """The names of all series of a proxy, recorded ones too."""
+    """Return the names of all series of a proxy, also of recorded ones."""
     return sorted(sample.labels["__name__"] for sample in prometheus.query(f'{{proxy_id="{proxy_id}"}}'))
 
 
 def empty(prometheus):
-    """Each expression that has no number to say; every one of them must be possible."""
-    found = set()
+    """Return the names of the expressions without a value. Prometheus must accept every expression."""
+    names = set()
     for name, expression in expressions({"job": JOB, "proxy": ".*", "__rate_interval": "5m"}).items():
         values = [sample.value for sample in prometheus.query(expression)]
         if all(isnan(value) for value in values):
-            found.add(name)
-    return found
+            names.add(name)
+    return names
 
 
-@pytest.mark.fault("every expression, before Prometheus")
-def test_expressions__each_has_data_or_is_known_to_be_empty(observed, verdict):
+@pytest.mark.fault("every expression, in Prometheus")
+def test_expressions__data_or_expected_to_be_empty(observed, verdict):
     deployment, prometheus = observed("lima", "oslo")
     begin = time.time()
     save(deployment, "oslo", version="v2")
@@ -221,7 +225,7 @@ def test_expressions__each_has_data_or_is_known_to_be_empty(observed, verdict):
         lambda: f"empty as expected, but for {sorted(empty(prometheus) ^ EMPTY_WHEN_HEALTHY)}",
     )
 
-    # With a proxy that fails, only alerts are left that are about something else.
+    # With a failing proxy, only the other alerts are empty.
     deployment.proxies["lima"].stop()
     prometheus.wait_until(
         lambda: [alert["state"] for alert in prometheus.alerts(name="lima")] == ["firing"],
@@ -235,18 +239,18 @@ def test_expressions__each_has_data_or_is_known_to_be_empty(observed, verdict):
         lambda: f"not empty: {sorted(empty(prometheus) - others)}",
     )
 
-    # And at no moment of all this is there one that is an error: a graph of it can be drawn.
+    # No expression was an error at any time: Prometheus can draw a graph of each.
     moments = {"start": str(begin), "end": str(time.time()), "step": "1"}
-    found = expressions({"job": JOB, "proxy": ".*", "__rate_interval": "5m"})
-    for expression in found.values():
-        prometheus.ask("query_range", query=expression, **moments)
+    named = expressions({"job": JOB, "proxy": ".*", "__rate_interval": "5m"})
+    for expression in named.values():
+        prometheus.get("query_range", query=expression, **moments)
     prometheus.check()
     assert {rule["health"] for rule in prometheus.rules()} == {"ok"}
-    verdict(f"{len(found)} expressions, {len(EMPTY_WHEN_HEALTHY)} of which may be empty, and no error")
+    verdict(f"{len(named)} expressions, {len(EMPTY_WHEN_HEALTHY)} may be empty, no error")
 
 
-@pytest.mark.fault("two processes, before Prometheus")
-def test_two_processes__every_series_is_the_same_from_each(observed, verdict):
+@pytest.mark.fault("two processes, in Prometheus")
+def test_two_processes__same_series_from_each(observed, verdict):
     deployment, prometheus = observed("lima", "oslo", "quito", "cork")
     deployment.proxies["lima"].report_errors("something is wrong")
     deployment.proxies["oslo"].stop()
@@ -256,27 +260,27 @@ def test_two_processes__every_series_is_the_same_from_each(observed, verdict):
     prometheus.wait_until(
         lambda: by(prometheus, "status", "proxyhealth_proxies") == from_both(prometheus, expected),
         SHOWN,
-        "both know the statuses",
+        "both targets have the statuses",
     )
-    # Nobody asks for rounds any more, and once the snapshot is stale there is nothing left that could change.
+    # Without beat there are no more rounds. Once the snapshot is stale, nothing can change any more.
     deployment.beat.kill()
     prometheus.wait_until(
         lambda: by(prometheus, "job", "proxyhealth_snapshot_stale") == from_both(prometheus, {JOB: 1}),
         3 * INTERVAL + SHOWN,
-        "the snapshot is stale for both",
+        "both targets show a stale snapshot",
     )
     stale = time.time()
     wait_for(lambda: time.time() > stale + 5 * STEP, 6 * STEP, "some more scrapes")
-    found = {target: {} for target in prometheus.targets}
+    series = {target: {} for target in prometheus.targets}
     for labels, samples in prometheus.history(OURS, f"{3 * STEP}s"):
         values = {value for _, value in samples}
-        assert len(values) == 1, f"changes still: {labels} {samples}"
-        found[labels.pop("instance")][tuple(sorted(labels.items()))] = values.pop()
-    one, other = found.values()
+        assert len(values) == 1, f"still changes: {labels} {samples}"
+        series[labels.pop("instance")][tuple(sorted(labels.items()))] = values.pop()
+    one, other = series.values()
     differ = {
         key: (one.get(key), other.get(key)) for key in one.keys() | other if one.get(key) != other.get(key)
     }
-    assert not differ, f"not the same: {differ}"
+    assert not differ, f"the targets differ: {differ}"
     assert {PARTS.sub("", dict(labels)["__name__"]) for labels in one} == set(table_of("The series"))
     prometheus.check()
-    verdict(f"{len(one)} series of each of them, and no value differs")
+    verdict(f"{len(one)} series from each, no value differs")

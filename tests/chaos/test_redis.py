@@ -1,4 +1,4 @@
-"""Redis is killed, emptied, moved, or says nothing."""
+"""Redis is killed, comes back empty, moves, or hangs."""
 
 from __future__ import annotations
 
@@ -25,56 +25,56 @@ def lima_is_down(poll):
     return poll.statuses["lima"] == "unreachable" and not poll.stale
 
 
-def without_a_restart(deployment):
-    """What has to come through an outage of Redis, by process ids."""
-    return [part.pid for part in (deployment.web, *deployment.workers, *deployment.beats)]
+def pids_of_app(deployment):
+    """Return the ids of the processes that must survive an outage of Redis."""
+    return [process.pid for process in (deployment.web, *deployment.workers, *deployment.beats)]
 
 
 def stays_stale(poller, since):
-    """Once readers are told that they have a copy, a newer round only tells them otherwise."""
+    """Return whether the snapshot stays stale, once it is, until a newer round replaces it."""
     polls = poller.between(since)
     first = next(index for index, poll in enumerate(polls) if poll.stale)
     copy = polls[first].snapshot["checked_at"]
     return all(poll.stale or poll.snapshot["checked_at"] > copy for poll in polls[first:])
 
 
-@pytest.mark.fault("Redis killed in a round, back empty")
-def test_redis_killed_in_a_round__the_last_copy_and_right_again(deploy, verdict):
+@pytest.mark.fault("Redis killed during a round, back empty")
+def test_redis_killed_in_a_round__last_copy_then_correct(deploy, verdict):
     interval = 5
     deployment = deploy(interval=interval)
     for name in ("lima", "oslo", "silent"):
         deployment.add(name)
     deployment.proxies["silent"].be_silent()
     deployment.start()
-    pids = without_a_restart(deployment)
+    pids = pids_of_app(deployment)
     with Poller(deployment) as poller:
         deployment.proxies["silent"].wait_for_request(2 * interval)
         deployment.redis.kill()
         killed = time.monotonic()
-        told = poller.wait_until(unreadable, 2, "readers are told")
+        stale = poller.wait_until(unreadable, 2, "the answers say that the cache cannot be read")
         deployment.proxies["lima"].stop()
-        poller.emptied()
+        poller.redis_emptied()
         deployment.start_redis()
         took = poller.wait_until(lima_is_down, 2 * interval, "lima is down")
     assert stays_stale(poller, killed)
-    assert without_a_restart(deployment) == pids
-    assert not deployment.ended()
+    assert pids_of_app(deployment) == pids
+    assert not deployment.exited()
     poller.check({"lima": ("ok", "unreachable"), "oslo": "ok", "silent": "unreachable"})
     verdict(
-        f"{len(poller.polls)} polls, the last copy, stale after {told:.1f} s, "
-        f"right {took:.1f} s after Redis is back (limit {2 * interval} s)"
+        f"{len(poller.polls)} polls, last copy served, stale after {stale:.1f} s, "
+        f"correct {took:.1f} s after Redis is back (limit {2 * interval} s)"
     )
 
 
 @pytest.mark.fault("Redis down for 8 s, back empty")
-def test_redis_down__the_operator_works_on_and_all_recovers(deploy, verdict):
+def test_redis_down__operator_can_work_then_correct(deploy, verdict):
     interval, down = 10, 8
     deployment = deploy(interval=interval)
     for name in ("lima", "oslo", "doomed", "moved"):
         deployment.add(name)
     moved = deployment.add("elsewhere", url="")
     deployment.start()
-    pids = without_a_restart(deployment)
+    pids = pids_of_app(deployment)
     slowest = 0.0
 
     def post(path, **form):
@@ -89,7 +89,7 @@ def test_redis_down__the_operator_works_on_and_all_recovers(deploy, verdict):
         poller.wait_until(lambda p: p.snapshot["number"] > number, 2 * interval, "a round by beat")
         deployment.redis.kill()
         killed = time.monotonic()
-        told = poller.wait_until(unreadable, 2, "readers are told")
+        stale = poller.wait_until(unreadable, 2, "the answers say that the cache cannot be read")
         deployment.proxies["lima"].stop()
 
         pages = {}
@@ -110,17 +110,17 @@ def test_redis_down__the_operator_works_on_and_all_recovers(deploy, verdict):
         assert UNREADABLE in deployment.health_page()
         assert deployment.metric("proxyhealth_snapshot_up") == 0
         assert deployment.metric("proxyhealth_last_round_timestamp_seconds") is None
-        silent = [what for what, page in pages.items() if "next round" not in page]
+        without_hint = [what for what, page in pages.items() if "next round" not in page]
 
         wait_for(lambda: time.monotonic() > killed + down, down + 1)
-        poller.emptied()
+        poller.redis_emptied()
         deployment.start_redis()
         took = poller.wait_until(
-            lambda p: lima_is_down(p) and p.statuses["moved"] == "ok", interval, "all is right"
+            lambda p: lima_is_down(p) and p.statuses["moved"] == "ok", interval, "the snapshot is correct"
         )
     assert stays_stale(poller, killed)
-    assert without_a_restart(deployment) == pids
-    assert not deployment.ended()
+    assert pids_of_app(deployment) == pids
+    assert not deployment.exited()
     poller.check(
         {
             "lima": ("ok", "unreachable"),
@@ -130,10 +130,10 @@ def test_redis_down__the_operator_works_on_and_all_recovers(deploy, verdict):
             "doomed": ("ok", "missing"),
         }
     )
-    assert not silent, f"these do not say that the update comes later: {silent}"
+    assert not without_hint, f"pages that do not announce a later update: {without_hint}"
     verdict(
-        f"{len(poller.polls)} polls, the last copy, stale after {told:.1f} s; slowest POST "
-        f"{slowest:.2f} s (limit 1 s); right {took:.1f} s after Redis is back (limit {interval} s)"
+        f"{len(poller.polls)} polls, last copy served, stale after {stale:.1f} s; slowest POST "
+        f"{slowest:.2f} s (limit 1 s); correct {took:.1f} s after Redis is back (limit {interval} s)"
     )
 
 
@@ -151,13 +151,13 @@ def has_address(address):
 @pytest.mark.parametrize(
     ("before", "after", "addresses"),
     [
-        # As "localhost" on most machines: both are always there, but only one of them is served.
+        # Like "localhost" on most machines: the name has both addresses, but Redis listens on only one.
         ("::1", "127.0.0.1", ["::1 127.0.0.1", "::1 127.0.0.1"]),
         ("127.0.0.2", "127.0.0.3", ["127.0.0.2", "127.0.0.3"]),
     ],
     ids=["other_family", "other_address"],
 )
-def test_redis_moved__is_found_behind_its_name(deploy, tmp_path, verdict, before, after, addresses):
+def test_redis_moved__found_at_its_new_address(deploy, tmp_path, verdict, before, after, addresses):
     if not has_address(before):
         pytest.skip(f"this machine has no {before}")
     interval = 8
@@ -172,39 +172,39 @@ def test_redis_moved__is_found_behind_its_name(deploy, tmp_path, verdict, before
     for name in ("lima", "oslo"):
         deployment.add(name)
     deployment.start()
-    pids = without_a_restart(deployment)
+    pids = pids_of_app(deployment)
     with Poller(deployment) as poller:
         deployment.redis.kill()
         moved = hosts.with_suffix(".new")
         moved.write_text(f"redis.test {addresses[1]}")
-        moved.replace(hosts)  # in one step: who looks the name up finds it
+        moved.replace(hosts)  # in one step, so that each look-up finds a file
         killed = time.monotonic()
-        poller.wait_until(unreadable, 2, "readers are told")
+        poller.wait_until(unreadable, 2, "the answers say that the cache cannot be read")
         deployment.proxies["lima"].stop()
-        poller.emptied()
+        poller.redis_emptied()
         deployment.start_redis(bind=after)
         took = poller.wait_until(lima_is_down, 2 * interval, "lima is down")
     assert stays_stale(poller, killed)
-    assert without_a_restart(deployment) == pids
+    assert pids_of_app(deployment) == pids
     poller.check({"lima": ("ok", "unreachable"), "oslo": "ok"})
     verdict(
-        f"{len(poller.polls)} polls, the last copy meanwhile, "
-        f"right {took:.1f} s after it is back (limit {2 * interval} s)"
+        f"{len(poller.polls)} polls, last copy served, "
+        f"correct {took:.1f} s after it is back (limit {2 * interval} s)"
     )
 
 
-@pytest.mark.fault("Redis says nothing for 6 s, then is replaced")
-def test_redis_hangs__readers_and_saves_do_not(deploy, verdict):
+@pytest.mark.fault("Redis hangs for 6 s, then is replaced")
+def test_redis_hangs__reads_and_saves_do_not(deploy, verdict):
     interval, hang = 8, 6
     deployment = deploy(interval=interval)
     for name in ("lima", "oslo"):
         deployment.add(name)
     deployment.start()
-    pids = without_a_restart(deployment)
+    pids = pids_of_app(deployment)
     with Poller(deployment) as poller:
         deployment.redis.signal(signal.SIGSTOP)
         stopped = time.monotonic()
-        poller.wait_until(unreadable, 3, "readers are told")
+        poller.wait_until(unreadable, 3, "the answers say that the cache cannot be read")
         deployment.proxies["lima"].stop()
         row = deployment.row("oslo")
         _, elapsed = deployment.post(
@@ -212,15 +212,15 @@ def test_redis_hangs__readers_and_saves_do_not(deploy, verdict):
         )
         assert deployment.row("oslo")["version"] == "v2"
         wait_for(lambda: time.monotonic() > stopped + hang, hang + 1)
-        poller.emptied()
+        poller.redis_emptied()
         deployment.redis.kill()
         deployment.start_redis()
         back = time.monotonic()
         took = poller.wait_until(lima_is_down, 2 * interval, "lima is down")
     assert elapsed < 1, f"a save took {elapsed:.2f} s"
     assert stays_stale(poller, stopped)
-    assert without_a_restart(deployment) == pids
-    # The project has its cache wait for a second; every few seconds one reader finds that out.
+    assert pids_of_app(deployment) == pids
+    # In the project a read of the cache waits one second. One reader waits that long, every few seconds.
     poller.check(
         {"lima": ("ok", "unreachable"), "oslo": "ok"},
         late=lambda p: POLL_LIMIT + 1 if stopped <= p.at <= back else POLL_LIMIT,
@@ -228,5 +228,6 @@ def test_redis_hangs__readers_and_saves_do_not(deploy, verdict):
     slowest = max(p.elapsed for p in poller.polls)
     verdict(
         f"{len(poller.polls)} polls, slowest {slowest:.1f} s (limit {POLL_LIMIT + 1} s), "
-        f"save {elapsed:.2f} s (limit 1 s), right {took:.1f} s after it is replaced (limit {2 * interval} s)"
+        f"save {elapsed:.2f} s (limit 1 s), "
+        f"correct {took:.1f} s after it is replaced (limit {2 * interval} s)"
     )

@@ -1,4 +1,4 @@
-"""What each scrape says in itself, and compared to those before it, while everything changes."""
+"""Scrapes while everything changes: each is consistent in itself and with those before it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.proxies import wait_for
 SECONDS = 10
 SCRAPES = 200  # at least
 PAUSE = 0.03  # seconds between two scrapes of a reader
-READERS = 2  # of each process
+READERS = 2  # for each process
 INTERVAL = 1
 
 NUMBERS = {"unknown": -3, "unreachable": -2, "unhealthy": -1, "unregistered": 0, "ok": 1}
 
-# Rounds one after the other in one process, in another one rows that come, change and go.
+# One process runs rounds; another one creates, changes and deletes rows.
 _ROUNDS = """
 import time
 from proxyhealth import health
@@ -60,7 +60,7 @@ print(json.dumps({{"saves": saves, "deleted": deleted}}))
 
 @dataclass(frozen=True)
 class Scrape:
-    """An answer: when it was asked for and when it was there (monotonic)."""
+    """An answer, with the times of its request and of its end (monotonic)."""
 
     base: str
     begin: float
@@ -78,17 +78,17 @@ class Scrape:
 
     @cached_property
     def series(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        series: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         for family in self._families:
             for sample in family.samples:
                 key = (sample.name, tuple(sorted(sample.labels.items())))
-                assert key not in found, f"{key} is there twice in {self}"
-                found[key] = sample.value
-        return found
+                assert key not in series, f"{key} appears twice in {self}"
+                series[key] = sample.value
+        return series
 
     @cached_property
     def counters(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """All that may only grow: counters, and what a histogram has."""
+        """Return all series that only grow: those of counters and histograms."""
         names = {
             sample.name
             for family in self._families
@@ -98,7 +98,7 @@ class Scrape:
         return {key: value for key, value in self.series.items() if key[0] in names}
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        return {dict(labels)[label]: value for (found, labels), value in self.series.items() if found == name}
+        return {dict(labels)[label]: value for (key, labels), value in self.series.items() if key == name}
 
     def value(self, name: str, **labels: str) -> float:
         return self.series[name, tuple(sorted(labels.items()))]
@@ -119,7 +119,7 @@ def scrape_of(base: str, session: requests.Session) -> Scrape:
 
 
 class Reader(threading.Thread):
-    """Scrapes the processes in turn, until it is told to stop."""
+    """A thread that scrapes the processes in turn, until ``end()``."""
 
     def __init__(self, bases: list[str]) -> None:
         super().__init__(daemon=True)
@@ -145,35 +145,35 @@ class Reader(threading.Thread):
 
 
 class Changes(threading.Thread):
-    """A process that runs ``code``; ``said`` is the JSON that it prints in the end."""
+    """A thread that runs ``code`` in a process; ``output`` is the JSON that the code prints at its end."""
 
     def __init__(self, deployment: Deployment, code: str) -> None:
         super().__init__(daemon=True)
         self._deployment = deployment
         self._code = code
-        self.said: Any = None
+        self.output: Any = None
 
     def run(self) -> None:
-        self.said = json.loads(self._deployment.python(self._code))
+        self.output = json.loads(self._deployment.python(self._code))
 
 
-def check_whole(scrape: Scrape) -> None:
-    """Everything in it is of one snapshot."""
+def check_consistent(scrape: Scrape) -> None:
+    """Check that everything in the scrape is from one snapshot."""
     assert scrape.code == 200, scrape
     assert scrape.value("proxyhealth_snapshot_up") == 1, scrape
     results = scrape.by("proxyhealth_health_check_results", "proxy_id")
     numbers = Counter(results.values())
     counted = scrape.by("proxyhealth_proxies", "status")
     assert counted == {status: numbers[number] for status, number in NUMBERS.items()}, (
-        f"{counted} are not the {numbers} in {scrape}"
+        f"{counted} by status, but {numbers} by proxy in {scrape}"
     )
-    assert results.keys() == scrape.proxies, f"not the same proxies have a status and a name in {scrape}"
+    assert results.keys() == scrape.proxies, f"other proxies have a status than a name in {scrape}"
     failures = scrape.by("proxyhealth_probe_failure", "proxy_id")
     assert failures.keys() == {proxy for proxy, number in results.items() if number in (-1, -2)}, (
-        f"not the same proxies have a reason and fail in {scrape}"
+        f"other proxies have a reason than fail in {scrape}"
     )
     latencies = scrape.by("proxyhealth_probe_duration_seconds", "proxy_id")
-    assert latencies.keys() <= scrape.proxies, f"the duration is of an unknown proxy in {scrape}"
+    assert latencies.keys() <= scrape.proxies, f"a duration belongs to an unknown proxy in {scrape}"
     histogram = "proxyhealth_health_check_duration_seconds"
     counts = {
         scrape.value(f"{histogram}_count"),
@@ -183,37 +183,37 @@ def check_whole(scrape: Scrape) -> None:
     assert len(counts) == 1, f"{counts} rounds in {scrape}"
     by_bound = scrape.by(f"{histogram}_bucket", "le")
     buckets = [by_bound[bound] for bound in sorted(by_bound, key=float)]
-    assert buckets == sorted(buckets), f"{buckets} are no buckets in {scrape}"
+    assert buckets == sorted(buckets), f"the buckets {buckets} do not grow in {scrape}"
 
 
 def rounds_of(scrape: Scrape) -> float:
-    """Rounds that have changed the snapshot."""
+    """Return the number of rounds that changed the snapshot."""
     return sum(scrape.value("proxyhealth_rounds_total", outcome=name) for name in ("success", "incomplete"))
 
 
 def check_rounds(scrapes: list[Scrape]) -> int:
-    """One number of rounds is one last round, whoever says it: the counts are those of these statuses."""
-    found: dict[float, tuple[float, float]] = {}
+    """Check that scrapes with the same number of rounds name the same last round. Return how many numbers."""
+    last_rounds: dict[float, tuple[float, float]] = {}
     for scrape in scrapes:
         last = (
             scrape.value("proxyhealth_last_round_timestamp_seconds"),
             scrape.value("proxyhealth_last_round_duration_seconds"),
         )
         rounds = rounds_of(scrape)
-        assert found.setdefault(rounds, last) == last, (
-            f"{rounds:.0f} rounds, of which {found[rounds]} is last: {scrape}"
+        assert last_rounds.setdefault(rounds, last) == last, (
+            f"after {rounds:.0f} rounds, the last was {last_rounds[rounds]} in another scrape: {scrape}"
         )
-    return len(found)
+    return len(last_rounds)
 
 
 def check_order(scrapes: list[Scrape]) -> None:
-    """Who asks later, whom ever, gets no smaller counter, and no proxy that was gone."""
+    """Check that no later scrape of any process has a smaller counter, or a proxy that was gone."""
     ended = sorted(scrapes, key=lambda scrape: scrape.end)
     least: dict[Any, float] = {}
     seen: set[str] = set()
     gone: set[str] = set()
-    # What a scrape shows counts for those that began after its end; a proxy that is missing is gone if it was
-    # shown before that scrape began.
+    # A scrape is later than another if it began after the other's end. A proxy is gone when a scrape lacks it
+    # that is later than one with it.
     seen_before: dict[int, frozenset[str]] = {}
     place = 0
     for scrape in sorted(scrapes, key=lambda scrape: scrape.begin):
@@ -230,13 +230,13 @@ def check_order(scrapes: list[Scrape]) -> None:
             for key, value in least.items()
             if scrape.counters.get(key, -1) < value
         }
-        assert not smaller, f"went back: {smaller} in {scrape}"
-        assert not gone & scrape.proxies, f"came back: {gone & scrape.proxies} in {scrape}"
+        assert not smaller, f"counters fell: {smaller} in {scrape}"
+        assert not gone & scrape.proxies, f"proxies came back: {gone & scrape.proxies} in {scrape}"
 
 
 @pytest.mark.alone
-@pytest.mark.fault("scrapes while all changes")
-def test_scrapes__each_is_whole_and_nothing_goes_back(deploy, verdict):
+@pytest.mark.fault("scrapes while everything changes")
+def test_scrapes__consistent_and_counters_only_grow(deploy, verdict):
     deployment = deploy(interval=INTERVAL, webs=2, env={"DEBUG": 0})
     for web in deployment.webs:
         web.command = GUNICORN
@@ -254,35 +254,35 @@ def test_scrapes__each_is_whole_and_nothing_goes_back(deploy, verdict):
         thread.start()
     for thread in (rounds, changes):
         thread.join(SECONDS + 60)
-    deleted = set(changes.said["deleted"])
+    deleted = set(changes.output["deleted"])
     wait_for(
         lambda: deleted.isdisjoint(scrape_of(deployment.base, deployment.client).proxies),
         10,
-        "the last one is deleted",
+        "the metrics leave out the last deleted proxy",
     )
     for reader in readers:
         reader.end()
-    assert not deployment.ended()
+    assert not deployment.exited()
     assert [reader.error for reader in readers if reader.error] == []
 
-    # None of the processes that there were is left, but Redis.
-    for part in [*deployment.webs, deployment.worker, deployment.beat]:
-        part.restart()
+    # Counters survive a restart of all processes but Redis.
+    for process in [*deployment.webs, deployment.worker, deployment.beat]:
+        process.restart()
     deployment.wait_until_up()
     last = [scrape_of(base, deployment.client) for base in deployment.bases]
     scrapes = [*(scrape for reader in readers for scrape in reader.scrapes), *last]
     for scrape in scrapes:
-        check_whole(scrape)
+        check_consistent(scrape)
     numbers = check_rounds(scrapes)
     check_order(scrapes)
-    # There was something to be seen.
+    # Enough happened for these checks to mean something.
     assert len(scrapes) >= SCRAPES
     assert {scrape.base for scrape in scrapes} == set(deployment.bases)
-    assert numbers > SECONDS, "there were hardly any rounds"
+    assert numbers > SECONDS, "too few rounds"
     shown = frozenset().union(*(scrape.proxies for scrape in scrapes))
-    assert len(deleted & shown) > SECONDS, "hardly a proxy came and went"
+    assert len(deleted & shown) > SECONDS, "too few proxies came and went"
     assert not frozenset().union(*(scrape.proxies for scrape in last)) & deleted
     verdict(
-        f"{len(scrapes)} scrapes in {numbers} rounds, {changes.said['saves']} saves, {len(deleted)} deletes: "
-        f"none failed, all whole, no counter went back, after a restart neither, no proxy came back"
+        f"{len(scrapes)} scrapes, {numbers} rounds, {changes.output['saves']} saves, {len(deleted)} deletes: "
+        "all consistent, no counter fell, not even after a restart, no proxy came back"
     )

@@ -1,4 +1,4 @@
-"""A round in shards, over two workers, of which a part is killed."""
+"""A process is killed during a round whose shards two workers share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SILENT = "p05"
 
 @pytest.fixture
 def deployment(deploy):
-    """Two workers with a process each, and twelve proxies in shards of three; one is silent."""
+    """Two workers with one process each, and twelve proxies in shards of three. One proxy is silent."""
     deployment = deploy(
         interval=INTERVAL, timeout=2, workers=2, concurrency=1, env={"PROXYHEALTH_SHARD_SIZE": 3}
     )
@@ -28,16 +28,16 @@ def deployment(deploy):
     return deployment
 
 
-def turn_bad(deployment):
-    """From now on every proxy that is asked is another one than before."""
+def make_unhealthy(deployment):
+    """Make all proxies but the silent one unhealthy. Return the number of requests to each so far."""
     for proxy in deployment.proxies.values():
         if proxy.name != SILENT:
             proxy.report_errors("something is wrong now")
-    return {name: len(proxy.asked) for name, proxy in deployment.proxies.items()}
+    return {name: len(proxy.requests) for name, proxy in deployment.proxies.items()}
 
 
-def after_a_round(deployment, poller):
-    """When a round has ended, so that the next one is whole."""
+def wait_for_end_of_round(poller):
+    """Wait until a round has ended, so that changes apply to the whole next one."""
     checked_at = poller.polls[-1].snapshot["checked_at"] if poller.polls else ""
     poller.wait_until(lambda p: p.snapshot["checked_at"] > checked_at, LIMIT, "a round ends")
 
@@ -45,77 +45,77 @@ def after_a_round(deployment, poller):
 TRUTH = {**dict.fromkeys(NAMES, ("ok", "unhealthy")), SILENT: "unreachable"}
 
 
-def all_right(poll):
+def is_correct(poll):
     return not poll.stale and all(
         status == ("unreachable" if name == SILENT else "unhealthy") for name, status in poll.statuses.items()
     )
 
 
 def phases(poller, since):
-    """What was seen since then: every combination of when the proxies were checked, with its first poll."""
-    found = []
+    """Return each combination of the proxies' check times since then, with the first poll that shows it."""
+    phases = []
     for poll in poller.between(since):
         times = {region["name"]: region["status"]["checked_at"] for region in poll.body["regions"]}
-        if not found or found[-1][0] != times:
-            found.append((times, poll))
-    return found
+        if not phases or phases[-1][0] != times:
+            phases.append((times, poll))
+    return phases
 
 
-@pytest.mark.fault("worker killed in a shard")
-def test_worker_killed_in_a_shard__the_others_count_and_the_rest_follows(deployment, verdict):
+@pytest.mark.fault("worker killed during a shard")
+def test_worker_killed_in_shard__other_shards_count(deployment, verdict):
     with Poller(deployment) as poller:
         poller.wait_until(lambda p: True, 5, "a poll")
-        after_a_round(deployment, poller)
-        before = turn_bad(deployment)
-        asked = deployment.proxies[SILENT].wait_for_request(LIMIT, before[SILENT])
-        killed = asked.begin
-        (lost,) = [worker for worker in deployment.workers if asked.pid in worker.pids()]
+        wait_for_end_of_round(poller)
+        before = make_unhealthy(deployment)
+        request = deployment.proxies[SILENT].wait_for_request(LIMIT, before[SILENT])
+        killed = request.begin
+        (lost,) = [worker for worker in deployment.workers if request.pid in worker.pids()]
         (left,) = [worker for worker in deployment.workers if worker is not lost]
         survivors = set(left.pids())
         lost.kill()
-        took = poller.wait_until(all_right, LIMIT, "all is right", since=killed)
-    assert deployment.proxies[SILENT].asked[-1].pid in survivors
-    # What the other worker was told in that round; the next one comes an interval later.
-    told = {
+        took = poller.wait_until(is_correct, LIMIT, "the snapshot is correct", since=killed)
+    assert deployment.proxies[SILENT].requests[-1].pid in survivors
+    # What the other worker probed in that round. The next round comes an interval later.
+    probed = {
         name
         for name, proxy in deployment.proxies.items()
-        for a in proxy.asked[before[name] :]
-        if a.pid in survivors and a.begin < killed + INTERVAL / 2
+        for r in proxy.requests[before[name] :]
+        if r.pid in survivors and r.begin < killed + INTERVAL / 2
     }
-    assert 6 <= len(told) <= 9, "the workers did not share this round"
+    assert 6 <= len(probed) <= 9, "the workers did not share this round"
     old, shared, whole = phases(poller, killed)
     assert len(set(old[0].values())) == len(set(whole[0].values())) == 1
-    # The snapshot had just that, and for the lost shard what it had before.
-    assert {name for name in NAMES if shared[0][name] != old[0][name]} == told
-    assert len({shared[0][name] for name in told}) == 1
-    assert all(shared[1].statuses[name] == "unhealthy" for name in told)
-    assert all(shared[1].statuses[name] == old[1].statuses[name] for name in set(NAMES) - told)
+    # The snapshot got exactly these results, and kept the old ones for the lost shard.
+    assert {name for name in NAMES if shared[0][name] != old[0][name]} == probed
+    assert len({shared[0][name] for name in probed}) == 1
+    assert all(shared[1].statuses[name] == "unhealthy" for name in probed)
+    assert all(shared[1].statuses[name] == old[1].statuses[name] for name in set(NAMES) - probed)
     poller.check(TRUTH, lost_shards=True)
     verdict(
-        f"{len(poller.polls)} polls, none torn; {len(told)} proxies renewed after "
-        f"{shared[1].at - killed:.1f} s, {len(NAMES) - len(told)} kept their status, "
-        f"right after {took:.1f} s by the worker that is left (limit {LIMIT} s)"
+        f"{len(poller.polls)} polls, none torn; {len(probed)} proxies updated after "
+        f"{shared[1].at - killed:.1f} s, {len(NAMES) - len(probed)} kept their status, "
+        f"correct after {took:.1f} s by the other worker (limit {LIMIT} s)"
     )
 
 
-@pytest.mark.fault("pool child killed in a shard")
-def test_child_killed_in_a_shard__the_others_count_at_once(deployment, verdict):
+@pytest.mark.fault("pool child killed during a shard")
+def test_child_killed_in_shard__others_count_at_once(deployment, verdict):
     with Poller(deployment) as poller:
         poller.wait_until(lambda p: True, 5, "a poll")
-        after_a_round(deployment, poller)
-        before = turn_bad(deployment)
-        asked = deployment.proxies[SILENT].wait_for_request(LIMIT, before[SILENT])
-        os.kill(asked.pid, signal.SIGKILL)
-        took = poller.wait_until(all_right, LIMIT, "all is right", since=asked.begin)
-    old, shared, whole = phases(poller, asked.begin)
+        wait_for_end_of_round(poller)
+        before = make_unhealthy(deployment)
+        request = deployment.proxies[SILENT].wait_for_request(LIMIT, before[SILENT])
+        os.kill(request.pid, signal.SIGKILL)
+        took = poller.wait_until(is_correct, LIMIT, "the snapshot is correct", since=request.begin)
+    old, shared, whole = phases(poller, request.begin)
     assert len(set(old[0].values())) == len(set(whole[0].values())) == 1
-    renewed = {name for name in NAMES if shared[0][name] != old[0][name]}
-    assert len(renewed) == 9, "of four shards of three, one was lost"
-    assert SILENT not in renewed
-    assert all(shared[1].statuses[name] == "unhealthy" for name in renewed)
-    assert all(shared[1].statuses[name] == old[1].statuses[name] for name in set(NAMES) - renewed)
-    assert shared[1].at - asked.begin < INTERVAL / 2, "it took a tick to end the round"
-    assert not deployment.ended()
+    updated = {name for name in NAMES if shared[0][name] != old[0][name]}
+    assert len(updated) == 9, "of four shards of three, one was lost"
+    assert SILENT not in updated
+    assert all(shared[1].statuses[name] == "unhealthy" for name in updated)
+    assert all(shared[1].statuses[name] == old[1].statuses[name] for name in set(NAMES) - updated)
+    assert shared[1].at - request.begin < INTERVAL / 2, "the round ended only at the next tick"
+    assert not deployment.exited()
     for name in (
         'rounds_total{outcome="incomplete"}',
         'task_runs_total{outcome="failure",task="check_shard"}',
@@ -123,7 +123,7 @@ def test_child_killed_in_a_shard__the_others_count_at_once(deployment, verdict):
         assert deployment.metric(f"proxyhealth_{name}") == 1
     poller.check(TRUTH, lost_shards=True)
     verdict(
-        f"{len(poller.polls)} polls, none torn; {len(renewed)} proxies renewed after "
-        f"{shared[1].at - asked.begin:.1f} s, {len(NAMES) - len(renewed)} kept their status, "
-        f"right after {took:.1f} s (limit {LIMIT} s)"
+        f"{len(poller.polls)} polls, none torn; {len(updated)} proxies updated after "
+        f"{shared[1].at - request.begin:.1f} s, {len(NAMES) - len(updated)} kept their status, "
+        f"correct after {took:.1f} s (limit {LIMIT} s)"
     )

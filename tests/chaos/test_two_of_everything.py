@@ -1,4 +1,4 @@
-"""Two beats and two workers: rounds never overlap, and the proof comes from outside."""
+"""With two beats and two workers, rounds never overlap. A proxy outside of the app proves it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LINE = re.compile(r"round (start|end) token=(\d+) (?:duration=([\d.]+))?")
 
 
 @pytest.mark.fault("two beats and two workers")
-def test_two_of_everything__full_rounds_never_overlap(deploy, verdict):
+def test_two_beats_two_workers__rounds_never_overlap(deploy, verdict):
     deployment = deploy(interval=INTERVAL, beats=2, workers=2)
     slow = deployment.add("slow", delay=DELAY)
     deployment.add("quick")
@@ -27,29 +27,30 @@ def test_two_of_everything__full_rounds_never_overlap(deploy, verdict):
     with Poller(deployment) as poller:
         begin = time.monotonic()
         wait_for(lambda: time.monotonic() > begin + INTERVALS * INTERVAL, INTERVALS * INTERVAL + 1)
-    assert not deployment.ended()
-    for part in [*deployment.beats, *deployment.workers]:
-        part.kill()
+    assert not deployment.exited()
+    for process in [*deployment.beats, *deployment.workers]:
+        process.kill()
     poller.check({"slow": "ok", "quick": "ok"})
 
-    # The proxy was never asked by two rounds at once ...
+    # Two rounds never probed the proxy at the same time ...
     assert slow.most_at_once == 1
-    asked = [a for a in slow.asked if a.begin >= begin]
-    assert len(asked) >= INTERVALS - 1, "rounds were left out"
+    requests = [request for request in slow.requests if request.begin >= begin]
+    assert len(requests) >= INTERVALS - 1, "rounds were left out"
     for worker in deployment.workers:
-        # Who runs the rounds is chance: the ticks of one beat may all be the first, and go to one worker.
+        # Chance decides which worker runs the rounds: one beat may always be first, and one worker get all of
+        # its ticks.
         ticks = re.findall("round (?:start|skipped)", worker.log_text())
-        assert len(ticks) > 2, f"{worker.name} had no ticks: this shows nothing"
-    # ... and both workers' logs say the same. A token is Redis' time in microseconds.
-    rounds = {}
+        assert len(ticks) > 2, f"{worker.name} got too few ticks to show anything"
+    # ... and the logs of both workers agree. A token is the time of Redis in microseconds.
+    spans = []
     for line in deployment.round_lines():
-        what, token, duration = _LINE.search(line).groups()
-        rounds.setdefault(int(token), {})[what] = float(duration or 0)
-    spans = sorted((token, token + found["end"] * 1e6) for token, found in rounds.items() if "end" in found)
-    overlaps = [(a, b) for a, b in pairwise(spans) if b[0] < a[1]]
+        event, token, duration = _LINE.search(line).groups()
+        if event == "end":
+            spans.append((int(token), int(token) + float(duration) * 1e6))
+    overlaps = [(a, b) for a, b in pairwise(sorted(spans)) if b[0] < a[1]]
     assert not overlaps
-    assert len(spans) >= len(asked) - 1
+    assert len(spans) >= len(requests) - 1
     verdict(
         f"{len(poller.polls)} polls, {len(spans)} rounds in {INTERVALS} intervals, "
-        f"at most {slow.most_at_once} at once by the proxy's own count, none overlap by their tokens"
+        f"at most {slow.most_at_once} at once by the proxy's count, none overlap by their tokens"
     )

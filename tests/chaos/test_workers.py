@@ -1,4 +1,4 @@
-"""Workers that are killed in a round."""
+"""Workers are killed during a round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRUTH = {"lima": ("ok", "unreachable"), "oslo": "ok", "silent": "unreachable"}
 
 @pytest.fixture
 def deployment(deploy):
-    """Two proxies that answer, and one that makes every round as long as the timeout."""
+    """Two proxies that answer, and a silent one: each round lasts as long as the timeout."""
     deployment = deploy(interval=INTERVAL, concurrency=1)
     for name in ("lima", "oslo", "silent"):
         deployment.add(name, traced=name == "silent")
@@ -27,7 +27,7 @@ def deployment(deploy):
 
 
 def in_a_round(deployment):
-    """Whether the last that the worker said is that a round begins."""
+    """Return whether the worker's last log line about rounds is the start of one."""
     return "round start" in deployment.round_lines()[-1]
 
 
@@ -35,8 +35,8 @@ def lima_is_down(poll):
     return poll.statuses["lima"] == "unreachable" and not poll.stale
 
 
-@pytest.mark.fault("worker killed in a round")
-def test_worker_killed_in_a_round__old_or_new_truth_and_right_again(deployment, verdict):
+@pytest.mark.fault("worker killed during a round")
+def test_worker_killed_in_round__never_wrong(deployment, verdict):
     with Poller(deployment) as poller:
         killed = deployment.proxies["silent"].wait_for_request(2 * INTERVAL).begin
         deployment.worker.kill()
@@ -45,25 +45,19 @@ def test_worker_killed_in_a_round__old_or_new_truth_and_right_again(deployment, 
         deployment.worker.start()
         took = poller.wait_until(lima_is_down, LIMIT, "lima is down", since=killed)
     poller.check(TRUTH)
-    verdict(
-        f"{len(poller.polls)} polls, old or new truth throughout, "
-        f"right again after {took:.1f} s (limit {LIMIT} s)"
-    )
+    verdict(f"{len(poller.polls)} polls, never a wrong status, correct after {took:.1f} s (limit {LIMIT} s)")
 
 
-@pytest.mark.fault("pool child killed in a round")
-def test_child_killed_in_a_round__old_or_new_truth_and_right_again(deployment, verdict):
+@pytest.mark.fault("pool child killed during a round")
+def test_child_killed_in_round__never_wrong(deployment, verdict):
     with Poller(deployment) as poller:
-        asked = deployment.proxies["silent"].wait_for_request(2 * INTERVAL)
+        request = deployment.proxies["silent"].wait_for_request(2 * INTERVAL)
         (child,) = deployment.worker.children()
         os.kill(child, signal.SIGKILL)
-        assert asked.pid == child
+        assert request.pid == child
         assert in_a_round(deployment)
         deployment.proxies["lima"].stop()
-        took = poller.wait_until(lima_is_down, LIMIT, "lima is down", since=asked.begin)
-    assert not deployment.ended()
+        took = poller.wait_until(lima_is_down, LIMIT, "lima is down", since=request.begin)
+    assert not deployment.exited()
     poller.check(TRUTH)
-    verdict(
-        f"{len(poller.polls)} polls, old or new truth throughout, "
-        f"right again after {took:.1f} s (limit {LIMIT} s)"
-    )
+    verdict(f"{len(poller.polls)} polls, never a wrong status, correct after {took:.1f} s (limit {LIMIT} s)")

@@ -1,8 +1,8 @@
-"""Loaded first of all by the Python processes of a deployment that has this folder on its path.
+"""Changes to Python itself. Each Python process with this folder on its path loads this module first.
 
-``HOSTS_FILE`` is a name service of the test's own: a name and its addresses as of now, read at every
-look-up. With libfaketime, whose absolute sleeps fail if the monotonic clock is left alone,
-``time.sleep()`` is made of something else.
+``HOSTS_FILE`` names a file with a host name and its addresses. Each look-up of that name reads it anew, so a
+test can move a host. libfaketime breaks ``time.sleep()`` when it leaves the monotonic clock alone, so
+``select()`` sleeps instead.
 """
 
 import os
@@ -13,7 +13,7 @@ import time
 _getaddrinfo = socket.getaddrinfo
 
 
-def _by_file(host, *args, **kwargs):
+def _getaddrinfo_with_file(host, *args, **kwargs):
     with open(os.environ["HOSTS_FILE"]) as file:
         name, *addresses = file.read().split()
     if host != name:
@@ -22,7 +22,7 @@ def _by_file(host, *args, **kwargs):
 
 
 if "HOSTS_FILE" in os.environ:
-    socket.getaddrinfo = _by_file
+    socket.getaddrinfo = _getaddrinfo_with_file
 
 if "FAKETIME_TIMESTAMP_FILE" in os.environ:
     time.sleep = lambda seconds: select.select([], [], [], seconds) and None
