@@ -38,8 +38,9 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# The development mode also checks memory, for extensions in C. It slows everything down, and we have none.
 tests: $(VENV)/.installed-dev node_modules/.installed
-	PYTHONDEVMODE=1 $(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc $(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -26,12 +26,18 @@ if TYPE_CHECKING:
 
 # The slowest files start first. If one of them started last, the other workers would have nothing left to do.
 LONGEST = [
-    "test_region_picker",
-    "test_run",
-    "test_health_page",
+    "test_region_picker_page",
     "test_package",
+    "test_prometheus_rules",
+    "test_run",
+    "test_region_picker_updates",
     "test_openapi",
+    "test_health_page",
+    "test_properties",
+    "test_make_prometheus",
     "test_dispatch",
+    "test_typescript",
+    "test_cost",
 ]
 
 
@@ -189,6 +195,7 @@ def promtool() -> Callable[..., str]:
         done = subprocess.run(
             [program, *map(str, arguments)],
             input=input,
+            env={**os.environ, "GOGC": "400"},  # fewer garbage collections: a fifth less CPU time
             capture_output=True,
             text=True,
             timeout=120,
