@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from itertools import repeat
 from operator import attrgetter
 from typing import Any, Self
@@ -13,7 +12,7 @@ from uuid import UUID
 
 from proxyhealth.report import EMPTY_REPORT, HealthReport
 from proxyhealth.statuses import Reason, Status
-from proxyhealth.utils import FrozenList, FrozenMapping, parse_rfc3339, rfc3339
+from proxyhealth.utils import FrozenList, FrozenMapping, LazyProperty, parse_rfc3339, rfc3339
 
 _NEVER = datetime.fromtimestamp(0, UTC)
 
@@ -87,11 +86,6 @@ class ProxyStatus:
             for name, (_, value_of) in JUDGEMENT.items()
             if (value := value_of(self)) not in ("", (), None)
         }
-
-    @classmethod
-    def from_judgement(cls, proxy: Proxy, checked_at: datetime | None, data: Mapping[str, Any]) -> Self:
-        """Return the status that :meth:`judgement` was made from. Ignore other values in ``data``."""
-        return next(cls.from_judgements([proxy], checked_at, [data]))
 
     @classmethod
     def from_judgements(
@@ -239,18 +233,18 @@ class Snapshot:
             )
         return ""
 
-    @cached_property
+    @LazyProperty
     def hosts(self) -> FrozenList[str]:
         """The ``host[:port]`` of all registered proxies, each once, in order of the proxies' names."""
         return FrozenList(dict.fromkeys(s.proxy_host for s in self.statuses.values() if s.proxy_host))
 
-    @cached_property
+    @LazyProperty
     def healthy_hosts(self) -> FrozenList[str]:
         """The ``host[:port]`` of all proxies that are ``ok``."""
         healthy = (s for s in self.statuses.values() if s.healthy)
         return FrozenList(dict.fromkeys(s.proxy_host for s in healthy if s.proxy_host))
 
-    @cached_property
+    @LazyProperty
     def by_name(self) -> Mapping[str, ProxyStatus]:
         """The statuses by name in lower case.
 

@@ -83,3 +83,18 @@ class PerProcess(Generic[V]):
     def reset(self) -> None:
         """Replace the object with a new one."""
         self.value = self._make()
+
+
+class LazyProperty(Generic[V]):
+    """A property that is computed once per object.
+
+    Until Python 3.12, ``functools.cached_property`` computes under a lock, which a fork would copy.
+    """
+
+    def __init__(self, function: Callable[[Any], V]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> V:
+        value = instance.__dict__[self._function.__name__] = self._function(instance)
+        return value

@@ -81,7 +81,7 @@ def test_proxy_status__as_json() -> None:
 @pytest.mark.parametrize("data", [{"status": "fine"}, {"status": "ok", "reason": "why not"}])
 def test_proxy_status__unknown_status_is_a_value_error(data: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="is not a valid"):
-        ProxyStatus.from_judgement(make_proxy(), MOMENT, data)
+        next(ProxyStatus.from_judgements([make_proxy()], MOMENT, [data]))
 
 
 def test_proxy_status__from_json_shares_one_empty_report() -> None:
@@ -93,13 +93,15 @@ def test_proxy_status__judgement_has_only_results_of_the_probe() -> None:
     status = make_status(report=HealthReport(("e",), ("w",)), reason=Reason.REPORT_ERRORS)
     data = json.loads(json.dumps(status.judgement()))
     assert data.keys() == {"proxy_host", "status", "reason", "errors", "warnings", "latency"}
-    assert ProxyStatus.from_judgement(status.proxy, status.checked_at, data) == status
+    assert next(ProxyStatus.from_judgements([status.proxy], status.checked_at, [data])) == status
     assert len(json.dumps(make_status().judgement())) < 100
 
 
 def test_proxy_status__judgement_keeps_a_latency_of_0() -> None:
     status = make_status(latency=0.0)
-    assert ProxyStatus.from_judgement(status.proxy, status.checked_at, status.judgement()) == status
+    assert (
+        next(ProxyStatus.from_judgements([status.proxy], status.checked_at, [status.judgement()])) == status
+    )
 
 
 def test_proxy__as_json() -> None:

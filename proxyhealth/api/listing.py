@@ -5,7 +5,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Literal, NamedTuple, Self
 from uuid import UUID
 
@@ -24,7 +23,7 @@ from proxyhealth.api.representation import (
 from proxyhealth.conf import Primary, conf
 from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
-from proxyhealth.utils import PerProcess
+from proxyhealth.utils import LazyProperty, PerProcess
 
 # The limits of the filtered lists that a listing keeps: many clients may use the same filter.
 _MAX_KEPT_BYTES = 8_000_000
@@ -208,7 +207,7 @@ class _Entries:
             self.names.append(proxy.name.lower())
             self.regions.append(fragment.region)
 
-    @cached_property
+    @LazyProperty
     def proxies(self) -> list[bytes]:
         """The JSON of each proxy with all details. JSON objects are joined at their braces."""
         return [
@@ -218,15 +217,15 @@ class _Entries:
             for status, fragment in zip(self.statuses, self._fragments.values(), strict=True)
         ]
 
-    @cached_property
+    @LazyProperty
     def search_texts(self) -> list[str]:
         return [_search_text(status.proxy) for status in self.statuses]
 
-    @cached_property
+    @LazyProperty
     def _by_id(self) -> dict[UUID, int]:
         return {id: index for index, id in enumerate(self._fragments)}
 
-    @cached_property
+    @LazyProperty
     def _by_name(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.names)}
 

@@ -90,10 +90,7 @@ class Plan:
             part = part_of.get(index, {})
             judgements = part.get("found")
             if isinstance(judgements, list) and len(judgements) == len(shard):
-                statuses += [
-                    ProxyStatus.from_judgement(proxy, self.checked_at, judgement)
-                    for proxy, judgement in zip(shard, judgements, strict=True)
-                ]
+                statuses += ProxyStatus.from_judgements(shard, self.checked_at, judgements)
             else:
                 missing += [proxy.id for proxy in shard]
                 errors.append(str(part.get("lost", "there is no result of it")))

@@ -248,7 +248,7 @@ def probe_and_check(index: int, port: int) -> str:
     assert (status.latency is None) == (status.status is Status.UNREACHABLE), status
     check_report(status.report)
     judgement = json.loads(json.dumps(status.judgement()))
-    assert ProxyStatus.from_judgement(status.proxy, status.checked_at, judgement) == status
+    assert next(ProxyStatus.from_judgements([status.proxy], status.checked_at, [judgement])) == status
     if status.status is Status.OK:
         assert status.reason is Reason.NONE
     elif status.reason is not Reason.REPORT_ERRORS:
