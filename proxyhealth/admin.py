@@ -1,9 +1,10 @@
 """The admin of the proxies, with their statuses and the health page."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from django.contrib import admin, messages
@@ -11,7 +12,6 @@ from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db import connections, router, transaction
 from django.db.models import QuerySet
-from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
@@ -24,11 +24,6 @@ from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
-
-if TYPE_CHECKING:  # generic for type checkers only
-    ModelAdmin = admin.ModelAdmin[WorkspaceProxy]
-else:
-    ModelAdmin = admin.ModelAdmin
 
 # The order of the rows on the health page.
 BY_URGENCY = (Status.UNREACHABLE, Status.UNHEALTHY, Status.UNKNOWN, Status.UNREGISTERED, Status.OK)
@@ -60,7 +55,7 @@ class DeletedFilter(admin.SimpleListFilter):
 
 
 @admin.register(WorkspaceProxy)
-class WorkspaceProxyAdmin(ModelAdmin):
+class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for type checkers only
     list_display = ("name", "status", "reason", "latency", "last_check", "url")
     list_filter = (DeletedFilter,)
     search_fields = ("name", "display_name", "url")
@@ -163,7 +158,7 @@ class WorkspaceProxyAdmin(ModelAdmin):
         fieldsets = super().get_fieldsets(request, obj)
         return fieldsets if obj else fieldsets[:-1]  # a new proxy has no lifecycle yet
 
-    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> "type[ModelForm[Any]]":
+    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         form = super().get_form(request, *args, **kwargs)
         for name in ("url", "icon", "wildcard_hostname"):
             if name in form.base_fields:
@@ -187,9 +182,7 @@ class WorkspaceProxyAdmin(ModelAdmin):
             raise PermissionDenied
         snapshot = health.snapshot()
         statuses = health.statuses_of(WorkspaceProxy.objects.active(), snapshot)
-        counts = dict.fromkeys(BY_URGENCY, 0)
-        for status in statuses:
-            counts[status.status] += 1
+        counts = Counter(status.status for status in statuses)
         chosen = request.GET.get("status", "")
         rows = [status for status in statuses if chosen in ("", status.status)]
         rows.sort(key=_urgency)
@@ -198,7 +191,7 @@ class WorkspaceProxyAdmin(ModelAdmin):
             "opts": self.opts,
             "title": "Health of the workspace proxies",
             "snapshot": snapshot,
-            "counts": list(counts.items()),
+            "counts": [(status, counts[status]) for status in BY_URGENCY],
             "total": len(statuses),
             "chosen": chosen,
             "page": Paginator(rows, ROWS_PER_PAGE).get_page(request.GET.get("page")),

@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import lru_cache
 from inspect import iscoroutinefunction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from django.conf import settings
@@ -35,100 +35,6 @@ class Primary:
     name: str = "primary"
 
 
-class Settings:
-    """One typed property per setting. An invalid value raises ``ImproperlyConfigured``."""
-
-    @property
-    def INTERVAL(self) -> float:
-        """Seconds between two rounds. 0 or less means 60."""
-        return interval_of(app_settings())
-
-    @property
-    def TIMEOUT(self) -> float:
-        """Seconds that a whole probe may take."""
-        return _get("TIMEOUT", 5.0, _positive_seconds)
-
-    @property
-    def CONCURRENCY(self) -> int:
-        """Number of probes that run at once in a process."""
-        return _get("CONCURRENCY", 512, _positive_integer)
-
-    @property
-    def SHARD_SIZE(self) -> int:
-        """Number of proxies that one task of a round probes."""
-        return _get("SHARD_SIZE", 1000, _positive_integer)
-
-    @property
-    def CACHE(self) -> str:
-        """Alias in ``CACHES`` of the Redis cache that holds the snapshot."""
-        return _get("CACHE", "default", _cache_alias)
-
-    @property
-    def READ_INTERVAL(self) -> float:
-        """Age in seconds at which a process refreshes its copy of the snapshot."""
-        return _get("READ_INTERVAL", 0.5, _seconds_or_zero)
-
-    @property
-    def STALE_AFTER(self) -> float:
-        """Age in seconds of the last full round at which the snapshot is stale. Default: three intervals."""
-        return _get("STALE_AFTER", None, _optional(_positive_seconds)) or 3 * self.INTERVAL
-
-    @property
-    def CA_BUNDLE(self) -> str:
-        """Path of a PEM file with certificate authorities to trust besides the public ones, or empty."""
-        return _get("CA_BUNDLE", "", _file)
-
-    @property
-    def TLS_EXPIRY_WARNING(self) -> float:
-        """Days before the expiry of a certificate at which warnings begin. 0 turns them off."""
-        return _get("TLS_EXPIRY_WARNING", 14, _days)
-
-    @property
-    def ADDRESS_DENY(self) -> tuple[Network, ...]:
-        """Networks that probes must not connect to."""
-        return _get("ADDRESS_DENY", LINK_LOCAL_NETWORKS, _networks)
-
-    @property
-    def ADDRESS_ALLOW(self) -> tuple[Network, ...]:
-        """Only networks that probes may connect to, unless empty. Takes precedence over ADDRESS_DENY."""
-        return _get("ADDRESS_ALLOW", (), _networks)
-
-    @property
-    def CANARY_URLS(self) -> tuple[str, ...]:
-        """URLs that always respond. If none does, the workers' own network has failed."""
-        return _get("CANARY_URLS", (), _urls)
-
-    @property
-    def METRICS_NAMESPACE(self) -> str:
-        """Prefix of all metric names, without the underscore that follows it."""
-        return _get("METRICS_NAMESPACE", "", _metric_prefix)
-
-    @property
-    def PRIMARY(self) -> Primary | None:
-        """The control plane, if it is listed as a region."""
-        return _get("PRIMARY", None, _optional(_primary))
-
-    @property
-    def PUBLIC_REGIONS(self) -> bool:
-        """True if the regions are readable without authentication."""
-        return _get("PUBLIC_REGIONS", False, _boolean)
-
-    @property
-    def AUTHENTICATE(self) -> Callable[[Any], Any] | None:
-        """A function of the host that authenticates requests, or None for Django's session."""
-        return _get("AUTHENTICATE", None, _optional(_function))
-
-    @property
-    def METRICS_TOKEN(self) -> str:
-        """Bearer token that ``/metrics`` requires, or empty if the metrics are public."""
-        return _get("METRICS_TOKEN", "", _token)
-
-
-conf = Settings()
-
-NAMES = tuple(name for name in vars(Settings) if name.isupper())
-
-
 def interval_of(options: Mapping[str, Any]) -> float:
     """Return ``INTERVAL`` of these options in seconds."""
     interval = _convert("INTERVAL", options.get("INTERVAL", DEFAULT_INTERVAL), _seconds)
@@ -140,10 +46,6 @@ def app_settings() -> Mapping[str, Any]:
     if not isinstance(options, Mapping):
         raise ImproperlyConfigured("PROXYHEALTH must be a dictionary.")
     return options
-
-
-def _get(name: str, default: Any, convert: Callable[[Any], T]) -> T:
-    return _convert(name, app_settings().get(name, default), convert)
 
 
 def _convert(name: str, value: Any, convert: Callable[[Any], T]) -> T:
@@ -290,3 +192,70 @@ def _token(value: Any) -> str:
             "PROXYHEALTH['METRICS_TOKEN'] must consist of printable ASCII characters without spaces."
         )
     return value
+
+
+class _Setting(Generic[T]):
+    """A setting that is read and converted at each access."""
+
+    def __init__(self, default: Any, convert: Callable[[Any], T]) -> None:
+        self._default = default
+        self._converter = convert
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> T:
+        value = app_settings().get(self._name, self._default)
+        return _convert(self._name, value, self._converter)
+
+
+class Settings:
+    """All settings. An invalid value raises ``ImproperlyConfigured``."""
+
+    @property
+    def INTERVAL(self) -> float:
+        """Seconds between two rounds. 0 or less means 60."""
+        return interval_of(app_settings())
+
+    TIMEOUT = _Setting(5.0, _positive_seconds)
+    """Seconds that a whole probe may take."""
+    CONCURRENCY = _Setting(512, _positive_integer)
+    """Number of probes that run at once in a process."""
+    SHARD_SIZE = _Setting(1000, _positive_integer)
+    """Number of proxies that one task of a round probes."""
+    CACHE = _Setting("default", _cache_alias)
+    """Alias in ``CACHES`` of the Redis cache that holds the snapshot."""
+    READ_INTERVAL = _Setting(0.5, _seconds_or_zero)
+    """Age in seconds at which a process refreshes its copy of the snapshot."""
+
+    @property
+    def STALE_AFTER(self) -> float:
+        """Age in seconds of the last full round at which the snapshot is stale. Default: three intervals."""
+        value = app_settings().get("STALE_AFTER")
+        return _convert("STALE_AFTER", value, _optional(_positive_seconds)) or 3 * self.INTERVAL
+
+    CA_BUNDLE = _Setting("", _file)
+    """Path of a PEM file with certificate authorities to trust besides the public ones, or empty."""
+    TLS_EXPIRY_WARNING = _Setting(14, _days)
+    """Days before the expiry of a certificate at which warnings begin. 0 turns them off."""
+    ADDRESS_DENY = _Setting(LINK_LOCAL_NETWORKS, _networks)
+    """Networks that probes must not connect to."""
+    ADDRESS_ALLOW = _Setting((), _networks)
+    """Only networks that probes may connect to, unless empty. Takes precedence over ADDRESS_DENY."""
+    CANARY_URLS = _Setting((), _urls)
+    """URLs that always respond. If none does, the workers' own network has failed."""
+    METRICS_NAMESPACE = _Setting("", _metric_prefix)
+    """Prefix of all metric names, without the underscore that follows it."""
+    PRIMARY = _Setting(None, _optional(_primary))
+    """The control plane, if it is listed as a region."""
+    PUBLIC_REGIONS = _Setting(False, _boolean)
+    """True if the regions are readable without authentication."""
+    AUTHENTICATE = _Setting(None, _optional(_function))
+    """A function of the host that authenticates requests, or None for Django's session."""
+    METRICS_TOKEN = _Setting("", _token)
+    """Bearer token that ``/metrics`` requires, or empty if the metrics are public."""
+
+
+conf = Settings()
+
+NAMES = tuple(name for name in vars(Settings) if name.isupper())

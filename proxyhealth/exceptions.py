@@ -13,10 +13,6 @@ class Superseded(StoreError):
     """A commit that came too late: another round took over the lease, or a later round was committed."""
 
 
-class OutdatedRound(Exception):
-    """A round that is older than the committed one."""
-
-
 class RoundFailed(Exception):
     """A failed round or check. The snapshot did not change."""
 

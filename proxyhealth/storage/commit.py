@@ -9,7 +9,7 @@ from uuid import UUID
 
 from redis.exceptions import LockError, RedisError, ResponseError
 
-from proxyhealth.exceptions import OutdatedRound, StoreError, Superseded
+from proxyhealth.exceptions import StoreError, Superseded
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.storage.client import Cache, open_cache, run_script
 from proxyhealth.storage.counters import MAX_ERROR
@@ -81,10 +81,7 @@ def commit(
     with open_cache() as cache, _commit_lock(cache):
         for _ in range(_COMMIT_ATTEMPTS):
             value = _read(cache)
-            try:
-                document, changes = merged(value, statuses, token, removed, full_round)
-            except OutdatedRound:
-                raise Superseded("a later round was committed before this one") from None
+            document, changes = merged(value, statuses, token, removed, full_round)
             head = (value or b"")[: HEAD_BYTES + 1]
             complete = document.complete
             body = dump(document)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from proxyhealth.conf import conf
-from proxyhealth.exceptions import OutdatedRound
+from proxyhealth.exceptions import Superseded
 from proxyhealth.snapshot import JUDGEMENT, Proxy, ProxyStatus, RoundHistogram, Snapshot, convert, finite
 from proxyhealth.utils import FrozenMapping, parse_rfc3339, rfc3339
 
@@ -132,7 +132,7 @@ def merged(
 ) -> tuple[Document, list[Change]]:
     """Merge the results of one token into the document ``value``, and return it with the changes.
 
-    A document that cannot be read is replaced. Raises ``OutdatedRound``.
+    A document that cannot be read is replaced. Raises ``Superseded``.
     """
     removed = list(removed)
     if value is not None:
@@ -215,7 +215,7 @@ def _merge(
     full_round: Round | None,
 ) -> tuple[Document, list[Change]]:
     if full_round and document.head["ticket"] > token:
-        raise OutdatedRound
+        raise Superseded("a later round was committed before this one")
     merge = _Merge(document, token)
     for id in removed:
         merge.remove(str(id))
