@@ -42,7 +42,8 @@ def make_status(number: int = 1, status: Status = Status.OK, **values: Any) -> P
 
 
 def from_json(proxy: Proxy, checked_at: datetime | None, status: ProxyStatus) -> ProxyStatus:
-    return ProxyStatus.from_judgement(proxy, checked_at, json.loads(json.dumps(status.judgement())))
+    judgement = json.loads(json.dumps(status.judgement()))
+    return next(ProxyStatus.from_judgements([proxy], checked_at, [judgement]))
 
 
 def test_status__numbers_for_metrics() -> None:
@@ -99,9 +100,7 @@ def test_proxy_status__judgement_has_only_results_of_the_probe() -> None:
 
 def test_proxy_status__judgement_keeps_a_latency_of_0() -> None:
     status = make_status(latency=0.0)
-    assert (
-        next(ProxyStatus.from_judgements([status.proxy], status.checked_at, [status.judgement()])) == status
-    )
+    assert from_json(status.proxy, status.checked_at, status) == status
 
 
 def test_proxy__as_json() -> None:
