@@ -14,7 +14,7 @@ TESTS6 := tests/django6 tests/metrics tests/rounds/test_broker.py tests/rounds/t
 		schedules templatetags validators)
 
 # The number of parallel test processes. Most tests wait: for rounds, for a browser, or for data to become stale.
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: run prometheus test lint types tests django6 chaos fuzz format start-proxy stop-proxy api-types clean
 
