@@ -149,8 +149,8 @@ def test_proxy_killed__alert_until_it_is_back_or_deleted(observed, verdict):
         }
         assert alerts[name]["annotations"] == {
             "summary": f"Proxy {name} is unreachable.",
-            "description": f"The last probe of {host} got no response. It has been failing for more than two "
-            "intervals. Reason: connect.",
+            "description": f"The last probe of {host} got no valid response. "
+            "It has been failing for more than two intervals. Reason: connect.",
             "runbook_url": f"docs/runbook.md#{UNREACHABLE.lower()}",
         }
     firing = {rule["name"]: len(rule["alerts"]) for rule in prometheus.rules() if rule.get("alerts")}
