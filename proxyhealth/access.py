@@ -76,7 +76,7 @@ def endpoint(
             return (view if exempt else protected_view)(request, *args, **kwargs)
 
         wrapper = _with_json_errors(authorized)
-        # If the database is down, a transaction fails before the view can respond.
+        # With ATOMIC_REQUESTS, a request would fail before its view if the database is down.
         for alias in connections:
             transaction.non_atomic_requests(alias)(wrapper)
         # The project's own middlewares would respond with pages and redirects.
@@ -106,9 +106,9 @@ def _authorize(request: HttpRequest, permission: str) -> Authenticated:
     try:
         authenticate = conf.AUTHENTICATE
         # Without AuthenticationMiddleware, requests have no user.
-        user = authenticate(request) if authenticate else getattr(request, "user", None)
-        caller = user if isinstance(user, Authenticated) else Authenticated(user)
-        _require(caller.user, permission)
+        result = authenticate(request) if authenticate else getattr(request, "user", None)
+        caller = result if isinstance(result, Authenticated) else Authenticated(result)
+        _require_permission(caller.user, permission)
     except (APIError, DatabaseError):
         raise
     except PermissionDenied as error:
@@ -120,8 +120,8 @@ def _authorize(request: HttpRequest, permission: str) -> Authenticated:
     return caller
 
 
-def _require(user: Any, permission: str) -> None:
-    # If is_authenticated is a method, as in Django before 1.10, it is truthy for anonymous users, too.
+def _require_permission(user: Any, permission: str) -> None:
+    # "is True", because in old user classes is_authenticated is a method, which is always truthy.
     if getattr(user, "is_authenticated", False) is not True or not getattr(user, "is_active", True):
         if conf.AUTHENTICATE:
             raise APIError(401, "Not signed in.", "Send valid credentials with the request.")

@@ -105,7 +105,7 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
 
     def _confirm_sent(self, request: HttpRequest) -> bool:
         """Return True if the broker has accepted all requests so far, else warn the user."""
-        # An empty request is done when those before it are sent.
+        # An empty request completes after all earlier ones, with the result of the last one.
         if _is_accepted(health.request_check([])):
             return True
         self.message_user(
@@ -127,10 +127,10 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
     # Saving and deleting request a check on commit. These views warn if the broker did not accept it.
 
     def _warn_if_not_sent(self, request: HttpRequest, response: Any = None) -> None:
-        done = response is None or response.status_code == HTTPStatus.FOUND
+        changed = response is None or response.status_code == HTTPStatus.FOUND
         database = router.db_for_write(WorkspaceProxy)
-        # With ATOMIC_REQUESTS, the commit comes after this response.
-        if request.method == "POST" and done and not connections[database].in_atomic_block:
+        # With ATOMIC_REQUESTS, the commit comes after this response, so nothing is sent yet.
+        if request.method == "POST" and changed and not connections[database].in_atomic_block:
             self._confirm_sent(request)
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
@@ -177,7 +177,7 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
         ]
 
     def health_view(self, request: HttpRequest) -> HttpResponse:
-        """Show the proxies by status: their number, and one row per proxy, the most urgent first."""
+        """Show the number of proxies by status, and one row per proxy, the most urgent first."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         snapshot = health.snapshot()
@@ -210,9 +210,9 @@ def _urgency(status: ProxyStatus) -> tuple[int, str]:
     return BY_URGENCY.index(status.status), status.proxy.name.lower()
 
 
-def _is_accepted(request: Future[None]) -> bool:
+def _is_accepted(future: Future[None]) -> bool:
     try:
-        request.result(timeout=_BROKER_TIMEOUT)
+        future.result(timeout=_BROKER_TIMEOUT)
     except Exception:  # a timeout, or an error that the sender has logged
         return False
     return True

@@ -62,7 +62,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         try:
             getattr(conf, name)
         except ImproperlyConfigured as error:
-            # A default may depend on another setting. Only that one is at fault.
+            # STALE_AFTER also fails if INTERVAL is invalid. Report only the setting that is named.
             if repr(name) in str(error):
                 id, hint = SETTINGS[name]
                 messages.append(Error(str(error), hint=hint, id=f"proxyhealth.{id}"))
@@ -103,9 +103,9 @@ def _check_stale_after() -> list[CheckMessage]:
 def _check_metrics() -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     hint = "Include 'proxyhealth.metrics.urls' in place of 'django_prometheus.urls'."
-    is_theirs_served = _is_served(ExportToDjangoView)
-    # Not only if PROMETHEUS_MULTIPROC_DIR is set: web servers have it, but this check may run elsewhere.
-    if is_theirs_served and not _is_served(exposition.metrics):
+    django_prometheus_served = _is_served(ExportToDjangoView)
+    # Even without PROMETHEUS_MULTIPROC_DIR: web servers may have it, although this process does not.
+    if django_prometheus_served and not _is_served(exposition.metrics):
         messages.append(
             Warning(
                 "Only the view of django-prometheus serves metrics. With PROMETHEUS_MULTIPROC_DIR, it omits "
@@ -116,12 +116,12 @@ def _check_metrics() -> list[CheckMessage]:
         )
     ports = ("PROMETHEUS_METRICS_EXPORT_PORT", "PROMETHEUS_METRICS_EXPORT_PORT_RANGE")
     port = next((name for name in ports if getattr(settings, name, None)), None)
-    if conf.METRICS_TOKEN and (is_theirs_served or port):
-        source = "the view of django-prometheus" if is_theirs_served else f"the port of {port}"
+    if conf.METRICS_TOKEN and (django_prometheus_served or port):
+        source = "the view of django-prometheus" if django_prometheus_served else f"the port of {port}"
         messages.append(
             Warning(
                 f"PROXYHEALTH['METRICS_TOKEN'] is set, but {source} serves the metrics without it.",
-                hint=hint if is_theirs_served else f"Restrict access to that port, or remove {port}.",
+                hint=hint if django_prometheus_served else f"Restrict access to that port, or remove {port}.",
                 id="proxyhealth.W003",
             )
         )
@@ -129,7 +129,7 @@ def _check_metrics() -> list[CheckMessage]:
 
 
 def check_deployment(**kwargs: Any) -> list[CheckMessage]:
-    """Warn of public metrics. Runs only with ``manage.py check --deploy``."""
+    """Warn of public metrics, but only in ``manage.py check --deploy``."""
     try:
         token = conf.METRICS_TOKEN
     except ImproperlyConfigured:

@@ -25,7 +25,7 @@ LINK_LOCAL_NETWORKS = ("169.254.0.0/16", "fe80::/10")
 
 @dataclass(frozen=True)
 class Primary:
-    """The control plane as a region beside its proxies."""
+    """The control plane, listed as a region beside its proxies."""
 
     id: UUID
     display_name: str
@@ -36,12 +36,13 @@ class Primary:
 
 
 def interval_of(options: Mapping[str, Any]) -> float:
-    """Return ``INTERVAL`` of these options in seconds."""
+    """Return ``INTERVAL`` of these options in seconds. Raise ``ImproperlyConfigured``."""
     interval = _convert("INTERVAL", options.get("INTERVAL", DEFAULT_INTERVAL), _seconds)
     return interval if interval > 0 else DEFAULT_INTERVAL
 
 
 def app_settings() -> Mapping[str, Any]:
+    """Return the dictionary ``PROXYHEALTH``. Raise ``ImproperlyConfigured`` if it is not a dictionary."""
     options = getattr(settings, "PROXYHEALTH", {})
     if not isinstance(options, Mapping):
         raise ImproperlyConfigured("PROXYHEALTH must be a dictionary.")
@@ -67,7 +68,7 @@ def _number(description: str, is_valid: Callable[[float], bool]) -> Callable[[An
     return convert
 
 
-# The upper limits are what dates and timers can hold. A comparison with NaN is always False.
+# The upper limits are what dates and timers can hold. Comparisons are False for NaN, so it is invalid.
 _seconds = _number("seconds, at most a year", lambda value: abs(value) <= SECONDS_PER_YEAR)
 _seconds_or_zero = _number("seconds from 0 to a year", lambda value: 0 <= value <= SECONDS_PER_YEAR)
 _positive_seconds = _number("seconds above 0, at most a year", lambda value: 0 < value <= SECONDS_PER_YEAR)
@@ -195,7 +196,7 @@ def _token(value: Any) -> str:
 
 
 class _Setting(Generic[T]):
-    """A setting that is read and converted at each access."""
+    """A descriptor that reads and converts a setting at each access."""
 
     def __init__(self, default: Any, convert: Callable[[Any], T]) -> None:
         self._default = default
@@ -230,7 +231,7 @@ class Settings:
 
     @property
     def STALE_AFTER(self) -> float:
-        """Age in seconds of the last full round at which the snapshot is stale. Default: three intervals."""
+        """Seconds from the start of a full round until its statuses are stale. Default: three intervals."""
         value = app_settings().get("STALE_AFTER")
         return _convert("STALE_AFTER", value, _optional(_positive_seconds)) or 3 * self.INTERVAL
 

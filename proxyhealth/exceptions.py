@@ -34,7 +34,7 @@ class BadReport(Exception):
 
 
 class ProbeFailed(Exception):
-    """The end of a probe that got no report. The message is for operators."""
+    """A probe that received no report. The message is for operators."""
 
     def __init__(self, status: Status, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -43,11 +43,11 @@ class ProbeFailed(Exception):
 
 
 class AddressBlocked(Exception):
-    """A host of which the address policy refuses all addresses."""
+    """A host without an address that the address policy permits."""
 
 
 class TooManyBytes(http.client.HTTPException):
-    """More bytes from a peer than the headers or body of a report may have."""
+    """A response with more bytes than the headers or the body of a report may have."""
 
 
 class APIError(Exception):

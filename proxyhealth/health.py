@@ -56,8 +56,8 @@ def force_update() -> Snapshot:
     ``TIMEOUT`` seconds for each ``CONCURRENCY`` proxies. Raise ``RoundFailed`` if the database or the cache
     fails, the prober is offline, or the other round does not end.
 
-    A failed round is counted in the cache. It does not change the statuses, with two exceptions: the finished
-    shards of an earlier round may be committed, and if Redis fails during the commit, so may the round.
+    A failed round is counted in the cache. It does not change the statuses, with two exceptions: it may have
+    committed the finished shards of an earlier round, or, if Redis failed during the commit, its own results.
     """
     wait = pool.time_limit(len(reader.read().statuses)) + 30
     if runner.run_now(wait) is RoundOutcome.BUSY:
@@ -66,10 +66,10 @@ def force_update() -> Snapshot:
 
 
 def statuses_of(rows: WorkspaceProxyQuerySet, snapshot: Snapshot | None = None) -> list[ProxyStatus]:
-    """Return the status of each row, by name, with one query. Raise the errors of the database.
+    """Return the status of each row, sorted by name, with one query. Raise the errors of the database.
 
     The values are those of the row. The status is ``unknown`` if no probe has used the URL of the row yet.
-    Pass a ``snapshot`` that you show beside the statuses, so that both agree.
+    If you show a ``snapshot`` beside the statuses, pass it, so that both agree.
     """
     statuses = (snapshot or reader.read()).statuses
     return [join(proxy, statuses.get(proxy.id)) for proxy in rows.as_proxies()]
@@ -81,7 +81,7 @@ def status_of(row: WorkspaceProxy) -> ProxyStatus:
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:
-    """Return ``status`` with the values of ``proxy``, or ``unknown`` if it is of another URL."""
+    """Return ``status`` with the values of ``proxy``, or ``unknown`` if it is None or of another URL."""
     if status is None or status.proxy.url != proxy.url:
         return ProxyStatus(proxy, proxy_host="", status=Status.UNKNOWN)
     return status if status.proxy == proxy else replace(status, proxy=proxy)

@@ -1,4 +1,4 @@
-"""The proxies in the Content Security Policy (CSP) of the project's own pages."""
+"""A middleware that allows the proxies in the Content Security Policy (CSP) of the project's pages."""
 
 import logging
 import re
@@ -36,7 +36,7 @@ _DEFAULT_SRC = _directive("default-src")
 
 
 class ProxyHostsMiddleware(MiddlewareMixin):
-    """Adds the registered proxies, healthy or not, to ``connect-src`` of each policy of a response.
+    """A middleware that adds the registered proxies, healthy or not, to ``connect-src`` of each policy.
 
     The project's pages can then fetch from the proxies and open web sockets to them. Responses without a
     policy, and policies that do not restrict connections, stay as they are. In ``MIDDLEWARE``, this class
@@ -106,7 +106,7 @@ _sources = PerProcess(_Sources)
 
 
 def sources_of(statuses: Iterable[ProxyStatus]) -> list[str]:
-    """Return the distinct source expressions of the proxies. Hosts that CSP cannot express are left out."""
+    """Return the distinct source expressions of the proxies. Omit hosts that CSP cannot express."""
     sources: dict[str, None] = {}
     for status in statuses:
         host = status.proxy_host

@@ -22,7 +22,7 @@ class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
         return self.filter(deleted=False)
 
     def as_proxies(self) -> list[Proxy]:
-        """Return the rows, sorted by name, as values that threads may use."""
+        """Return the rows, sorted by name, as values that threads can share."""
         return [Proxy(**row) for row in self.order_by(Lower("name")).values(*_COLUMNS)]
 
 
@@ -32,7 +32,7 @@ class WorkspaceProxy(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.SlugField(
         max_length=64,
-        # The constraint below has a unique index that ignores case.
+        # The unique constraint below already has an index, which ignores case.
         db_index=False,
         validators=[validate_proxy_name],
         help_text="Letters, digits, hyphens and underscores. Unique without regard to case.",

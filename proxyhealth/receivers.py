@@ -1,4 +1,4 @@
-"""The check of each proxy that is saved or deleted, once its transaction is committed."""
+"""The signal receiver that requests a check of saved and deleted proxies, after the commit."""
 
 import logging
 import threading
@@ -31,8 +31,8 @@ class _ChangedIds(set[UUID]):
 class _Transactions(threading.local):
     """The changed ids of the transactions in progress, by database alias.
 
-    Weak, because only the callbacks of Django's transaction may keep a set alive. After a rollback the set
-    disappears, and the next transaction begins a new one.
+    The references are weak, so that only the ``on_commit`` callbacks of a transaction keep its set alive.
+    After a rollback, the set is gone, and the next transaction begins a new one.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,7 @@ _transactions = _Transactions()
 
 @receiver([post_save, post_delete], sender=WorkspaceProxy, dispatch_uid="proxyhealth")
 def check_on_commit(instance: WorkspaceProxy, using: str, **kwargs: Any) -> None:
+    """Request one check of all proxies that a transaction changes, when it commits."""
     changed_ids = _transactions.changed_ids.get(using)
     if changed_ids is not None and not changed_ids.sent:
         changed_ids.add(instance.pk)

@@ -14,20 +14,20 @@ MAX_ITEM_LENGTH = 1_000
 MAX_BRACKETS = 4_096
 
 _WHITE_SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
-# C0 and C1 controls, marks that reverse text, and lone surrogates, which UTF-8 cannot encode.
+# C0 and C1 controls, bidirectional marks, and lone surrogates, which UTF-8 cannot encode.
 _UNWANTED = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """The errors and warnings of a proxy, at most 50 of each, of 1,000 characters, without controls."""
+    """The errors and warnings of a proxy: at most 50 each, of 1,000 characters, without controls."""
 
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @classmethod
     def sanitized(cls, errors: Sequence[str] = (), warnings: Sequence[str] = ()) -> Self:
-        """Return a report of untrusted texts, made safe to store and to show. A cut is marked."""
+        """Return a report of untrusted texts, made safe to store and to show. Mark what is cut with …."""
         return cls(_clean_items(errors), _clean_items(warnings))
 
     @classmethod
@@ -42,8 +42,8 @@ class HealthReport:
         document = _parse_json(text, beginning)
         if not isinstance(document, _Object):
             raise BadReport(Reason.BAD_REPORT, "the JSON is not an object")
-        own = document.texts("warnings")
-        return cls.sanitized(document.texts("errors"), [*warnings, *own] if warnings else own)
+        reported = document.texts("warnings")
+        return cls.sanitized(document.texts("errors"), [*warnings, *reported] if warnings else reported)
 
 
 EMPTY_REPORT = HealthReport()
@@ -57,7 +57,7 @@ class _Object(list[tuple[str, Any]]):
     __slots__ = ()
 
     def texts(self, key: str) -> list[str]:
-        """Return the strings of all lists under ``key``, in any case: a second key must not hide errors."""
+        """Return the strings of all lists under ``key``, in any case, so that no second key hides errors."""
         texts: list[str] = []
         for name, value in self:
             if name.lower() != key or value is None:

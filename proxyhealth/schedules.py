@@ -22,8 +22,8 @@ class ClockSafeSchedule(schedule):
     """A schedule with a fixed interval that continues when the system clock is set back.
 
     Celery's own schedule pauses until the clock reaches the last run again. Beat also keeps a heap of due
-    times, which it rebuilds only when a schedule changes. So after such a step, this one differs from itself
-    once.
+    times, which it rebuilds only when a schedule differs from its copy. So once after each such step,
+    ``__eq__`` returns False.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -46,7 +46,7 @@ class ClockSafeSchedule(schedule):
 
 
 def _clock_offset() -> float:
-    """Return the seconds from the monotonic clock to the system clock, which can be set."""
+    """Return the seconds of the system clock, which can be set, minus those of the monotonic clock."""
     return time.time() - time.monotonic()
 
 
@@ -55,7 +55,7 @@ def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEnt
 
     A settings module must pass its ``PROXYHEALTH`` dictionary, because Django's settings are not ready yet:
     ``CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)``. The workers skip a tick less than half an interval
-    after the last one, as from a second beat or a backlog.
+    after the last one, for example from a second beat or a backlog.
     """
     try:
         interval = interval_of(app_settings() if options is None else options)

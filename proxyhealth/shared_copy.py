@@ -1,4 +1,4 @@
-"""A value that the threads of a process share, and that one of them refreshes while the others read on."""
+"""A value that the threads of a process share. One thread refreshes it; the others read on meanwhile."""
 
 import math
 import threading
@@ -8,20 +8,20 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# The grace of a reader that does not take the previous value while another thread refreshes it.
+# The grace of readers that wait for a refresh by another thread, instead of taking the previous value.
 NO_GRACE = -math.inf
 
 
 class SharedCopy(Generic[T]):
     """A value that is fresh for some seconds and then refreshed by its next reader (stale-while-revalidate).
 
-    ``mark_late(value)`` returns what readers get if a refresh takes too long. It is called once per value.
+    If a refresh takes too long, readers get ``mark_late(value)``, which is called once per value.
     """
 
     def __init__(self, value: T | None = None, mark_late: Callable[[T], T] = lambda value: value) -> None:
         self.value = value
         self.due_at = -math.inf  # by the monotonic clock; until then, the value is fresh
-        self.is_late = False  # whether readers got the value marked late
+        self.is_late = False  # True once a reader got the value marked late
         self._mark_late = mark_late
         self._late: tuple[T, T] | None = None  # the value, and the same marked late
         self._expiry = self._seen_expiry = object()
@@ -33,11 +33,11 @@ class SharedCopy(Generic[T]):
 
     @property
     def expired(self) -> bool:
-        """Tell whether ``expire()`` was called since the start of the last refresh that has ended."""
+        """True if ``expire()`` was called after the last completed refresh began."""
         return self._seen_expiry is not self._expiry
 
     def expire(self) -> None:
-        """Make the value overdue, and also the one that a running refresh will return."""
+        """Make the value overdue, and also the value that a running refresh will return."""
         with self._state_lock:
             self._expiry, self.due_at = object(), -math.inf
 
@@ -55,27 +55,27 @@ class SharedCopy(Generic[T]):
     ) -> T:
         """Return the value if it is fresh and ``is_current``. Otherwise, refresh it.
 
-        ``refresh(previous)`` returns the next value, and the seconds for which it is fresh. What it raises is
-        raised here, too. While another thread runs it, return the previous value at once, until ``grace``
-        seconds after it was due. From then on, wait until the refresh has taken ``timeout`` seconds, and then
-        return the previous value marked late. Without a previous value, wait for the refresh to end.
+        ``refresh(previous)`` returns the next value, and the seconds for which it is fresh. Raise its errors.
+        While another thread refreshes, return the previous value at once, until ``grace`` seconds after it
+        was due. From then on, wait until the refresh has taken ``timeout`` seconds, and then return the
+        previous value marked late. Without a previous value, wait for the refresh to end.
         """
         begin = time.monotonic()
         value = self.fresh()
         if value is not None and is_current(value):
             return value
         previous = self.value
-        patience = self._time_left(timeout) if self._is_overdue(grace) else 0.0
+        wait = self._time_left(timeout) if self._is_overdue(grace) else 0.0
         if previous is None:
             self._refresh_lock.acquire()
-        elif not self._refresh_lock.acquire(timeout=patience):
+        elif not self._refresh_lock.acquire(timeout=wait):
             newest = self.value or previous
             return self._marked_late(newest) if self._is_overdue(grace) else newest
         try:
             value = self.fresh()
             if value is not None and is_current(value):
                 return value
-            # A reader that waited shares the error. Otherwise, all who wait would fail one after the other.
+            # A reader that waited gets the same error. Otherwise, all waiting readers would retry in turn.
             if self._error and self._failed_at >= begin:
                 raise type(self._error)(*self._error.args) from self._error
             return self._refresh(refresh)
@@ -86,7 +86,7 @@ class SharedCopy(Generic[T]):
         return time.monotonic() >= self.due_at + grace
 
     def _time_left(self, timeout: float) -> float:
-        # All readers spend one timeout together: it begins with the refresh.
+        # All readers share one timeout, which begins with the refresh.
         begin = self._refreshing_since
         return timeout if begin is None else max(0.0, timeout - (time.monotonic() - begin))
 

@@ -60,10 +60,9 @@ class Proxy:
 class ProxyStatus:
     """The result of one probe of a proxy: its judgement.
 
-    ``proxy`` holds the values of the row at the time of the probe, ``proxy_host`` the ``host[:port]`` of its
-    URL (empty without one). ``latency`` is the seconds from the start of the probe to the judgement, None
-    without a response. ``tls_expires_at`` is None without a certificate. ``checked_at`` is None while
-    ``status`` is ``unknown``.
+    ``proxy`` holds the values of the row at the time of the probe. ``proxy_host`` is the ``host[:port]`` of
+    its URL, or empty. ``latency`` is the duration of the probe in seconds, or None without a response.
+    ``tls_expires_at`` is None without a certificate. ``checked_at`` is None while ``status`` is ``unknown``.
     """
 
     proxy: Proxy
@@ -80,7 +79,7 @@ class ProxyStatus:
         return self.status is Status.OK
 
     def judgement(self) -> dict[str, Any]:
-        """Return the values of ``JUDGEMENT`` as JSON, without empty ones, to keep it small."""
+        """Return the fields of ``JUDGEMENT`` as JSON, without empty ones, to keep it small."""
         return {
             name: value
             for name, (_, value_of) in JUDGEMENT.items()
@@ -91,7 +90,7 @@ class ProxyStatus:
     def from_judgements(
         cls, proxies: Sequence[Proxy], checked_at: datetime | None, rows: Sequence[Mapping[str, Any]]
     ) -> Iterator[Self]:
-        """Yield a status for each proxy and its judgement, all of one check."""
+        """Yield the status of each proxy from its judgement in ``rows``. Raise as :meth:`from_columns`."""
         columns = {name: [row.get(name) for row in rows] for name in JUDGEMENT}
         return cls.from_columns(proxies, repeat(checked_at), columns)
 
@@ -104,7 +103,7 @@ class ProxyStatus:
     ) -> Iterator[Self]:
         """Yield a status for each proxy. Each column has one value, or None, per proxy.
 
-        All columns but ``status`` may be missing. Raises ``ValueError`` for an unknown status or reason.
+        All columns but ``status`` may be missing. Raise ``ValueError`` for an unknown status or reason.
         """
         nothing = [None] * len(proxies)
         column = {name: columns.get(name, nothing) for name in JUDGEMENT}
@@ -125,7 +124,7 @@ class ProxyStatus:
         )
 
 
-# The values of a judgement in JSON, in order: the type of each, and how to get it from a status.
+# The fields of a judgement in JSON, in order: the type of each, and the function that gets it.
 JUDGEMENT: dict[str, tuple[type, Callable[[ProxyStatus], Any]]] = {
     "proxy_host": (str, attrgetter("proxy_host")),
     "status": (str, attrgetter("status.value")),
@@ -144,7 +143,7 @@ def convert(column: Iterable[Any], function: Callable[[Any], Any]) -> Iterator[A
 
 
 def finite(value: Any) -> float:
-    """Return ``value`` as a float. Raises ``ValueError`` for NaN and infinity, which JSON does not have."""
+    """Return ``value`` as a float. Raise ``ValueError`` for NaN and infinity, which JSON does not have."""
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{number} is not finite")
@@ -169,7 +168,7 @@ class RoundHistogram:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Return the histogram of ``data``. Raises ``ValueError`` for other bounds or an infinite sum."""
+        """Return the histogram of ``data``. Raise ``ValueError`` for other bounds or an infinite sum."""
         counts = tuple(map(int, data.get("counts", cls.counts)))
         if len(counts) != len(cls.BOUNDS) + 1:
             raise ValueError(f"{len(counts)} counts do not fit {len(cls.BOUNDS)} bounds")
@@ -191,9 +190,9 @@ class Snapshot:
     the clock of its worker. ``outcomes`` counts rounds by outcome, and ``skipped`` ticks. ``error`` is the
     error of the last round that had one, ``error_at`` its time.
 
-    ``offline`` is set while the workers' own network is down. ``fault`` tells why this is an older copy of
-    the process. ``fresh_until`` is the time on the monotonic clock, which nobody can set back, at which the
-    snapshot turns stale; None if only ``stale_at`` is available.
+    ``offline`` is an error while the workers' own network is down. ``fault`` is the reason why this is only
+    the last copy of the process. ``fresh_until`` is ``stale_at`` on the monotonic clock, which nobody can set
+    back; it is None if only ``stale_at`` is available.
     """
 
     statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
@@ -212,12 +211,12 @@ class Snapshot:
 
     @property
     def stale(self) -> bool:
-        """True if the snapshot is older than it should be now."""
+        """True if the statuses may be out of date."""
         return bool(self.stale_reason)
 
     @property
     def stale_reason(self) -> str:
-        """The reason for which the snapshot is stale, as a sentence, or an empty string."""
+        """The reason why the snapshot is stale, as a sentence, or an empty string."""
         if self.fault or self.offline:
             return self.fault or self.offline
         if self.checked_at is None or self.stale_at is None:
@@ -248,7 +247,7 @@ class Snapshot:
     def by_name(self) -> Mapping[str, ProxyStatus]:
         """The statuses by name in lower case.
 
-        When a proxy takes over another's name, both have it until both are checked. The later check wins.
+        When a proxy takes the name of another, both have it until both are checked. The later check wins.
         """
         by_check = sorted(self.statuses.values(), key=lambda status: status.checked_at or _NEVER)
         return FrozenMapping({status.proxy.name.lower(): status for status in by_check})

@@ -27,7 +27,7 @@ _NUMBERS = {
 
 
 class Reason(enum.StrEnum):
-    """The cause of a status other than ``ok``; ``NONE``, the empty string, if the status needs none."""
+    """The cause of a status. ``ok``, ``unregistered`` and ``unknown`` have ``NONE``, an empty string."""
 
     NONE = ""
     INVALID_URL = "invalid_url"

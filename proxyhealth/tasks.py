@@ -1,4 +1,4 @@
-"""The Celery tasks: the round that beat schedules, the shards of a shared round, and the check of a few.
+"""The Celery tasks: the round that beat schedules, the shards of a shared round, and checks of some proxies.
 
 During an upgrade, processes of two versions exchange these tasks. So the arguments ``gap``, ``asked`` and
 ``ticket`` keep their names, although other code calls them ``min_gap``, ``requested_token`` and ``token``.
@@ -29,8 +29,8 @@ from proxyhealth.task_names import TaskName
 
 logger = logging.getLogger(__name__)
 
-# Messages are acknowledged early, whatever the settings of the host say: a Celery worker that holds an
-# unacknowledged message ends when it loses its broker. The next round repeats what a killed process lost.
+# Acknowledge messages early, regardless of the host's settings: a Celery worker that holds an unacknowledged
+# message exits when it loses its broker. The next round repeats what a killed process lost.
 _EARLY: dict[str, Any] = {"acks_late": False, "reject_on_worker_lost": False}
 
 
@@ -61,21 +61,21 @@ def finish_round(parts: list[Any], token: int) -> None:
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def finish_broken_round(task_id: str, *, ticket: int) -> None:
-    """Commit a shared round of which a shard was killed. Celery passes the id of the chord."""
+    """Commit a shared round after a shard was killed. Celery passes the id of the chord."""
     finish_shared_round(ticket)
 
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def check_proxies(ids: Sequence[str] = ()) -> None:
-    """Probe the proxies with these ids, and all others whose check was requested."""
+    """Check the proxies with these ids, and all pending ones."""
     run_pending_check(UUID(id) for id in ids)
 
 
 @shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
 def first_round(asked: int) -> None:
-    """Run a round for a worker that has started, unless one is recent or began after ``asked``, a token.
+    """Run a round for a worker that has started, unless one is recent or began after the token ``asked``.
 
-    So many workers that start together cause one round. If a worker was killed during a round, and this one
+    Workers that start together thus cause one round. If a worker was killed during a round, and this one
     replaces it, the lease of that round has to expire first.
     """
     request = RoundRequest(requested_token=asked, max_age=conf.INTERVAL / 2)
@@ -112,7 +112,7 @@ def _count_run(task_id: str, task: Any, state: str | None, **kwargs: Any) -> Non
 
 @task_failure.connect
 def _count_lost(task_id: str, sender: Any, **kwargs: Any) -> None:
-    """Count a run that could not start, or, in the parent process, one whose process was killed."""
+    """Count a run that could not start or, in the parent process, a run in a killed process."""
     # Celery sends this twice if a run exceeds its time limit, and once more if a result cannot be stored.
     if _is_ours(sender) and task_id not in _start_times and task_id not in _counted_ids:
         _count(task_id, sender, "failure", 0.0)

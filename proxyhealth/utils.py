@@ -67,7 +67,7 @@ def parse_rfc3339(text: str | None) -> datetime | None:
 
 
 class PerProcess(Generic[V]):
-    """An object that each process makes for itself.
+    """An object that each process makes for itself, because it has locks or threads.
 
     A fork copies locks but no threads, so a lock that another thread holds stays locked in the child forever.
     Therefore the child makes a new object.
@@ -88,7 +88,7 @@ class PerProcess(Generic[V]):
 class LazyProperty(Generic[V]):
     """A property that is computed once per object.
 
-    Until Python 3.12, ``functools.cached_property`` computes under a lock, which a fork would copy.
+    Before Python 3.12, ``functools.cached_property`` computes under a lock, which a fork would copy.
     """
 
     def __init__(self, function: Callable[[Any], V]) -> None:

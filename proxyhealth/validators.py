@@ -1,4 +1,4 @@
-"""Validators of a proxy's fields, and the parser of proxy URLs that the probe uses, too."""
+"""Validators of the fields of a proxy, and the URL parser that they share with the probe."""
 
 import ipaddress
 import re
@@ -11,7 +11,7 @@ from django.core.exceptions import ValidationError
 
 RESERVED_NAMES = frozenset({"primary"})
 
-# Parsing some longer URLs would take quadratic time.
+# Characters. Parsing some longer URLs would take quadratic time.
 MAX_URL_LENGTH = 2_000
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

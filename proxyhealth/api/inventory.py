@@ -1,4 +1,4 @@
-"""The active proxies of the database, as this process last read them."""
+"""The active proxies of the database: a copy per process, read again only after a change."""
 
 import logging
 import operator
@@ -21,17 +21,17 @@ from proxyhealth.utils import PerProcess
 logger = logging.getLogger(__name__)
 
 # In seconds:
-_RETRY_INTERVAL = 2.0  # how long a database that failed is not read again
-_TIMEOUT = 1.0  # how long readers wait for the read of another thread, if their copy is overdue
+_RETRY_INTERVAL = 2.0  # pause in reads after the database failed
+_TIMEOUT = 1.0  # wait for another thread's read, before an overdue copy is returned
 
 _FAULT = "The database cannot be read ({}). These are the proxies that were read last."
 
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
-    """``proxies`` by name without regard to case, and ``changed_at`` of the row that was saved last.
+    """The active proxies, sorted by name in lower case. ``changed_at`` is the latest ``updated_at`` of a row.
 
-    ``fault`` says why this is only the last copy of this process; it is empty for a current one.
+    ``fault`` is the reason why this is only the last copy of this process. It is empty for a current copy.
     """
 
     proxies: tuple[Proxy, ...]
@@ -39,7 +39,7 @@ class Inventory:
     fault: str = ""
 
     def same_as(self, other: Self) -> bool:
-        """Tell whether all values are equal, and all proxies the same objects."""
+        """Return True if all values are equal and all proxies are the same objects."""
         return (
             (self.changed_at, self.fault) == (other.changed_at, other.fault)
             and len(self.proxies) == len(other.proxies)
@@ -48,10 +48,10 @@ class Inventory:
 
 
 class _Fingerprint(NamedTuple):
-    """The result of one small query, which most saves and deletions change.
+    """The result of one small query, which detects most saves and deletions.
 
-    A save does not change it if it leaves ``updated_at`` as it was, or if another row has a later
-    ``updated_at``, because the transaction was committed late or the clock is behind.
+    It misses a save that leaves ``updated_at`` as it was, and one with an earlier ``updated_at`` than another
+    row has, after a late commit or on a host with a slow clock.
     """
 
     active: int
@@ -67,13 +67,13 @@ class _State:
 
 
 def read(epoch: object = None, *, now: bool = False) -> Inventory:
-    """Return the active proxies, at most ``READ_INTERVAL`` seconds old, or as they are ``now``.
+    """Return the active proxies, at most ``READ_INTERVAL`` seconds old. With ``now``, read them now.
 
-    A read of the database is one small query. It reads all rows only if that shows a change, if this process
-    saved a proxy, if ``epoch``, which identifies a snapshot, is another one than last time, or if an
-    ``INTERVAL`` has passed: so changes without a trace, such as ``queryset.update()``, are found, too.
+    A read is one small query. It reads all rows only if the query shows a change, if this process saved a
+    proxy, or if ``epoch``, the id of a snapshot, is new. It also reads them once per ``INTERVAL``, to detect
+    changes that the query misses, such as ``queryset.update()``.
 
-    If the database fails or does not respond, return the last copy of this process, with a ``fault``. Raises
+    If the database fails or does not respond, return the last copy of this process, with a ``fault``. Raise
     the database's error if there is no copy.
     """
     copy = _inventory.value
@@ -89,7 +89,7 @@ def read(epoch: object = None, *, now: bool = False) -> Inventory:
 
 
 def expire() -> None:
-    """Have the next read see what this process has just saved."""
+    """Make the next read include what this process has just saved."""
     _inventory.value.expire()
 
 
@@ -97,7 +97,7 @@ def _refresh(copy: SharedCopy[_State], epoch: object, previous: _State | None) -
     begin = time.monotonic()
     before = previous.inventory if previous else None
     try:
-        # Taken before the rows are read: the next read sees what is saved in between.
+        # Before the rows are read, so that the next read detects a save in between.
         fingerprint = _take_fingerprint()
         if (
             previous is None
@@ -113,7 +113,7 @@ def _refresh(copy: SharedCopy[_State], epoch: object, previous: _State | None) -
             raise
         if not before.fault:
             logger.exception("the proxies cannot be read from the database")
-        # Without a fingerprint, because the next read must read all rows if the epoch is another one now.
+        # No fingerprint: these rows may be older than the epoch, so the next read must read all rows.
         inventory = replace(before, fault=_FAULT.format(error))
         return _State(inventory, None, epoch, begin), _RETRY_INTERVAL
     if copy.is_late or (before and before.fault):
@@ -129,12 +129,11 @@ def _mark_late(state: _State) -> _State:
 
 
 def _read_rows(before: Inventory | None, fingerprint: _Fingerprint) -> Inventory:
-    """Read all rows. Rows that did not change stay the same objects, and so does the whole inventory."""
-    old = {proxy.id: proxy for proxy in before.proxies} if before else {}
-    proxies = [
-        same if (same := old.get(proxy.id)) == proxy else proxy for proxy in _rows().active().as_proxies()
-    ]
-    # Sorted here, because databases sort in other ways, and the pages of a list are cut in this order.
+    """Read all rows. Reuse the object of each unchanged row, and the whole inventory if none changed."""
+    old_proxies = {proxy.id: proxy for proxy in before.proxies} if before else {}
+    rows = _rows().active().as_proxies()
+    proxies = [old if (old := old_proxies.get(proxy.id)) == proxy else proxy for proxy in rows]
+    # Sorted in Python, because the order of a database depends on its collation, and pages need this order.
     proxies.sort(key=lambda proxy: proxy.name.lower())
     inventory = Inventory(tuple(proxies), fingerprint.changed_at)
     return before if before and before.same_as(inventory) else inventory
@@ -147,7 +146,7 @@ def _take_fingerprint() -> _Fingerprint:
 
 
 def _rows() -> WorkspaceProxyQuerySet:
-    # From the database that is written to: a replica may be behind.
+    # From the database for writes, because a replica may lag behind.
     return WorkspaceProxy.objects.using(router.db_for_write(WorkspaceProxy))
 
 

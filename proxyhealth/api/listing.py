@@ -1,4 +1,4 @@
-"""Every active proxy with its status, and their JSON, which is made once per change."""
+"""The active proxies joined with their statuses, and their JSON, encoded once per change."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 from proxyhealth.utils import LazyProperty, PerProcess
 
-# The limits of the filtered lists that a listing keeps: many clients may use the same filter.
+# Limits of the filtered lists that a listing caches, because many clients may use the same filter.
 _MAX_KEPT_BYTES = 8_000_000
 _MAX_KEPT_LISTS = 64
 
@@ -34,14 +34,14 @@ Kind = Literal["proxies", "regions"]
 
 
 def current(*, now: bool = False) -> "Listing":
-    """Return the listing of this process's snapshot and rows, or of the rows as they are ``now``.
+    """Return the listing of this process's snapshot and rows. With ``now``, read the rows now.
 
-    While one thread makes the next listing, the others get the previous one, if it was current a
-    ``READ_INTERVAL`` ago. Raises the database's error if this process has never read the rows.
+    While one thread makes the next listing, the others get the previous one, if it was current less than a
+    ``READ_INTERVAL`` ago. Raise the database's error if this process has never read the rows.
     """
     copy = _listings.value
     listing = copy.value
-    # Read without the lock: the database may not respond, and other threads must not wait for it here.
+    # Read before taking the lock, so that a database that hangs does not block other threads.
     parts = Parts.read(now)
     if listing and listing.parts.same_as(parts):
         copy.due_at = time.monotonic() + conf.READ_INTERVAL
@@ -49,16 +49,16 @@ def current(*, now: bool = False) -> "Listing":
 
     def refresh(previous: "Listing | None") -> tuple["Listing", float]:
         if previous and previous is not listing:
-            return previous, 0.0  # another thread made it meanwhile, perhaps of newer parts
+            return previous, 0.0  # another thread made it meanwhile, perhaps from newer parts
         return Listing(parts, previous), conf.READ_INTERVAL
 
     newest = copy.get(refresh, is_current=lambda value: value is not listing, grace=NO_GRACE if now else 0.0)
-    # The listing of another thread may have older rows than these. This process keeps these, or newer ones.
+    # Another thread's listing may have older rows. The inventory already has these rows, or newer ones.
     return current() if now and newest.parts is not parts else newest
 
 
 class Parts(NamedTuple):
-    """All that a listing is made of."""
+    """The data from which a listing is made."""
 
     rows: Inventory
     snapshot: Snapshot
@@ -77,7 +77,7 @@ class Parts(NamedTuple):
 
 
 class Listing:
-    """One snapshot joined with one inventory. It does not change."""
+    """One snapshot joined with one inventory, and the JSON of the parts that clients requested."""
 
     def __init__(self, parts: Parts, before: "Listing | None" = None) -> None:
         self.parts = parts
@@ -92,7 +92,7 @@ class Listing:
         else:
             self._entries = _Entries(rows, snapshot, before._entries if before else None)
         if before:
-            # Made now, so that no request has to wait for what clients have requested before.
+            # Encode now what clients have requested before, so that no request waits for it.
             for kind in before._requested.copy():
                 self._full[kind] = self._represent(kind, EVERYTHING).reuse_or_replace(before._full[kind])
 
@@ -101,12 +101,12 @@ class Listing:
         return bool(self.parts.stale_reason)
 
     def find(self, id_or_name: str) -> ProxyStatus | None:
-        """Return the proxy with this id, or with this name in any case."""
+        """Return the status of the proxy with this id, or with this name in any case, or None."""
         index = self._entries.index(id_or_name)
         return None if index is None else self._entries.statuses[index]
 
     def one(self, id_or_name: str) -> Representation | None:
-        """Return the JSON of the same proxy."""
+        """Return the JSON of the proxy that :meth:`find` returns, or None."""
         index = self._entries.index(id_or_name)
         return None if index is None else Representation(self._entries.proxies[index], self._changes())
 
@@ -122,17 +122,17 @@ class Listing:
 
     def _select_some(self, kind: Kind, selection: Selection) -> Representation:
         key = (kind, selection)
-        if kept := self._filtered.get(key):
-            return kept
-        made = self._represent(kind, selection)
-        if len(made.body) > _MAX_KEPT_BYTES:
-            return made
+        if cached := self._filtered.get(key):
+            return cached
+        new = self._represent(kind, selection)
+        if len(new.body) > _MAX_KEPT_BYTES:
+            return new
         with self._lock:
-            self._filtered[key] = made
-            size = sum(len(kept.body) for kept in self._filtered.values())
+            self._filtered[key] = new
+            size = sum(len(cached.body) for cached in self._filtered.values())
             while size > _MAX_KEPT_BYTES or len(self._filtered) > _MAX_KEPT_LISTS:
                 size -= len(self._filtered.pop(next(iter(self._filtered))).body)
-        return made
+        return new
 
     def _represent(self, kind: Kind, selection: Selection) -> Representation:
         regions, cursor = self._page(kind, selection)
@@ -144,7 +144,7 @@ class Listing:
         return Representation(b"".join([*parts, b"}"]), self._changes())
 
     def _page(self, kind: Kind, selection: Selection) -> tuple[Sequence[bytes], str | None]:
-        """Return the JSON of each selected proxy, and the cursor of the next page, if there is one."""
+        """Return the JSON of each selected proxy, and the cursor of the next page or None."""
         entries = self._entries
         texts = entries.regions if kind == "regions" else entries.proxies
         selected = []
@@ -165,7 +165,7 @@ class Listing:
         return [text for _, text in page], page[-1][0] if len(selected) > len(page) else None
 
     def _changes(self) -> list[datetime | None]:
-        """Return the times of the last changes. Turning stale is a change, too."""
+        """Return the times of the last changes. A snapshot that turns stale is a change, too."""
         rows, snapshot, stale_reason, _ = self.parts
         has_fault = bool(snapshot.fault or rows.fault)
         return [
@@ -177,7 +177,7 @@ class Listing:
 
 
 class _Fragment:
-    """The JSON of a proxy without its status: a round changes it only if ``healthy`` changes."""
+    """The JSON of a proxy without its status. A round changes it only if ``healthy`` changes."""
 
     __slots__ = ("healthy", "proxy", "region", "row")
 
@@ -189,7 +189,7 @@ class _Fragment:
 
 
 class _Entries:
-    """The proxies of a listing, by name without regard to case."""
+    """The proxies of a listing and their JSON, as lists sorted by name in lower case."""
 
     def __init__(self, rows: Inventory, snapshot: Snapshot, before: Self | None) -> None:
         fragments = before._fragments if before else {}
@@ -209,7 +209,7 @@ class _Entries:
 
     @LazyProperty
     def proxies(self) -> list[bytes]:
-        """The JSON of each proxy with all details. JSON objects are joined at their braces."""
+        """The JSON of each proxy with all details: fragments joined at their braces, to encode them once."""
         return [
             b"".join(
                 (fragment.region[:-1], b',"status":', encode(status_json(status)), b",", fragment.row[1:])
@@ -239,7 +239,7 @@ class _Entries:
 
 
 def _search_text(proxy: Proxy | Primary) -> str:
-    """Return the text to search: what every user may see, in lines, so that a match cannot span two."""
+    """Return the values to search, which every user may read, one per line so that no match spans two."""
     return f"{proxy.name}\n{proxy.display_name}\n{proxy.url}".casefold()
 
 

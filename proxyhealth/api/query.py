@@ -20,8 +20,8 @@ _NAME_CURSOR = re.compile(r"1(.{1,200})", re.DOTALL)
 class Selection:
     """The requested part of a list; by default, all of it.
 
-    ``text`` is case-folded. ``after`` is the lower-case name before the first entry of the page: None for the
-    first page, empty after the primary region.
+    ``text`` is case-folded. ``after`` is the lower-case name of the entry that precedes the page: None for
+    the first page, empty after the primary region.
     """
 
     statuses: frozenset[Status] = frozenset()

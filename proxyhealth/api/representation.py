@@ -1,4 +1,4 @@
-"""The shapes of the JSON, and its bytes, encoded once and sent many times."""
+"""The fields of the JSON, and responses that share its encoded bytes."""
 
 import gzip
 import json
@@ -100,9 +100,9 @@ class Representation:
             return self._gzipped
 
     def reuse_or_replace(self, before: Self) -> Self:
-        """Return ``before`` if it has the same bytes, else this one, compressed if ``before`` was.
+        """Return ``before`` if it has the same bytes, else this one.
 
-        So no request waits for a compression that the previous one already needed.
+        If clients requested ``before`` compressed, compress this one now, so that no request waits for it.
         """
         if self._hash == before._hash:
             return before

@@ -1,4 +1,4 @@
-"""The JSON views. They read the snapshot and never probe."""
+"""The JSON views. They show the snapshot, and never wait for a probe."""
 
 import json
 from functools import lru_cache
@@ -38,7 +38,7 @@ def regions(request: HttpRequest) -> HttpResponse:
 @endpoint("GET", VIEW_PERMISSION)
 def proxy(request: HttpRequest, id_or_name: str) -> HttpResponse:
     current = listing.current()
-    # Another process may have saved an unknown proxy a moment ago.
+    # A proxy that is not in the listing may have just been saved by another process.
     representation = current.one(id_or_name) or (current := listing.current(now=True)).one(id_or_name)
     if representation is None:
         raise _not_found(id_or_name, current)
@@ -47,7 +47,7 @@ def proxy(request: HttpRequest, id_or_name: str) -> HttpResponse:
 
 @endpoint("POST", CHANGE_PERMISSION)
 def check(request: HttpRequest, id_or_name: str) -> HttpResponse:
-    """Request a probe of one proxy, and do not wait for it."""
+    """Request a check of one proxy, without waiting for it."""
     current = listing.current(now=True)
     status = current.find(id_or_name)
     if status is None:
@@ -70,7 +70,7 @@ def _describe(prefix: str) -> Representation:
     )
 
 
-# Each description has a lock.
+# One cache per process, because each description has a lock.
 _descriptions = PerProcess(lambda: lru_cache(maxsize=8)(_describe))
 
 

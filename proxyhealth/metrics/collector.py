@@ -26,8 +26,8 @@ class ProxyGauge(Metric):
     """A gauge with one series per proxy, stored as columns.
 
     ``values`` and each column of ``labels`` have one item per proxy. A proxy whose value is None has no
-    series. prometheus_client takes 3 µs per sample, most of the time of a scrape of thousands of proxies.
-    So :meth:`text` formats the columns itself. ``samples`` is for other users of the registry.
+    series. prometheus_client takes 3 µs per sample, which would be most of the time of a large scrape. So
+    :meth:`text` formats the columns itself. ``samples`` is for other users of the registry.
     """
 
     def __init__(
@@ -122,14 +122,14 @@ class SnapshotCollector(Collector):
         activity = reader.read_activity()
         snapshot = activity.snapshot
         prefix = f"{conf.METRICS_NAMESPACE}_proxyhealth_" if conf.METRICS_NAMESPACE else "proxyhealth_"
-        # In an emptied cache, a check of single proxies leaves statuses without a full round.
+        # After the cache was emptied, a check of a few proxies adds statuses before the next full round.
         up = not snapshot.fault and snapshot.checked_at is not None
         yield _gauge(f"{prefix}snapshot_up", "1 if a snapshot of a full round exists and can be read.", up)
         if not snapshot.fault:
             yield from _snapshot_metrics(prefix, snapshot)
             yield from _round_metrics(prefix, activity)
             yield from _task_metrics(prefix, activity.tasks)
-            # Threads need no lock: each replaces the whole value by one that is correct.
+            # Threads need no lock: each assigns a complete and correct value.
             self._proxy_metrics = metrics = self._proxy_metrics.update(prefix, snapshot.statuses)
             yield from (*metrics.totals, *metrics.gauges)
 

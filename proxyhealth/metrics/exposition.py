@@ -25,7 +25,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @access.endpoint("GET", public=lambda: True)
 def metrics(request: HttpRequest) -> HttpResponse:
-    """Return all series as text. Requires the bearer token ``METRICS_TOKEN``, unless that is empty."""
+    """Return all series as text. Require the bearer token ``METRICS_TOKEN``, unless that is empty."""
     _require_token(request)
     response = HttpResponse(exposition(_collect()), content_type=CONTENT_TYPE)
     add_never_cache_headers(response)
@@ -50,7 +50,7 @@ def _collect() -> Iterable[Metric]:
     # The same condition as in prometheus_client. With it, the processes of a host count in shared files.
     if not any(name in os.environ for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")):
         return REGISTRY.collect()
-    # The files contain no custom collectors.
+    # The files do not contain the series of custom collectors.
     return chain(collector.collect(), _collect_files())
 
 

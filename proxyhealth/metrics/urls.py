@@ -1,4 +1,4 @@
-"""``path("", include("proxyhealth.metrics.urls"))``, in place of ``django_prometheus.urls``."""
+"""The URL of the metrics: ``include("proxyhealth.metrics.urls")`` replaces ``django_prometheus.urls``."""
 
 from django.urls import path
 

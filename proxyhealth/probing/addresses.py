@@ -12,7 +12,7 @@ from proxyhealth.conf import Network
 from proxyhealth.probing.deadline import Deadline
 from proxyhealth.utils import PerProcess
 
-# Simultaneous name resolutions in one process: a resolver that hangs must not use up all threads.
+# Limit of simultaneous name resolutions in one process. Each one that hangs keeps a thread.
 MAX_LOOK_UPS = 1_024
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -22,7 +22,7 @@ _LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 
 
 class AddressPolicy(NamedTuple):
-    """The networks that probes may connect to, and those that they may not."""
+    """The networks that probes may connect to. ``allow``, unless empty, takes precedence over ``deny``."""
 
     deny: tuple[Network, ...] = ()
     allow: tuple[Network, ...] = ()
@@ -52,7 +52,7 @@ class Address(NamedTuple):
 def routable(addresses: list[Address]) -> list[Address]:
     """Return the addresses that have a route, or all of them if none has.
 
-    A host without IPv6 still resolves the IPv6 addresses of a name; trying them would take time.
+    A host without IPv6 still resolves IPv6 addresses, and attempts to connect to them would take time.
     """
     if len(addresses) == 1:
         return addresses
@@ -115,7 +115,7 @@ def _resolve(host: str, port: int, deadline: Deadline) -> Any:
     except queue.Empty:
         raise TimeoutError from None
     if isinstance(result, Exception):
-        # Without free file descriptors, the resolver reports an unknown name. This reports the real error.
+        # Without free file descriptors, the resolver reports an unknown name. This raises the real error.
         socket.socket().close()
         raise result
     return result

@@ -11,7 +11,7 @@ from proxyhealth.utils import PerProcess
 
 
 class Deadline:
-    """The end of a probe; ``phase`` names its current step, for messages."""
+    """The time limit of a probe. ``end`` is monotonic time; ``phase`` is the current step, for messages."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -27,7 +27,7 @@ class Deadline:
 
 
 class WatchedSocket:
-    """A socket that the watchdog shuts down at ``end``, unless it is canceled before."""
+    """A socket that the watchdog shuts down at ``end`` (monotonic time), unless the watch is canceled."""
 
     def __init__(self, sock: socket.socket, end: float) -> None:
         self.end = end
@@ -47,7 +47,7 @@ class WatchedSocket:
 
 
 class Watchdog:
-    """One thread that shuts down all watched sockets whose time is over."""
+    """One thread that shuts down each watched socket at its deadline."""
 
     def __init__(self) -> None:
         self._sockets: list[WatchedSocket] = []

@@ -25,7 +25,7 @@ _SWITCH_THRESHOLD = 64  # with more threads, fewer switches between them save ti
 
 
 def time_limit(count: int) -> float:
-    """Return the seconds within which ``count`` proxies are probed, whatever they do."""
+    """Return the most seconds that the probes of ``count`` proxies can take."""
     # CONCURRENCY probes take at most TIMEOUT. One more turn allows for a busy machine.
     turns = math.ceil(count / conf.CONCURRENCY) + 1
     return turns * conf.TIMEOUT + 1
@@ -40,7 +40,7 @@ def slow_first(proxies: Iterable[Proxy], previous: Mapping[UUID, ProxyStatus]) -
 
 
 def expected_seconds(status: ProxyStatus | None, proxy: Proxy) -> float:
-    """Return how many seconds a probe of ``proxy`` will probably take, given its previous status."""
+    """Return the expected duration of a probe of ``proxy`` in seconds, given its previous status."""
     if not proxy.url:
         return 0.0
     if status is None or status.proxy.url != proxy.url:
@@ -48,7 +48,7 @@ def expected_seconds(status: ProxyStatus | None, proxy: Proxy) -> float:
     if status.reason is Reason.TIMEOUT:
         return conf.TIMEOUT
     if status.latency is None:
-        return conf.TIMEOUT / 10  # refused, or an unknown name: fast or slow
+        return conf.TIMEOUT / 10  # a refused connection is fast, an unknown name may be slow
     return min(status.latency, conf.TIMEOUT)
 
 
@@ -58,9 +58,9 @@ def probe_all(
     previous: Mapping[UUID, ProxyStatus] | None = None,
     stop: threading.Event | None = None,
 ) -> list[ProxyStatus]:
-    """Probe ``proxies`` and return their statuses in the same order; ``previous`` are those before.
+    """Probe ``proxies`` and return their statuses in the same order. ``previous`` has their last statuses.
 
-    Raise ``ProberOffline`` if some are unreachable and no canary answers. Raise ``RoundFailed`` if no thread
+    Raise ``ProberOffline`` if some are unreachable and no canary responds. Raise ``RoundFailed`` if no thread
     can be started or ``stop`` is set; no probe begins after that.
     """
     (batch,) = probe_batches(slow_first(proxies, previous or {}), checked_at, math.inf, stop)
@@ -75,7 +75,7 @@ def probe_batches(
     """Probe ``proxies`` in their order and yield the statuses in batches, at least one.
 
     A batch ends when no probe ends for ``batch_idle`` seconds; each batch doubles this time. A proxy without
-    a result after :func:`time_limit` is ``unreachable`` (``timeout``). Raise as :func:`probe_all`.
+    a result after :func:`time_limit` is ``unreachable`` (``timeout``). Raise ``RoundFailed``.
     """
     end = time.monotonic() + time_limit(len(proxies))
     missing = {proxy.id: proxy for proxy in proxies}
@@ -153,7 +153,7 @@ def _timed_out(proxy: Proxy, checked_at: datetime) -> ProxyStatus:
 class _SwitchInterval:
     """The interpreter's switch interval: its usual value, and the blocks that lengthen it."""
 
-    usual = 0.0  # not 0 during such a block; of the class, so that a child forked meanwhile restores it
+    usual = 0.0  # 0 outside such blocks; a class attribute, so that a child forked in a block restores it
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -192,9 +192,9 @@ def fewer_thread_switches() -> Iterator[None]:
 
 
 def require_online(statuses: Iterable[ProxyStatus]) -> None:
-    """Raise ``ProberOffline`` if one of ``statuses`` is unreachable and no canary answers.
+    """Raise ``ProberOffline`` if one of ``statuses`` is unreachable and no canary responds.
 
-    The canaries are requested after the proxies: a network that fails meanwhile is noticed.
+    Call this after the probes, to detect a network that fails during them.
     """
     urls = conf.CANARY_URLS
     if not urls or all(status.status is not Status.UNREACHABLE for status in statuses):
@@ -208,7 +208,7 @@ def require_online(statuses: Iterable[ProxyStatus]) -> None:
     try:
         if any(answers.get(timeout=max(0.0, end - time.monotonic())) for _ in urls):
             return
-    except queue.Empty:  # a name resolution that hangs is no answer
+    except queue.Empty:  # a name resolution that hangs counts as no response
         pass
     raise ProberOffline(
         f"Prober offline: proxies seem dead, but none of CANARY_URLS answers the worker on "

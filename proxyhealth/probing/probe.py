@@ -66,15 +66,15 @@ _REQUEST_ERRORS: tuple[tuple[type[Exception], Status, Reason, str], ...] = (
     (http.client.HTTPException, Status.UNREACHABLE, Reason.PROTOCOL, _NO_RESPONSE),
 )
 
-# Errors of this machine, not of the proxy.
-_OUR_OWN_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# Errors of this machine: a lack of file descriptors, buffers or memory. They say nothing of the proxy.
+_LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
     """Request the report of ``proxy`` and return its status, within ``TIMEOUT`` seconds.
 
-    Raise nothing: a bug of ours is a status, too (``internal``), and its traceback is logged. ``checked_at``
-    goes into the status; the default is now.
+    Never raise: an unexpected error gives the reason ``internal``, and its traceback is logged.
+    ``checked_at`` is stored in the status; the default is now.
     """
     checked_at = checked_at or datetime.now(UTC)
     if not proxy.url:
@@ -107,7 +107,7 @@ def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
 
 
 def is_reachable(url: str) -> bool:
-    """Return whether ``url`` answers with any HTTP within ``TIMEOUT`` seconds. Raise nothing.
+    """Return True if ``url`` returns any HTTP response within ``TIMEOUT`` seconds. Never raise.
 
     The operator chose the URL, so the address policy does not apply.
     """
@@ -206,7 +206,8 @@ class _Fetch:
                 self._expiry = f"the TLS certificate expires on {when}; renew it"
 
     def _classify(self, error: Exception) -> Exception:
-        if isinstance(error, OSError) and error.errno in _OUR_OWN_ERRNOS:
+        """Return ``error`` as ``ProbeFailed``, or unchanged if the proxy did not cause it."""
+        if isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS:
             return error
         for kind, status, reason, prefix in _REQUEST_ERRORS:
             if isinstance(error, kind):
@@ -214,14 +215,14 @@ class _Fetch:
         return error
 
 
-@lru_cache(maxsize=16_384)  # the same URLs in each round; never one that a peer chose
+@lru_cache(maxsize=16_384)  # each round uses the same URLs; targets of redirects are not cached
 def _report_of(proxy_url: str) -> tuple[ProxyURL, str]:
     url = parse_proxy_url(proxy_url)
     return url, requests.utils.requote_uri(url.base + REPORT_PATH)
 
 
 def _request(target: str) -> requests.PreparedRequest:
-    # As Request.prepare() makes it, without parsing the URL again.
+    # The result of Request.prepare(), which would parse the URL again.
     request = requests.PreparedRequest()
     request.method = "GET"
     request.url = target
@@ -233,8 +234,8 @@ def _request(target: str) -> requests.PreparedRequest:
 class _FreshConnectionAdapter(BaseAdapter):
     """An adapter for one request over one connection, without a pool or retries.
 
-    There is no ``requests.Session``: no cookies, no proxies from the environment, no ``.netrc``, nothing that
-    the response of one proxy could leave for another.
+    A ``requests.Session`` would add cookies, proxies from the environment and ``.netrc``, and the response of
+    one proxy could affect the request to another.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -300,7 +301,7 @@ def _read_report(response: requests.Response, deadline: Deadline, warnings: list
 
 
 def _read_body(response: requests.Response, deadline: Deadline) -> bytes:
-    """Return the decoded body. Raise ``ProbeFailed``, or ``BadReport`` for an encoding that is not ours."""
+    """Return the decoded body. Raise ``ProbeFailed``, or ``BadReport`` if it cannot be decoded."""
     body = bytearray()
     try:
         while len(body) <= MAX_REPORT_BYTES and (chunk := response.raw.read(_READ_SIZE)):
@@ -320,7 +321,7 @@ def _read_body(response: requests.Response, deadline: Deadline) -> bytes:
 
 
 def _decompress(body: bytearray, encoding: str) -> bytearray:
-    """Return ``body`` decoded, at most one byte more than ``MAX_REPORT_BYTES`` of it."""
+    """Return ``body`` decompressed, cut one byte after ``MAX_REPORT_BYTES``. Raise as :func:`_read_body`."""
     name = encoding.strip().lower()
     if not body or name in ("", "identity"):
         return body

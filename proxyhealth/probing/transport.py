@@ -1,4 +1,4 @@
-"""One new connection with limits on its total time and bytes: name resolution, address policy, TLS.
+"""A new connection for each request, with limits on its total time and its bytes.
 
 A socket timeout limits a single operation, so a peer that sends one byte per second never exceeds it. Here
 each operation gets the time that remains until one deadline.
@@ -75,8 +75,8 @@ class _TLSSocket(_Bounded, ssl.SSLSocket):
 class Response(http.client.HTTPResponse):
     """A response that must be complete and unambiguous.
 
-    The parent accepts headers and bodies that a closed connection cuts off, and guesses the length of a body
-    if the header is nonsense.
+    The parent accepts headers and bodies that a closed connection cuts off. It guesses the length of a body
+    if the header is invalid.
     """
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
@@ -84,7 +84,7 @@ class Response(http.client.HTTPResponse):
         self._bounded: _Bounded = sock  # the parent keeps only a file object
 
     def begin(self) -> None:
-        """Raise ``HTTPException`` if the headers are malformed or ambiguous."""
+        """Read the headers. Raise ``HTTPException`` if they are malformed or ambiguous, or ``OSError``."""
         start = self.fp.peek(1)[:64]
         if not b"HTTP/".startswith(start[:5]):
             # The parent would wait for the end of the line, until the deadline.
@@ -108,7 +108,7 @@ class Response(http.client.HTTPResponse):
             raise http.client.HTTPException("Content-Length is not a number of bytes")
 
     def read(self, amt: int | None = None) -> bytes:
-        """Raise ``HTTPException`` if the body is cut off, or what the socket raises."""
+        """Read the body. Raise ``HTTPException`` if it is cut off or malformed, or ``OSError``."""
         try:
             data = super().read(amt)
         except (http.client.IncompleteRead, http.client.LineTooLong, ValueError):
@@ -154,7 +154,7 @@ class Connection(http.client.HTTPConnection):
         self._watched: WatchedSocket | None = None
 
     def connect(self) -> None:
-        """Raise ``AddressBlocked``, or what the operating system and OpenSSL raise."""
+        """Connect to a permitted address. Raise ``AddressBlocked``, or ``OSError`` (also for DNS and TLS)."""
         self.deadline.phase = f"looking up {self.host}"
         addresses = look_up(self.host, self.port, self.deadline)
         permitted = [address for address in addresses if self._policy.permits(address_ip(address))]
@@ -242,14 +242,14 @@ class Connection(http.client.HTTPConnection):
         return response
 
 
-# The threads of a round all need the first context at once; one of them builds it.
+# All threads of a round need the context at once, but only one of them must build it.
 _build_lock = PerProcess(threading.Lock)
 
 
 def tls_context(ca_bundle: str) -> ssl.SSLContext:
-    """Return the context of all probes: public authorities, and those in the file ``ca_bundle`` if not empty.
+    """Return the context of all probes. It trusts public authorities, and those in the file ``ca_bundle``.
 
-    Building one takes 20 ms, so all probes share it until the file changes.
+    ``ca_bundle`` may be empty. Building a context takes 20 ms, so probes share it until the file changes.
     """
     mtime = Path(ca_bundle).stat().st_mtime_ns if ca_bundle else 0
     with _build_lock.value:
@@ -261,7 +261,7 @@ def _tls_context(ca_bundle: str, mtime: int) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=certifi.where())
     if ca_bundle:
         context.load_verify_locations(cafile=ca_bundle)
-    # Newer Pythons require by default what certificates of private authorities often lack.
+    # Python 3.13 checks strictly by default, but certificates of private authorities often fail that.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.minimum_version = ssl.TLSVersion.TLSv1_2

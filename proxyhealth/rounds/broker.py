@@ -1,4 +1,4 @@
-"""Access to Celery's broker with short timeouts."""
+"""Connections to Celery's broker, and the length of its queues, with short timeouts."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from kombu.exceptions import ChannelError
 from proxyhealth.task_names import TaskName
 from proxyhealth.utils import PerProcess
 
-# Seconds that a caller waits for the length of the queues.
+# Seconds that a caller waits for the length of the queues. A scrape must not hang with the broker.
 _TIMEOUT = 0.25
 
 
@@ -48,7 +48,7 @@ def queue_length() -> int | None:
 
 
 class _QueueLengthQuery:
-    """A query in a thread, because Celery retries for many seconds. All callers share one at a time."""
+    """A query in a thread, because Celery retries for many seconds. All callers share the running query."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,21 +61,21 @@ class _QueueLengthQuery:
         Callers do not wait for a query that is past its deadline.
         """
         with self._lock:
-            length = self._length
-            if length is None or length.done():
-                length = Future()
+            future = self._length
+            if future is None or future.done():
+                future = Future()
                 threading.Thread(
-                    target=self._run, args=(length,), name="proxyhealth broker", daemon=True
+                    target=self._run, args=(future,), name="proxyhealth broker", daemon=True
                 ).start()
-                # Only now: if the thread cannot start, nothing completes the future.
-                self._length, self._deadline = length, time.monotonic() + _TIMEOUT
-        return length.result(timeout=max(0.0, self._deadline - time.monotonic()))
+                # After the start, because nothing completes the future of a thread that cannot start.
+                self._length, self._deadline = future, time.monotonic() + _TIMEOUT
+        return future.result(timeout=max(0.0, self._deadline - time.monotonic()))
 
-    def _run(self, length: Future[int]) -> None:
+    def _run(self, future: Future[int]) -> None:
         try:
-            length.set_result(_count_messages())
+            future.set_result(_count_messages())
         except BaseException as error:
-            length.set_exception(error)
+            future.set_exception(error)
 
 
 def _count_messages() -> int:

@@ -1,4 +1,4 @@
-"""Requests for checks, which a thread sends to the broker."""
+"""Requests for checks. A thread sends them to the broker, so that no caller waits for it."""
 
 import atexit
 import logging

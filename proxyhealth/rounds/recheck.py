@@ -1,4 +1,4 @@
-"""The check of a few proxies between rounds."""
+"""The check of some proxies between rounds, for example after a save."""
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
@@ -18,14 +18,14 @@ from proxyhealth.storage.pending import take_pending
 
 logger = logging.getLogger(__name__)
 
-# Seconds without a response after which a check commits the statuses that it has.
+# Seconds without a result after which a check commits the statuses that it has.
 _BATCH_IDLE = 0.05
 
 
 def run_pending_check(ids: Iterable[UUID] = ()) -> None:
-    """Check these proxies, and all whose check was requested since. Raise ``RoundFailed``."""
+    """Check these proxies and all pending ones. Raise ``RoundFailed`` if the check fails."""
     all_ids = set(ids)
-    with suppress(StoreError):  # if the cache stays away, the check fails with a better message
+    with suppress(StoreError):  # if the cache still fails, the check raises a better error
         all_ids |= take_pending()
     if all_ids:  # an earlier task may have checked all of them
         run_check(all_ids)
@@ -34,8 +34,8 @@ def run_pending_check(ids: Iterable[UUID] = ()) -> None:
 def run_check(ids: Iterable[UUID]) -> None:
     """Probe these proxies now and commit their statuses. Remove deleted proxies from the snapshot.
 
-    Slow proxies do not delay fast ones: each batch of results is committed at once. Raise ``RoundFailed``;
-    batches that were committed before stay committed.
+    Slow proxies do not delay fast ones: each batch of results is committed at once. Raise ``RoundFailed`` if
+    the check fails; earlier batches stay committed.
     """
     ids = set(ids)
     try:
@@ -48,7 +48,7 @@ def run_check(ids: Iterable[UUID]) -> None:
     except Exception as error:
         raise steps.log_failure(error, "check") from error
     if not result.complete:
-        # The cache is new or was emptied: only a full round brings the other proxies back.
+        # The cache is new or was emptied. Only a full round adds the other proxies.
         request_check()
 
 

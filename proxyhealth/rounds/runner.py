@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0, share: bool = False) -> RoundOutcome:
-    """Run a full round, if ``request`` allows it, and return the outcome. Raise ``RoundFailed``.
+    """Run a full round if ``request`` allows it. Return the outcome, or raise ``RoundFailed``.
 
     Wait up to ``wait`` seconds for a running round to end. With ``share``, divide a round of more than
     ``SHARD_SIZE`` proxies among all workers, and return once its shards are queued.
@@ -49,7 +49,7 @@ def run_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0, share: bool
 
 
 def run_now(wait: float) -> RoundOutcome:
-    """Run a full round, unless another process runs one that begins after this call."""
+    """Run a round, unless another process runs one that begins after this call. Raise ``RoundFailed``."""
     with steps.recording_failures():
         request = RoundRequest(requested_token=take_token())
     return run_round(request, wait=wait)

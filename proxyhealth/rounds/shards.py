@@ -1,4 +1,4 @@
-"""The plan of a shared round: which shard has which proxies, and how their results become one."""
+"""The plan of a shared round: the proxies of each shard, and the merge of their results."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +13,9 @@ from proxyhealth.snapshot import Proxy, ProxyStatus
 
 
 class SharedResult(NamedTuple):
-    """The merged result of all shards. ``missing`` has the proxies of lost shards, ``error`` says why.
+    """The merged result of all shards. ``missing`` has the proxies of lost shards, ``error`` the reason.
 
-    ``offline`` is true if no shard had a network.
+    ``offline`` is True if the prober of every shard was offline.
     """
 
     statuses: list[ProxyStatus]
@@ -28,7 +28,7 @@ def split(proxies: Sequence[Proxy], previous: Mapping[UUID, ProxyStatus]) -> lis
     """Divide ``proxies`` into shards, with the slow ones first; ``previous`` has their last statuses.
 
     A shard has at most ``SHARD_SIZE`` proxies, and no more slow ones than a process can wait for in one
-    ``TIMEOUT``. So the later shards are fast, and every process is soon ready for the next one.
+    ``TIMEOUT``. The later shards are therefore fast, and every process is soon ready for the next one.
     """
     shards: list[list[Proxy]] = []
     places, seconds_left = 0, 0.0
@@ -44,7 +44,7 @@ def split(proxies: Sequence[Proxy], previous: Mapping[UUID, ProxyStatus]) -> lis
 
 @dataclass(frozen=True)
 class Plan:
-    """The shards of a round, and in ``tasks`` the id of the Celery task of each shard."""
+    """The shards of a round. ``tasks`` has the id of the Celery task of each shard."""
 
     token: int
     checked_at: datetime
@@ -79,15 +79,15 @@ class Plan:
         """Merge ``parts``, the results of the tasks, in any order.
 
         A part is ``{"shard": index, "found": [judgement, …]}``, with one judgement per proxy of the shard,
-        or ``{"shard": index, "lost": why}``. It names its shard, because a task may be delivered twice.
+        or ``{"shard": index, "lost": reason}``. It names its shard, because a task may be delivered twice.
         """
-        part_of = {part.get("shard"): part for part in parts if isinstance(part, dict)}
+        parts_by_index = {part.get("shard"): part for part in parts if isinstance(part, dict)}
         statuses: list[ProxyStatus] = []
         missing: list[UUID] = []
         errors: list[str] = []
         offline = 0
         for index, shard in enumerate(self.shards):
-            part = part_of.get(index, {})
+            part = parts_by_index.get(index, {})
             judgements = part.get("found")
             if isinstance(judgements, list) and len(judgements) == len(shard):
                 statuses += ProxyStatus.from_judgements(shard, self.checked_at, judgements)

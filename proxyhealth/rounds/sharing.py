@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def can_share(count: int) -> bool:
-    """Return whether a round of ``count`` proxies is large enough to share, and Celery can run chords."""
+    """Return True if a round of ``count`` proxies is large enough to share, and Celery can run chords."""
     if count <= conf.SHARD_SIZE or current_app.conf.task_always_eager:
         return False
     try:
@@ -37,7 +37,7 @@ def can_share(count: int) -> bool:
 
 
 def share_round(plan: Plan) -> None:
-    """Queue the shards of a round. The task that follows the last one commits the round."""
+    """Queue the shards of a round, and the task that commits it. Raise ``RoundFailed`` without the lease."""
     if not save_plan(plan.token, plan.dump()):
         raise RoundFailed("another round has begun while this one read its proxies")
     tasks, checked_at = current_app.tasks, plan.checked_at.isoformat()
@@ -75,9 +75,9 @@ def run_shard(token: int, index: int, checked_at: datetime, proxies: Sequence[Pr
 
 
 def finish_shared_round(token: int, parts: Iterable[Any] | None = None) -> None:
-    """Commit the round with this token from the parts of its shards. Raise ``RoundFailed``.
+    """Commit the round with this token from the parts of its shards. Raise ``RoundFailed`` if that fails.
 
-    Without ``parts``, use those that the result backend has.
+    Without ``parts``, use those in the result backend.
     """
     with steps.recording_failures(token), renewing_lease(token, steps.lease_limit(0)) as lease:
         plan = _load_plan() if lease else None
@@ -89,9 +89,9 @@ def finish_shared_round(token: int, parts: Iterable[Any] | None = None) -> None:
 
 
 def commit_left_over(lease: int) -> None:
-    """Commit the finished shards of a round that lost its lease, because a worker died.
+    """Commit the finished shards of an earlier round that lost its lease, because a worker died.
 
-    ``lease`` is the token of the round that has the lease now. It continues if the commit fails.
+    ``lease`` is the token of the round that holds the lease now. If the commit fails, that round continues.
     """
     try:
         plan = _load_plan()

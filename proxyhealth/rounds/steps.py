@@ -43,7 +43,7 @@ def lease_limit(count: int) -> float:
 
 
 def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
-    """Return the active proxies, or those with these ids, by name. Raise ``RoundFailed``."""
+    """Return the active proxies, or those with these ids, sorted by name. Raise ``RoundFailed``."""
     # A replica may lag behind a row that was just saved.
     alias = router.db_for_write(WorkspaceProxy)
     rows = WorkspaceProxy.objects.using(alias).active()
@@ -52,7 +52,7 @@ def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
     try:
         return rows.as_proxies()
     except DatabaseError as error:
-        # Otherwise a long-lived process keeps a connection that a restart of the database has closed.
+        # Otherwise a worker would keep a connection that a restart of the database has closed.
         connections[alias].close_if_unusable_or_obsolete()
         raise RoundFailed(f"the proxies cannot be read from the database: {error}") from error
 
@@ -60,7 +60,7 @@ def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
 def commit_round(
     statuses: list[ProxyStatus], token: int, full_round: Round, lease: int | None = None
 ) -> None:
-    """Commit a round, and retry while the cache restarts."""
+    """Commit a round. Retry for ``COMMIT_TIMEOUT`` seconds, then raise ``StoreError``."""
     end = time.monotonic() + COMMIT_TIMEOUT
     while True:
         try:
@@ -76,7 +76,7 @@ def commit_round(
 
 
 def close_round(token: int) -> None:
-    """Release the lease, and request the round that somebody asked for while this one ran."""
+    """Release the lease, and request another round if one was requested while this one ran."""
     try:
         rerun = end_round(token)
     except StoreError as error:
@@ -107,7 +107,7 @@ def record_failure(error: Exception, token: int = 0) -> RoundFailed:
     return failure
 
 
-def log_failure(error: Exception, what: str) -> RoundFailed:
+def log_failure(error: Exception, operation: str) -> RoundFailed:
     """Log ``error``, with its traceback if it is unexpected, and return it as ``RoundFailed``."""
     if isinstance(error, RoundFailed):
         failure = error
@@ -116,9 +116,9 @@ def log_failure(error: Exception, what: str) -> RoundFailed:
     elif isinstance(error, StoreError):
         failure = RoundFailed(f"the cache cannot be used: {error}")
     else:
-        logger.exception("%s failed unexpectedly", what)
+        logger.exception("%s failed unexpectedly", operation)
         return RoundFailed(f"an error of proxyhealth, or of how it is set up: {error!r}")
-    logger.error("%s failed: %s", what, failure)
+    logger.error("%s failed: %s", operation, failure)
     return failure
 
 
@@ -129,7 +129,7 @@ def log_changes(changes: Sequence[Change]) -> None:
             logging.INFO if after is None or after.healthy else logging.WARNING,
             "status change proxy=%s name=%s from=%s to=%s reason=%s error=%s",
             change.proxy,
-            # Names and errors are quoted, so that none can look like a log line of ours.
+            # Names and errors are quoted, so that they cannot forge a log line.
             change.name if _PLAIN_NAME.fullmatch(change.name) else json.dumps(change.name),
             change.before or "none",
             after.status if after else "none",

@@ -29,12 +29,12 @@ local function take_token(key)
   return token
 end
 
--- To close a round closes all earlier rounds.
+-- Closing a round closes all earlier rounds, too.
 local function is_closed(stats, token)
   return tonumber(redis.call('HGET', stats, 'closed') or '0') >= tonumber(token)
 end
 
--- A round may go on without its lease until another round takes the lease.
+-- A round may continue after its lease expires, until another round takes the lease.
 local function is_superseded(lease, stats, token)
   local holder = redis.call('GET', lease)
   return holder and holder ~= token or is_closed(stats, token)
@@ -56,7 +56,7 @@ class Cache(NamedTuple):
 
 @contextmanager
 def open_cache() -> Iterator[Cache]:
-    """Open the cache that ``CACHE`` names. Any failure of it inside the block raises ``StoreError``."""
+    """Open the cache that ``CACHE`` names. Raise ``StoreError`` if it fails, also inside the block."""
     try:
         alias = conf.CACHE
         backend = caches[alias]
@@ -70,8 +70,8 @@ def open_cache() -> Iterator[Cache]:
 def _client(alias: str, source: str) -> Any:
     """Return a client with the connection settings of the cache, but with short timeouts and one retry.
 
-    The cache's own client waits forever for a silent server. Its methods cannot be used anyway: Django
-    pickles values and offers no conditional writes. A fork needs no new client: redis-py's pools notice it.
+    The cache's own client may wait forever for a server that hangs, and Django's cache methods pickle values
+    and have no conditional writes. A fork needs no new client, because redis-py's pools detect it.
     """
     backend: Any = caches[alias]
     try:
@@ -83,11 +83,11 @@ def _client(alias: str, source: str) -> Any:
         raise StoreError(f"the cache {alias!r} is not a Redis cache") from None
     pool = client.connection_pool
     if not isinstance(pool, redis.ConnectionPool) or isinstance(pool, SentinelConnectionPool):
-        return client  # Sentinel and clusters find their servers themselves; their timeouts are the host's
-    chosen = {name: value for name, value in pool.connection_kwargs.items() if value is not None}
+        return client  # Sentinel and cluster clients keep the host's timeouts: they choose their servers
+    configured = {name: value for name, value in pool.connection_kwargs.items() if value is not None}
     # Reading a snapshot of megabytes in chunks of 64 KB takes three times as long.
     defaults = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, "socket_read_size": 1 << 20}
-    options = {**defaults, **chosen}
+    options = {**defaults, **configured}
     # After a restart of the server, the first use of an old connection fails.
     options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
     return redis.Redis(
@@ -96,7 +96,7 @@ def _client(alias: str, source: str) -> Any:
 
 
 def run_script(script: str, keys: Iterable[str], *args: Any) -> Any:
-    """Run a Lua script on the keys with these names, and return its answer. Raises ``StoreError``."""
+    """Run a Lua script on the keys with these names, and return its reply. Raise ``StoreError``."""
     with open_cache() as cache:
         run = cache.client.register_script(_LUA_FUNCTIONS + script)
         return run([cache.key(key) for key in keys], args)

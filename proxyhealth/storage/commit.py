@@ -22,13 +22,13 @@ _COMMIT_ATTEMPTS = 100
 
 _KEYS = ["snapshot", "lease", "round-stats", "plan", "token"]
 
-# Replaces the document whose head was read, and counts the round. Of a check of a few, lease_token is empty.
+# Replaces the document if its head is still the one read, and counts the round. Checks have no lease_token.
 _WRITE = f"""
 local snapshot, lease, stats, plan, last_token = unpack(KEYS)
 local old_head, document, token, lease_token, outcome, message, time = unpack(ARGV)
 local is_round = lease_token ~= ''
 if is_round then
-  -- A client that lost the answer runs the script again.
+  -- A client that lost the reply runs the script again.
   if redis.call('HGET', stats, 'committed') == token then return 'written' end
   if is_superseded(lease, stats, lease_token) then return 'superseded' end
 end
@@ -69,13 +69,13 @@ def commit(
     full_round: Round | None = None,
     lease: int | None = None,
 ) -> Commit:
-    """Merge ``statuses`` into the snapshot in one step, and take ``removed`` out of it.
+    """Merge ``statuses`` into the snapshot, and remove the proxies ``removed`` from it, in one step.
 
-    Per proxy, the higher token wins. A round also takes out every proxy that it did not find, is counted in
-    the same step, and needs its own lease, or the one with the token ``lease``.
+    Per proxy, the higher token wins. The commit of a round also removes every proxy that the round did not
+    read, and counts the round. It needs the round's own lease, or the one with the token ``lease``.
 
-    Raises ``Superseded`` if a later round took over; then nothing has changed. Raises ``StoreError`` if the
-    cache fails; then the answer may have been lost, and it is safe to commit again.
+    Raise ``Superseded`` if a later round took over; the snapshot is then unchanged. Raise ``StoreError`` if
+    the cache fails; the commit may still have succeeded, and it is safe to repeat it.
     """
     removed = list(removed)
     with open_cache() as cache, _commit_lock(cache):
@@ -85,11 +85,11 @@ def commit(
             head = (value or b"")[: HEAD_BYTES + 1]
             complete = document.complete
             body = dump(document)
-            del document, value  # both are large, as the body that is sent now
-            answer = run_script(_WRITE, _KEYS, head, body, token, *_round_args(full_round, lease or token))
-            if answer == b"superseded":
+            del document, value  # both are large, and so is the body that is sent now
+            result = run_script(_WRITE, _KEYS, head, body, token, *_round_args(full_round, lease or token))
+            if result == b"superseded":
                 raise Superseded("another round has begun while this one ran")
-            if answer == b"written":
+            if result == b"written":
                 return Commit(changes, complete)
             # Another process committed in the meantime: merge into its document.
     raise StoreError(f"the snapshot changed during each of {_COMMIT_ATTEMPTS} attempts to commit to it")
@@ -103,7 +103,7 @@ def _round_args(full_round: Round | None, lease: int) -> tuple[Any, ...]:
 
 @contextmanager
 def _commit_lock(cache: Cache) -> Iterator[None]:
-    """Wait for other commits, because of many at once all but one would have to merge again.
+    """Wait for other commits. Of simultaneous commits, all but one would have to merge again.
 
     The script alone keeps the snapshot consistent, so after a timeout the commit goes on without the lock.
     """
@@ -113,7 +113,7 @@ def _commit_lock(cache: Cache) -> Iterator[None]:
         yield
     finally:
         if acquired:
-            with suppress(LockError, RedisError):  # the lock has expired, or the cache is away
+            with suppress(LockError, RedisError):  # the lock has expired, or the cache fails
                 lock.release()
 
 

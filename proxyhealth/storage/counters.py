@@ -1,6 +1,6 @@
 """Counters of rounds and Celery tasks, and the last error of a round.
 
-They live in the Redis cache, so that all processes show the same numbers.
+They are in the Redis cache, so that all processes show the same numbers.
 """
 
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ local stats, lease = unpack(KEYS)
 local outcome, message, time, token = unpack(ARGV)
 redis.call('HINCRBY', stats, 'count:' .. outcome, 1)
 if message ~= '' then redis.call('HSET', stats, 'error', message, 'error_at', time) end
--- The next round finds out itself whether the prober is offline.
+-- If another round took over, that round decides whether the prober is offline.
 if outcome == 'offline' and not is_superseded(lease, stats, token) then
   redis.call('HSET', stats, 'offline', message)
 end
@@ -23,17 +23,17 @@ end
 
 
 def count_round(outcome: str, error: str = "", token: int = 0) -> None:
-    """Count a round, or a tick, that was not committed, and keep its error.
+    """Count a failed round or a skipped tick, and store its error. Raise ``StoreError``.
 
-    With ``offline``, every snapshot shows the error until a round is committed, unless another round has
-    superseded the one with this token.
+    With the outcome ``offline``, every snapshot shows the error until a full round is committed, unless
+    another round has superseded the one with this token.
     """
     now = rfc3339(datetime.now(UTC))
     run_script(_COUNT_ROUND, ["round-stats", "lease"], outcome, error[:MAX_ERROR], now, token)
 
 
 def count_task(name: str, outcome: str, seconds: float) -> None:
-    """Count a run of a Celery task, ``success`` or ``failure``, and add its seconds up."""
+    """Count a run of a Celery task by outcome, and add up the durations. Raise ``StoreError``."""
     with open_cache() as cache:
         pipe = cache.client.pipeline(transaction=True)
         pipe.hincrby(cache.key("tasks"), f"{name}:{outcome}", 1)

@@ -1,4 +1,4 @@
-"""The document in the cache: JSON with the snapshot, and what merging into it needs.
+"""The JSON document that stores the snapshot in the cache: encoding, decoding and merging it.
 
 It is laid out in lines::
 
@@ -9,13 +9,13 @@ It is laid out in lines::
     …
     ]}
 
-Every list has the proxies in the same order. Judgements are in columns, because one object for each takes
-twice the time to parse. JSON has no newline within a string, so each proxy is one line, and a reader parses
-only the lines that are new to it.
+Every list has the proxies in the same order. A ``ticket`` is a fencing token. Judgements are in columns,
+because one object per proxy takes twice the time to parse. JSON has no newline within a string, so each proxy
+is one line, and a reader parses only new lines.
 
-During an upgrade, two versions share the document. Fields that this version does not know stay where they are
-until a merge replaces the object that has them. Missing fields get a default. Essential are the format, the
-commit and the ticket of the head, the id and the name of a proxy, and the columns name, ticket and status.
+During an upgrade, two versions share the document. Fields that this version does not know are kept until a
+merge replaces their object. Missing fields get a default, except for the essential ones: the format, commit
+and ticket of the head, the id and name of a proxy, and the columns name, ticket and status.
 """
 
 import json
@@ -61,13 +61,13 @@ _encoder = json.JSONEncoder(ensure_ascii=False)
 # The exceptions that reading a damaged document can raise.
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
-# How long tombstones stay, in microseconds as tokens count: longer than any round can take. They also stay
-# until the next full round, because a clock that is set forward turns a moment into an hour.
+# Age in microseconds, like that of tokens, at which a tombstone expires: longer than any round can take. None
+# expires before the next full round, because a clock that is set forward would make it look old.
 _TOMBSTONE_AGE = 3_600 * 1_000_000
 
 
 class Change(NamedTuple):
-    """A new status of a proxy. ``before`` is empty for a new proxy, ``after`` is None for a removed one."""
+    """A changed status. ``before`` is empty for a new proxy, ``after`` is None for a removed one."""
 
     proxy: str
     name: str
@@ -77,10 +77,10 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """A round of all proxies: the time at which it read them, and its duration in seconds.
+    """A round of all proxies: its start, and its duration in seconds.
 
-    ``missing`` are proxies without a result, because a part of the round was lost; ``error`` tells why. They
-    keep their last status, and the round does not count as a full one.
+    ``missing`` are the proxies without a result, because shards were lost; ``error`` is the reason. They keep
+    their last status, and the round does not count as a full one.
     """
 
     checked_at: datetime
@@ -110,8 +110,7 @@ def _first_head() -> dict[str, Any]:
 
 @dataclass
 class Document:
-    """A document while it is merged into: its head, and by id, in the order of the proxies' names, the
-    judgements and the lines with the proxies' own values."""
+    """A document during a merge: its head, and by proxy id its judgements and lines, sorted by name."""
 
     head: dict[str, Any] = field(default_factory=_first_head)
     judgements: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -132,7 +131,7 @@ def merged(
 ) -> tuple[Document, list[Change]]:
     """Merge the results of one token into the document ``value``, and return it with the changes.
 
-    A document that cannot be read is replaced. Raises ``Superseded``.
+    Replace a document that cannot be read. Raise ``Superseded`` if a later round was committed.
     """
     removed = list(removed)
     if value is not None:
@@ -160,7 +159,7 @@ def _encode(value: Any) -> bytes:
 
 
 def _load(value: bytes) -> Document:
-    """Parse a document for a merge. Raises one of ``_DAMAGE`` if it cannot be read."""
+    """Parse a document for a merge. Raise one of ``_DAMAGE`` if it cannot be read."""
     head, columns, rest = _parts(value)
     lines = _split(rest)
     if not all(line.startswith(_LINE) for line in lines):
@@ -171,7 +170,7 @@ def _load(value: bytes) -> Document:
 
 
 def _parts(value: bytes) -> tuple[dict[str, Any], dict[str, list[Any]], bytes]:
-    """Return the head of a document, its columns, and its proxies' lines. Raises as :func:`_load` does."""
+    """Return the head of a document, its columns, and its proxies' lines. Raise as :func:`_load` does."""
     begin = HEAD.match(value)
     if not begin or int(begin[1]) != FORMAT:
         raise ValueError("it has another format")
@@ -191,7 +190,7 @@ def _parts(value: bytes) -> tuple[dict[str, Any], dict[str, list[Any]], bytes]:
 
 
 def _check_columns(columns: dict[str, list[Any]]) -> None:
-    """Raise ``ValueError`` for values that nothing else would notice, but that would spoil a scrape."""
+    """Raise ``ValueError`` for invalid values, which would otherwise cause errors only in a scrape."""
     if not all(isinstance(column, list) for column in columns.values()):
         raise ValueError("a column is not a list")
     if len(set(map(len, columns.values()))) > 1:
@@ -200,7 +199,7 @@ def _check_columns(columns: dict[str, list[Any]]) -> None:
         allowed = {kind} if name in _ESSENTIAL else {kind, NoneType}
         if not allowed.issuperset(map(type, columns.get(name, ()))):
             raise ValueError(f"the column {name} has a value of another type")
-    finite(sum(filter(None, columns.get("latency", ()))))  # cheaper than a look at each latency
+    finite(sum(filter(None, columns.get("latency", ()))))  # cheaper than one check per latency
 
 
 def _split(lines: bytes) -> list[bytes]:
@@ -235,7 +234,7 @@ class _Merge:
     """The merge of the results of one token into a document, in place.
 
     Per proxy, the higher token wins. A removed proxy leaves a tombstone with the token of its removal, which
-    keeps it out for an hour: a slower check may still have seen the proxy.
+    keeps it out for an hour, because a slower check may have read the proxy before.
     """
 
     def __init__(self, document: Document, token: int) -> None:
@@ -247,7 +246,7 @@ class _Merge:
         self.tombstones: dict[str, int] = {
             id: token for id, token in head["removed"].items() if token > oldest
         }
-        self._as_text = lru_cache(maxsize=1)(rfc3339)  # all statuses of a round have the same time
+        self._rfc3339 = lru_cache(maxsize=1)(rfc3339)  # all statuses of a round have the same time
 
     def put(self, status: ProxyStatus) -> None:
         id = str(status.proxy.id)
@@ -260,7 +259,7 @@ class _Merge:
         judgements[id] = {
             "name": status.proxy.name,
             "ticket": self.token,
-            "checked_at": status.checked_at and self._as_text(status.checked_at),
+            "checked_at": status.checked_at and self._rfc3339(status.checked_at),
             **status.judgement(),
         }
         self.document.lines[id] = _encode(status.proxy.to_json())
@@ -277,15 +276,15 @@ class _Merge:
         row = self.document.judgements.get(id)
         return self.token > max(row["ticket"] if row else 0, self.tombstones.get(id, 0))
 
-    def record(self, done: Round) -> None:
-        """Make ``done`` the last full round."""
+    def record(self, full_round: Round) -> None:
+        """Make ``full_round`` the last full round."""
         head = self.document.head
         head.update(
-            rounds=RoundHistogram.from_json(head["rounds"]).observe(done.duration).to_json(),
+            rounds=RoundHistogram.from_json(head["rounds"]).observe(full_round.duration).to_json(),
             ticket=self.token,
-            checked_at=rfc3339(done.checked_at),
-            duration=done.duration,
-            stale_at=rfc3339(done.checked_at + timedelta(seconds=conf.STALE_AFTER)),
+            checked_at=rfc3339(full_round.checked_at),
+            duration=full_round.duration,
+            stale_at=rfc3339(full_round.checked_at + timedelta(seconds=conf.STALE_AFTER)),
         )
 
     def finish(self) -> None:
@@ -303,7 +302,7 @@ class _Merge:
 
 
 class PreviousLines(NamedTuple):
-    """The proxies that were decoded last, and the lines they were decoded from."""
+    """The proxies that were decoded last, and their lines in that document."""
 
     lines: bytes = b""
     proxies: Sequence[Proxy] = ()
@@ -318,9 +317,9 @@ class Decoded(NamedTuple):
 
 
 def decode(value: bytes, previous: PreviousLines) -> Decoded:
-    """Decode a document, with the proxies of ``previous`` where their lines are the same.
+    """Decode a document, and reuse the proxies of ``previous`` whose lines are the same.
 
-    Raises ``ValueError`` for a damaged document.
+    Raise ``ValueError`` for a damaged document.
     """
     try:
         return _decode(value, previous)
@@ -353,6 +352,6 @@ def _proxies(lines: bytes, previous: PreviousLines) -> list[Proxy]:
     by_line = dict(zip(_split(previous.lines), previous.proxies, strict=True))
     all_lines = _split(lines)
     new = [line for line in all_lines if line not in by_line]
-    made = map(Proxy.from_json, json.loads(b"[%s]" % b",".join(new)))
-    by_line.update(zip(new, made, strict=True))
+    decoded = map(Proxy.from_json, json.loads(b"[%s]" % b",".join(new)))
+    by_line.update(zip(new, decoded, strict=True))
     return [by_line[line] for line in all_lines]

@@ -1,7 +1,7 @@
 """Fencing tokens, and the lease that lets one round run at a time.
 
-Both live in the Redis cache. Each decision is one script there and uses the cache's clock, because the clocks
-of workers differ and step back.
+Both are in the Redis cache, and its failures raise ``StoreError``. Each decision is one script there and uses
+the cache's clock, because the clocks of workers differ and may be set back.
 """
 
 import enum
@@ -16,7 +16,7 @@ from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError
 from proxyhealth.storage.client import run_script
 
-# Seconds for which a dead round can keep others away. A living one renews its lease.
+# Seconds for which a dead round can block others. A live one renews its lease.
 MAX_LEASE = 10.0
 
 _POLL = 0.1  # seconds
@@ -33,7 +33,7 @@ if now >= full and now - full < tonumber(max_age) and redis.call('EXISTS', plan)
   return {'done', '0', 0}
 end
 local holder = redis.call('GET', lease)
--- A lease that lasts longer than any lease can is from before the clock stepped back.
+-- A lease above the maximum is from before the clock was set back.
 if holder and redis.call('PTTL', lease) <= tonumber(max_ttl) then
   if rerun_if_busy == '1' then redis.call('SET', rerun, requested ~= '' and requested or holder) end
   return {'running', '0', 0}
@@ -72,7 +72,7 @@ return requested
 
 
 def take_token() -> int:
-    """Return a new token, higher than all before. All functions of this module raise ``StoreError``.
+    """Return a new token, higher than all before. Raise ``StoreError``.
 
     Take it before reading the proxies. On commit, per proxy, the higher token wins.
     """
@@ -94,10 +94,9 @@ class RoundOutcome(enum.StrEnum):
 class RoundRequest:
     """The conditions under which a round may begin.
 
-    ``min_gap`` is for ticks: the seconds since the last tick, so that two schedulers, or the backlog of one,
-    cause no more rounds than one scheduler does. A full round that began after ``requested_token``, or less
-    than ``max_age`` seconds ago, fulfils the request. With ``rerun_if_busy``, a running round is followed by
-    another one.
+    ``min_gap`` is for ticks: the minimum seconds since the last tick. It prevents extra rounds from a second
+    scheduler or a backlog. A full round that began after ``requested_token``, or less than ``max_age``
+    seconds ago, fulfils the request. With ``rerun_if_busy``, a running round is followed by another one.
     """
 
     min_gap: float | None = None
@@ -110,16 +109,15 @@ ANY_ROUND = RoundRequest()
 
 
 class RoundStart(NamedTuple):
-    """The answer to a request. ``token`` is 0 unless a round has begun; ``left_over`` tells that an earlier
-    round left a plan."""
+    """The answer to a request for a round."""
 
     outcome: RoundOutcome
-    token: int
-    left_over: bool
+    token: int  # 0 unless the round has begun
+    left_over: bool  # True if an earlier round left a plan
 
 
 def lease_seconds() -> float:
-    """Return the length of a lease, so short that a round that dies costs one tick, not two."""
+    """Return the duration of a lease in seconds, so short that a dead round costs one tick, not two."""
     return min(MAX_LEASE, max(1.0, conf.INTERVAL / 2))
 
 
@@ -144,14 +142,14 @@ def begin_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0) -> RoundS
 
 
 class Lease:
-    """The right to go on with a round. ``lost`` is set when another round takes it, or this one is closed."""
+    """The right to continue a round. ``lost`` is set when another round takes it or this one is closed."""
 
     def __init__(self, seconds: float) -> None:
         self.lost = threading.Event()
         self.extend(seconds)
 
     def extend(self, seconds: float) -> None:
-        """Renew the lease for ``seconds`` from now on."""
+        """Allow renewals for ``seconds`` from now on."""
         self.end = time.monotonic() + seconds
 
     def __bool__(self) -> bool:
@@ -162,8 +160,8 @@ class Lease:
 def renewing_lease(token: int, seconds: float) -> Iterator[Lease]:
     """Renew the lease of a round while the block runs, for ``seconds`` at most.
 
-    A block that hangs must not keep other rounds away forever. A lease that ran out, or that the cache lost,
-    is taken again if it is free.
+    A block that hangs must not block other rounds forever. A lease that expired, or that the cache lost, is
+    taken again if it is free. Raise ``StoreError`` if the cache fails at the start.
     """
     lease = Lease(seconds)
     if not _renew(token):
@@ -179,7 +177,7 @@ def renewing_lease(token: int, seconds: float) -> Iterator[Lease]:
                     lease.lost.set()
                     return
             except StoreError:
-                continue  # the cache may be back before the lease runs out
+                continue  # the cache may respond again before the lease expires
 
     thread = threading.Thread(target=renew, name="round lease", daemon=True)
     thread.start()
@@ -195,7 +193,7 @@ def _renew(token: int) -> bool:
 
 
 def end_round(token: int) -> int:
-    """Release the lease, and return the token of the last request for another round, or 0."""
+    """Close the round, release its lease, and return the token of the last request for another, or 0."""
     return int(run_script(_END, ["lease", "round-stats", "rerun"], token))
 
 

@@ -1,6 +1,6 @@
 """The proxies that wait for a check, so that many requests become one Celery task.
 
-The first request claims the task and sends it; it takes along what is added before it runs.
+The first request claims the task and sends it. The task checks all proxies that are added before it runs.
 """
 
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ from uuid import UUID
 
 from proxyhealth.storage.client import open_cache, run_script
 
-# Milliseconds until a task counts as lost and another one is sent. Until then more tasks would not help:
-# the workers are busy. And the next round checks every proxy anyway.
+# Milliseconds until a task counts as lost and another one is sent. Before that, the workers are probably
+# busy, and another task would not help. The next round checks every proxy anyway.
 _CLAIM_TIMEOUT = 60_000
 
 _KEYS = ["pending", "pending:sent"]
@@ -21,7 +21,7 @@ local timeout = ARGV[1]
 for i = 2, #ARGV, 1000 do
   redis.call('SADD', pending, unpack(ARGV, i, math.min(i + 999, #ARGV)))
 end
--- A claim that lasts longer than any claim can is from before the clock stepped back.
+-- A claim above the maximum is from before the clock was set back.
 local left = redis.call('PTTL', claim)
 if left > 0 and left <= tonumber(timeout) then return 0 end
 redis.call('SET', claim, '1', 'PX', timeout)
@@ -36,16 +36,16 @@ return ids
 
 
 def add_pending(ids: Iterable[str]) -> bool:
-    """Add proxies, and return whether the caller has to send a task. If not, one is already on its way."""
+    """Add ids of proxies. Return True if the caller must send a task, False if one is already queued."""
     return bool(run_script(_ADD_PENDING, _KEYS, _CLAIM_TIMEOUT, *ids))
 
 
 def release_claim() -> None:
-    """Make the next request send a task, because this one could not be sent."""
+    """Make the next request send a task, because this request could not. Raise ``StoreError``."""
     with open_cache() as cache:
         cache.client.delete(cache.key("pending:sent"))
 
 
 def take_pending() -> set[UUID]:
-    """Take all proxies that wait."""
+    """Remove and return the ids of all pending proxies. Raise ``StoreError``."""
     return {UUID(id.decode()) for id in run_script(_TAKE_PENDING, _KEYS)}

@@ -1,4 +1,4 @@
-"""The plan of a shared round, which the worker that finishes the round needs. Only one is kept."""
+"""The stored plan of the last shared round, for the worker that finishes it. Failures raise StoreError."""
 
 from proxyhealth.storage.client import open_cache, run_script
 
@@ -19,16 +19,16 @@ if redis.call('HGET', KEYS[1], 'ticket') == ARGV[1] then redis.call('DEL', KEYS[
 
 
 def save_plan(token: int, plan: str) -> bool:
-    """Keep the plan of a round until the round is committed. Return False if the round has lost its lease."""
+    """Store the plan of a round until its commit. Return False if the round has lost its lease."""
     return bool(run_script(_SAVE_PLAN, ["plan", "lease"], token, plan, _TTL))
 
 
 def load_plan() -> str:
-    """Return the plan that is kept, or an empty string."""
+    """Return the stored plan, or an empty string."""
     with open_cache() as cache:
         return (cache.client.hget(cache.key("plan"), "plan") or b"").decode()
 
 
 def drop_plan(token: int) -> None:
-    """Delete the plan of the round with this token, but of no other round."""
+    """Delete the stored plan, if it belongs to the round with this token."""
     run_script(_DROP_PLAN, ["plan"], token)

@@ -26,10 +26,10 @@ _LAST = "This is the last snapshot that was read."
 _LOST = f"The cache has lost the snapshot. {_LAST}"
 
 # In seconds:
-_GRACE = 0.5  # how long a due copy is served during a read, at least: most reads take less
-_TIMEOUT = 1.0  # how long readers wait for the read of another thread, if their copy is overdue
+_GRACE = 0.5  # minimum time for which readers get a due copy during a read: most reads take less
+_TIMEOUT = 1.0  # wait for another thread's read, before an overdue copy is returned
 _SCRAPE_TIMEOUT = 5.0  # the same for scrapes: a cache that hangs must not block all threads of a web server
-_RETRY_INTERVAL = 2.0  # how long a cache that failed is not read again
+_RETRY_INTERVAL = 2.0  # pause in reads after the cache failed
 
 
 class TaskRuns(NamedTuple):
@@ -41,14 +41,14 @@ class TaskRuns(NamedTuple):
 
 
 class CacheContents(NamedTuple):
-    """The keys of the cache at one moment."""
+    """The contents of the cache at one moment."""
 
     document: bytes = b""  # only its head, if the reader has the rest; empty if there is none
     round_stats: Mapping[bytes, bytes] = FrozenMapping()
     task_stats: Mapping[bytes, bytes] = FrozenMapping()
     lease: int = 0  # milliseconds until it expires; not above 0 without a lease
-    time: float = 0.0  # by the cache's clock (Unix)
-    read_at: float = 0.0  # by the monotonic clock of this machine
+    time: float = 0.0  # seconds of the cache's clock (Unix)
+    read_at: float = 0.0  # seconds of this machine's monotonic clock
 
     @property
     def head(self) -> bytes:
@@ -57,7 +57,7 @@ class CacheContents(NamedTuple):
 
     @property
     def round_in_progress(self) -> bool:
-        # A longer lease than is ever taken is from before the clock was set back.
+        # A lease above the maximum is from before the clock was set back.
         return 0 < self.lease <= MAX_LEASE * 1000
 
     @property
@@ -85,7 +85,7 @@ class CacheContents(NamedTuple):
 
 
 def _counts(fields: Mapping[bytes, bytes]) -> dict[str, int]:
-    """Return the fields that Redis can count. A newer version may have others."""
+    """Return the fields that are 64-bit integers. A newer version may write others."""
     counts = {}
     for key, value in fields.items():
         with suppress(ValueError):
@@ -101,10 +101,10 @@ def _parse_time(value: bytes | None) -> datetime | None:
     return None
 
 
-def read_contents(cache: Cache, known_head: bytes) -> CacheContents:
-    """Read the cache; of the document only the head, if that is ``known_head``. Raises ``RedisError``."""
+def read_contents(cache: Cache, last_head: bytes) -> CacheContents:
+    """Read the cache, but only the head of the document if it is ``last_head``. Raise ``RedisError``."""
     contents = _read_contents(cache, whole=False)
-    return contents if contents.head in (b"", known_head) else _read_contents(cache, whole=True)
+    return contents if contents.head in (b"", last_head) else _read_contents(cache, whole=True)
 
 
 def _read_contents(cache: Cache, whole: bool) -> CacheContents:
@@ -124,25 +124,25 @@ def _read_contents(cache: Cache, whole: bool) -> CacheContents:
             raise reply
     document, round_stats, lease, (seconds, microseconds) = replies
     if isinstance(task_stats, RedisError):
-        task_stats = {}  # readers need the snapshot even so
+        task_stats = {}  # an invalid key of the counters must not hide the snapshot
     now = seconds + microseconds / 1e6
     return CacheContents(document or b"", round_stats, task_stats, lease, now, time.monotonic())
 
 
 class _Condition(Enum):
     FRESH = auto()  # the copy is what the cache holds
-    LOST = auto()  # the cache was emptied: the copy has more than it holds
+    LOST = auto()  # the cache was emptied, and the copy has statuses that it lost
     UNREADABLE = auto()  # the last read failed
 
 
 @dataclass(frozen=True)
 class _State:
-    """All that this process has read from the cache. Each read replaces it by the next."""
+    """The data that this process has read from the cache. Each read makes a new state."""
 
     snapshot: Snapshot = field(default_factory=Snapshot)  # for readers: ``copy``, the rounds, and the fault
     condition: _Condition = _Condition.FRESH
     cached: Snapshot | None = None  # what the cache holds
-    copy: Snapshot | None = None  # the same, or with what the cache has lost
+    copy: Snapshot | None = None  # ``cached``, plus the statuses that the cache has lost
     token: int = 0  # of the copy's last full round
     contents: CacheContents = field(default_factory=CacheContents)  # without the document, which is large
     lines: PreviousLines = field(default_factory=PreviousLines)  # of the document
@@ -150,7 +150,7 @@ class _State:
 
 
 def _after_read(state: _State, contents: CacheContents) -> _State:
-    """Return the state after a read. Raises ``ValueError`` for a document that cannot be decoded."""
+    """Return the state after a read. Raise ``ValueError`` for a document that cannot be decoded."""
     after = state
     if not contents.head:
         after = replace(state, cached=None)
@@ -189,14 +189,14 @@ def _dated(state: _State, snapshot: Snapshot, token: int, contents: CacheContent
     age = max(0.0, contents.time - token / 1e6)
     fresh_until = contents.read_at + (snapshot.stale_at - snapshot.checked_at).total_seconds() - age
     before = state.copy.fresh_until if state.copy and token == state.token else None
-    # A snapshot grows no younger when a clock is set back. Less than 0.1 s is the latency of the cache.
+    # Never later than before, when a clock is set back. Up to 0.1 s earlier is the latency of the cache.
     if before is not None and fresh_until > before - 0.1:
         fresh_until = before
     return snapshot if fresh_until == snapshot.fresh_until else replace(snapshot, fresh_until=fresh_until)
 
 
 def _with_snapshot(before: _State, after: _State, condition: _Condition, fault: str) -> _State:
-    """Return ``after`` with the snapshot for readers, which stays the same object while nothing changes."""
+    """Return ``after`` with the snapshot for readers, which is the same object if nothing changed."""
     unchanged = after.copy is before.copy and after.contents.round_stats == before.contents.round_stats
     if not unchanged or fault != before.snapshot.fault:
         snapshot = replace(after.copy or Snapshot(), fault=fault, **after.contents.round_fields)
@@ -213,12 +213,12 @@ def _mark_late(state: _State) -> _State:
 
 
 def _refresh(previous: _State | None) -> tuple[_State, float]:
-    """Read the cache, and return the next state and the seconds until the next read. Never raises."""
+    """Read the cache, and return the next state and the seconds until the next read. Never raise."""
     state = previous or _State()
     try:
         with open_cache() as cache:
             if cache.source != state.source:
-                state = _State(source=cache.source)  # nothing of another cache is true of this one
+                state = _State(source=cache.source)  # the state belongs to another cache
             contents = read_contents(cache, state.contents.head)
         after = _after_read(state, contents)
     except StoreError as error:
@@ -242,12 +242,12 @@ forget = _reader.reset
 
 
 def read() -> Snapshot:
-    """Return the snapshot, at most ``READ_INTERVAL`` seconds old. Never raises.
+    """Return the snapshot, at most ``READ_INTERVAL`` seconds old. Never raise.
 
     If the cache cannot be read, it is the last copy of this process, or an empty one, with a ``fault``.
     """
     reader = _reader.value
-    if time.monotonic() < reader.due_at and (state := reader.value):  # reader.fresh(), without the call
+    if time.monotonic() < reader.due_at and (state := reader.value):  # reader.fresh(), inlined for speed
         return state.snapshot
     if reader.value and reader.value.copy:
         return reader.get(_refresh, grace=max(conf.READ_INTERVAL, _GRACE), timeout=_TIMEOUT).snapshot
@@ -270,10 +270,10 @@ class Activity(NamedTuple):
 def read_activity() -> Activity:
     """Read the cache now, and return only what it holds: the same in all processes.
 
-    Never raises. With a ``fault`` of the snapshot, it is the last that this process has read.
+    Never raise. If the cache cannot be read, return the last contents, and a snapshot with a ``fault``.
     """
-    # A copy that is still fresh would not do: of two processes that are scraped in turn, the one with the
-    # older copy would let counters go back. But a cache that has just failed is not read again.
+    # Read even if the copy is fresh: if two processes are scraped in turn, the older copy would make counters
+    # decrease. But do not read a cache that has just failed.
     state = _reader.value.get(
         _refresh, is_current=lambda state: state.condition is _Condition.UNREADABLE, timeout=_SCRAPE_TIMEOUT
     )

@@ -17,8 +17,8 @@ register = template.Library()
 def proxy_badge(proxy: Any) -> dict[str, Any]:
     """Show the status of ``proxy``: a row, a ``ProxyStatus``, an id or a name. Make no query.
 
-    Values that match no proxy are ``unknown``. The badge shows a stale snapshot as stale, without the
-    reason, because users see it.
+    Values that match no proxy are ``unknown``. The badge marks a stale snapshot, but without the
+    reason, because end users see it.
     """
     snapshot = health.snapshot()
     status = _find(proxy, snapshot)
