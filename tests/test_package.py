@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support.demo import free_ports
+from tests.support.demo import environment, free_ports
 from tests.support.proxies import WorkspaceProxyServer, wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -24,13 +24,10 @@ SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 
 
 def run(*command, cwd, **env):
-    environ = {**os.environ, **env}
-    environ.pop("DJANGO_SETTINGS_MODULE", None)
-    environ.pop("PYTHONPATH", None)
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env=environ,
+        env=environment(**env),
         capture_output=True,
         text=True,
         timeout=300,
