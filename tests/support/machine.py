@@ -32,7 +32,7 @@ seen = mmap.mmap(int(sys.argv[1]), 16)
 stood_still = 0.0
 while True:
     at = time.monotonic()
-    struct.pack_into("dd", seen, 0, stood_still, at)
+    seen[:] = struct.pack("dd", stood_still, at)  # pack_into() would show zeros first
     if select.select([0], [], [], {TICK})[0]:
         break
     late = time.monotonic() - at - {TICK}
@@ -60,7 +60,10 @@ def _witness() -> mmap.mmap:
 
 def stood_still() -> float:
     """Return the seconds for which the machine stood still since the first call."""
-    seconds, at = struct.unpack_from("dd", _witness())
+    seen = _witness()
+    while (record := seen[:]) != seen[:]:
+        pass  # the witness is writing it
+    seconds, at = struct.unpack("dd", record)
     late = time.monotonic() - at - TICK  # the witness may be late right now
     return float(seconds + late if late > LATE else seconds)
 
