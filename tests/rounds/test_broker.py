@@ -9,8 +9,8 @@ from celery import current_app
 from project.celery import app
 from proxyhealth.rounds import broker
 from proxyhealth.task_names import TaskName
-from tests.rounds.processes import run_in_fork
 from tests.settings import REDIS_PORT
+from tests.support.forks import run_in_fork
 from tests.support.machine import at_most
 from tests.support.proxies import wait_for
 
@@ -57,7 +57,7 @@ def test_connection__to_redis_has_timeouts(url, scheme):
         assert connection.transport_options["socket_timeout"] == 5
 
 
-def test_queue_length__in_fork_during_query(url):
+def test_queue_length__in_fork_during_query(url, real_timeout):
     """The child has no thread that could answer the query of its parent."""
     before = app.conf.broker_url
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -77,8 +77,9 @@ def test_queue_length__in_fork_during_query(url):
 
 def test_queue_length__in_fork_while_lock_is_held(redis_client):
     run_in_fork(
-        "broker._TIMEOUT = 15\nassert broker.queue_length() == 0\n",
-        lock="broker._query.value._lock",
+        "from proxyhealth.rounds import broker; broker._TIMEOUT = 15\n",
+        hold="broker._query.value._lock.acquire()",
+        child="assert broker.queue_length() == 0",
     )
 
 

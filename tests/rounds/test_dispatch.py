@@ -15,11 +15,17 @@ from proxyhealth.storage import reader
 from proxyhealth.storage.lease import take_token
 from proxyhealth.storage.pending import take_pending
 from proxyhealth.task_names import TaskName
-from tests.rounds.processes import run_in_fork, run_python
+from tests.support.forks import run_in_fork, run_python
 from tests.support.proxies import queued
 from tests.support.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
+
+# In the programs of new processes
+IMPORTS = """
+from proxyhealth.rounds import dispatch
+from proxyhealth.rounds.dispatch import request_check
+"""
 
 
 def test_request_check__round_has_token_of_request(redis_client):
@@ -109,7 +115,7 @@ def test_request_check__requests_during_send_are_one_task(monkeypatch):
 
 def test_request_check__broker_down_returns_at_once():
     done = run_python(
-        "from tests.support.machine import at_most\n"
+        IMPORTS + "from tests.support.machine import at_most\n"
         "with at_most(0.2): future = request_check()\n"
         "print(future.exception(60))\n",
         REDIS_URL="redis://127.0.0.1:1/0",
@@ -137,13 +143,13 @@ def test_request_check__eager_failure_is_in_future(monkeypatch, caplog):
 
 def test_request_check__in_short_lived_process_is_sent(redis_client):
     """As in a management command that saves a proxy and ends."""
-    run_python("request_check()\n")
+    run_python(IMPORTS + "request_check()\n")
     assert [task["task"] for task in queued(redis_client)] == [TaskName.CHECK_ALL]
 
 
 def test_request_check__in_fork(redis_client):
     run_python(
-        "request_check().result(30)\n"
+        IMPORTS + "request_check().result(30)\n"
         "pid = os.fork()\n"
         "if pid: os.waitpid(pid, 0)\n"
         "else: request_check().result(30)\n"
@@ -153,13 +159,13 @@ def test_request_check__in_fork(redis_client):
 
 def test_request_check__in_fork_while_lock_is_held(redis_client):
     """The child sends its own request, at its end, and not those of its parent."""
-    run_in_fork("request_check()\n", lock="dispatch._sender.value._changed")
+    run_in_fork(IMPORTS, hold="dispatch._sender.value._changed.acquire()", child="request_check()")
     assert len(queued(redis_client)) == 1
 
 
 def test_request_check__at_end_of_parent_and_child_is_sent(redis_client):
     run_python(
-        "request_check().result(30)\n"
+        IMPORTS + "request_check().result(30)\n"
         "pid = os.fork()\n"
         "request_check()\n"
         "if pid: sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
@@ -171,7 +177,7 @@ def test_request_check__gives_up_on_silent_broker():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begin = time.monotonic()
         done = run_python(
-            "print(future.exception(60)) if (future := request_check()) else None\n",
+            IMPORTS + "print(future.exception(60)) if (future := request_check()) else None\n",
             REDIS_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
         )
     assert "Timeout" in done.stdout

@@ -26,7 +26,7 @@ sys.exit(code)
 
 def test_pure_tests__need_no_server():
     command = [sys.executable, "-c", RUN, "--quiet", *(f"tests/{path}" for path in PURE)]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COVERAGE_"))}
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
     )
