@@ -10,8 +10,7 @@ from uuid import UUID
 
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
-from proxyhealth.probing import pool
-from proxyhealth.rounds import runner
+from proxyhealth.rounds import runner, steps
 from proxyhealth.rounds.dispatch import request_check
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 from proxyhealth.statuses import Status
@@ -59,7 +58,7 @@ def force_update() -> Snapshot:
     A failed round is counted in the cache. It does not change the statuses, with two exceptions: it may have
     committed the finished shards of an earlier round, or, if Redis failed during the commit, its own results.
     """
-    wait = pool.time_limit(len(reader.read().statuses)) + 30
+    wait = steps.lease_limit(len(reader.read().statuses))  # then a round that hangs has lost its lease
     if runner.run_now(wait) is RoundOutcome.BUSY:
         raise RoundFailed(f"another round is still running after {wait:.0f} s")
     return reader.read_anew()

@@ -90,12 +90,12 @@ def _ascii_host(host: str, *, bracketed: bool) -> str:
                 return socket.inet_ntop(socket.AF_INET6, ipaddress.IPv6Address(host).packed)
         except ValueError:
             pass
-        raise ValueError(f"{_short(host)} is not an IPv6 address")
+        raise ValueError(f"{short(host)} is not an IPv6 address")
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True).decode("ascii")
         except (idna.IDNAError, UnicodeError) as error:
-            raise ValueError(f"{_short(host)} is not an internationalised name: {error}") from None
+            raise ValueError(f"{short(host)} is not an internationalised name: {error}") from None
     host = host.lower()
     labels = host.removesuffix(".").split(".")
     if _NUMBER.fullmatch(labels[-1]):
@@ -103,13 +103,14 @@ def _ascii_host(host: str, *, bracketed: bool) -> str:
         try:
             return str(ipaddress.IPv4Address(host))
         except ValueError:
-            raise ValueError(f"{_short(host)} is not an IPv4 address") from None
+            raise ValueError(f"{short(host)} is not an IPv4 address") from None
     if len(host) > 253 or not all(_HOST_LABEL.fullmatch(label) for label in labels):
-        raise ValueError(f"{_short(host)} is not a host name")
+        raise ValueError(f"{short(host)} is not a host name")
     return host
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """Return ``text`` quoted for a message, cut after 64 characters."""
     return repr(text if len(text) <= 64 else text[:63] + "…")
 
 

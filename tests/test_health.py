@@ -135,7 +135,7 @@ def test_force_update__waits_for_running_round(serve):
 
 
 def test_force_update__gives_up_on_endless_round(monkeypatch):
-    monkeypatch.setattr("proxyhealth.health.pool.time_limit", lambda count: -29.8)
+    monkeypatch.setattr("proxyhealth.health.steps.lease_limit", lambda count: 0.2)
     begin_round()
     with pytest.raises(RoundFailed, match="another round is still running"):
         force_update()

@@ -7,6 +7,7 @@ from django.http import QueryDict
 
 from proxyhealth.exceptions import InvalidQuery
 from proxyhealth.statuses import Status
+from proxyhealth.validators import short
 
 MAX_LIMIT = 1_000
 MAX_TEXT = 200
@@ -110,8 +111,3 @@ def _after(value: str | None) -> str | None:
     if match := _NAME_CURSOR.fullmatch(value):
         return match[1]
     raise InvalidQuery(f"'cursor' must be the next_cursor of a page, not {short(value)}.")
-
-
-def short(value: str) -> str:
-    """Return ``value`` quoted for a message, cut after 64 characters."""
-    return repr(value if len(value) <= 64 else value[:63] + "…")

@@ -11,11 +11,12 @@ from proxyhealth import health
 from proxyhealth.access import endpoint, message
 from proxyhealth.api import listing
 from proxyhealth.api.listing import Kind, Listing
-from proxyhealth.api.query import parse_selection, short
+from proxyhealth.api.query import parse_selection
 from proxyhealth.api.representation import Representation, encode
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import APIError, InvalidQuery
 from proxyhealth.utils import PerProcess
+from proxyhealth.validators import short
 
 VIEW_PERMISSION = "proxyhealth.view_workspaceproxy"
 CHANGE_PERMISSION = "proxyhealth.change_workspaceproxy"
