@@ -50,7 +50,8 @@ def wheel(tmp_path_factory):
     shutil.copytree(
         ROOT / "proxyhealth", source / "proxyhealth", ignore=shutil.ignore_patterns("__pycache__")
     )
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", source / "dist", cwd=source)
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    run(*build, "--directory", source / "dist", cwd=source)
     (built,) = (source / "dist").glob("*.whl")
     return built
 

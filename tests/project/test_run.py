@@ -200,7 +200,7 @@ def test_run__second_one_in_the_same_directory(demo):
 
 
 def test_run__external_redis_and_database(tmp_path, valkey):
-    """An external database never gets a user with the well-known password."""
+    """An external database never gets a user with the well-known password. Ctrl-C ends all processes."""
     copy_checkout(tmp_path)
     port = free_ports()
     log = (tmp_path / "run.log").open("w+b")
@@ -215,10 +215,13 @@ def test_run__external_redis_and_database(tmp_path, valkey):
         )
         try:
             wait_for(lambda: b"demo fleet  " in (tmp_path / "run.log").read_bytes(), 60)
+            assert len(processes_in(tmp_path)) >= 5
         finally:
             os.killpg(process.pid, signal.SIGINT)
             process.wait(20)
+    wait_for(lambda: processes_in(tmp_path) == [], 10)
     text = (tmp_path / "run.log").read_text()
+    assert text.rstrip().endswith("make run: stopped")
     assert "starting fleet, worker, beat, web." in text
     assert "(embedded)" not in text
     assert "demo / demo" not in text
@@ -226,9 +229,9 @@ def test_run__external_redis_and_database(tmp_path, valkey):
     assert not (tmp_path / "db.sqlite3").exists()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM], ids=lambda sig: sig.name)
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM], ids=lambda sig: sig.name)
 def test_run__signal_ends_all_processes(tmp_path, signum):
-    """The signals of Ctrl-C, of a closed terminal, and of a supervisor."""
+    """The signals of a closed terminal and of a supervisor."""
     demo = start_demo(tmp_path)
     try:
         assert len(processes_in(demo.folder)) >= 6
