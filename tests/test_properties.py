@@ -18,7 +18,7 @@ from tests.probing.fuzz import check_report
 settings.register_profile(
     "tests",
     deadline=None,
-    max_examples=300,
+    max_examples=200,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
