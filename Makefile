@@ -51,7 +51,7 @@ django6: $(VENV6)/.installed
 		$(TESTS6)
 
 ## Kill real processes while clients read, and check what the clients see (about four minutes)
-# Each of these tests has a deployment of its own and time limits, so there are no more of them than cores.
+# Each of these tests starts a whole deployment and has time limits. On two cores, three at once are too slow.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header -m alone

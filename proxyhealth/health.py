@@ -58,7 +58,7 @@ def force_update() -> Snapshot:
     A failed round is counted in the cache. It does not change the statuses, with two exceptions: it may have
     committed the finished shards of an earlier round, or, if Redis failed during the commit, its own results.
     """
-    wait = steps.lease_limit(len(reader.read().statuses))  # then a round that hangs has lost its lease
+    wait = steps.lease_limit(len(reader.read().statuses))  # a round that takes longer hangs
     if runner.run_now(wait) is RoundOutcome.BUSY:
         raise RoundFailed(f"another round is still running after {wait:.0f} s")
     return reader.read_anew()

@@ -21,7 +21,7 @@ from tests.support.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
 
-# In the programs of new processes
+# The first lines of the programs that new processes run
 IMPORTS = """
 from proxyhealth.rounds import dispatch
 from proxyhealth.rounds.dispatch import request_check

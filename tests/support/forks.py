@@ -31,7 +31,7 @@ signal.alarm(20)  # ends a child that waits forever
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in a new process that is set up like the project. Return the process with its output."""
-    # To measure the coverage of these short programs takes longer than they do.
+    # Measuring their coverage would nearly double the time of these short programs.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     # Newer Pythons warn about forks of processes that have threads.
     done = subprocess.run(
@@ -49,7 +49,7 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 def run_in_fork(prepare: str, *, hold: str, child: str, **env: str) -> None:
     """Run ``child`` in a forked process.
 
-    The parent runs ``prepare`` before. At the moment of the fork, a thread of it has run ``hold``, and has
-    not ended.
+    First the parent runs ``prepare``, and one of its threads runs ``hold``. This thread is still alive when
+    the parent forks.
     """
     run_python(prepare + _FORK.format(hold=indent(hold.strip(), "    "), child=child), **env)
