@@ -90,8 +90,9 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
 
     @admin.display(description="last check", empty_value="never")
     def last_check(self, row: WorkspaceProxy) -> str | None:
-        checked_at = health.status_of(row).checked_at
-        return localtime(checked_at).strftime("%Y-%m-%d %H:%M:%S") if checked_at else None
+        if checked_at := health.status_of(row).checked_at:
+            return localtime(checked_at).strftime("%Y-%m-%d %H:%M:%S")
+        return "not known" if health.snapshot().fault else None
 
     @admin.action(description="Check now", permissions=["change"])
     def check_now(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:

@@ -7,6 +7,7 @@ from django.test import Client
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.storage import reader
 from proxyhealth.storage.counters import count_round
 from tests.support.proxies import wait_for
 
@@ -238,6 +239,33 @@ def test_health_page__before_any_round(admin):
     text = text_of(admin.get(HEALTH))
     assert "No round has ended yet. Are the Celery worker and beat running?" in text
     assert "There are no workspace proxies." in text
+
+
+def test_health_page__redis_down_in_a_fresh_process(admin, fleet, stopped):
+    """The process has never read the snapshot, so it knows nothing of rounds and probes."""
+    reader.forget()
+    stopped()
+    text = text_of(admin.get(HEALTH))
+    assert "The cache cannot be read" in text
+    assert "This process has not read a snapshot yet, so no status is known." in text
+    assert "The last full round is not known." in text
+    assert text.count("Not known: the current snapshot is not available.") == 4
+    assert "No proxy is known to be ok." in text_of(admin.get(f"{HEALTH}?status=ok"))
+    assert text_of(admin.get(LIST)).count('<td class="field-last_check">not known</td>') == 4
+    for untrue in ("that was read.", "Not probed", "No round has ended yet", "Snapshot 0"):
+        assert untrue not in text
+
+
+def test_health_page__redis_down_shows_the_last_copy(admin, fleet, stopped):
+    admin.get(HEALTH)
+    stopped()
+    WorkspaceProxy.objects.create(name="later", url="http://127.0.0.1:1")
+    text = text_of(admin.get(HEALTH))
+    assert "This is the last snapshot that was read." in text
+    assert "Last full round:" in text
+    assert text.count("Not known: the current snapshot is not available.") == 1, "it may have been probed"
+    assert "Not probed" not in text
+    assert text_of(admin.get(LIST)).count('<td class="field-last_check">not known</td>') == 1
 
 
 def test_health_page__stale_reason(admin, fleet, configure):

@@ -23,6 +23,7 @@ from proxyhealth.utils import FrozenMapping, PerProcess, parse_rfc3339
 logger = logging.getLogger(__name__)
 
 _LAST = "This is the last snapshot that was read."
+_NONE = "This process has not read a snapshot yet, so no status is known."
 _LOST = f"The cache has lost the snapshot. {_LAST}"
 
 # In seconds:
@@ -208,8 +209,12 @@ def _unreadable(state: _State, fault: str) -> _State:
     return _with_snapshot(state, state, _Condition.UNREADABLE, fault)
 
 
+def _last(state: _State) -> str:
+    return _LAST if state.copy else _NONE
+
+
 def _mark_late(state: _State) -> _State:
-    return _unreadable(state, state.snapshot.fault or f"The cache does not respond. {_LAST}")
+    return _unreadable(state, state.snapshot.fault or f"The cache does not respond. {_last(state)}")
 
 
 def _refresh(previous: _State | None) -> tuple[_State, float]:
@@ -222,11 +227,11 @@ def _refresh(previous: _State | None) -> tuple[_State, float]:
             contents = read_contents(cache, state.contents.head)
         after = _after_read(state, contents)
     except StoreError as error:
-        after = _unreadable(state, f"The cache cannot be read ({error}). {_LAST}")
+        after = _unreadable(state, f"The cache cannot be read ({error}). {_last(state)}")
     except Exception as error:
         if state.condition is _Condition.FRESH:
             logger.exception("reading the snapshot failed")
-        after = _unreadable(state, f"The snapshot cannot be read ({error}). {_LAST}")
+        after = _unreadable(state, f"The snapshot cannot be read ({error}). {_last(state)}")
     was_fresh, is_fresh = (each.condition is _Condition.FRESH for each in (state, after))
     if was_fresh and not is_fresh:
         logger.warning("snapshot stale: %s", after.snapshot.fault)
