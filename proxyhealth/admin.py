@@ -70,6 +70,10 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
     class Media:
         css = {"all": ("proxyhealth/health.css",)}  # noqa: RUF012  the shape that Django expects
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[WorkspaceProxy]:
+        # A replica may lag behind a saved row.
+        return super().get_queryset(request).using(router.db_for_write(WorkspaceProxy))
+
     # The list
 
     @admin.display(description="status")
@@ -151,8 +155,9 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
         obj.save(update_fields=["deleted", "updated_at"])
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
-        with transaction.atomic():  # one transaction requests one task
-            for proxy in queryset:
+        database = router.db_for_write(WorkspaceProxy)
+        with transaction.atomic(using=database):  # one transaction requests one task
+            for proxy in queryset.using(database):
                 self.delete_model(request, proxy)
 
     def get_fieldsets(self, request: HttpRequest, obj: WorkspaceProxy | None = None) -> Any:
@@ -182,7 +187,7 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
         if not self.has_view_permission(request):
             raise PermissionDenied
         snapshot = health.snapshot()
-        statuses = health.statuses_of(WorkspaceProxy.objects.active(), snapshot)
+        statuses = health.statuses_of(WorkspaceProxy.objects.primary().active(), snapshot)
         counts = Counter(status.status for status in statuses)
         chosen = request.GET.get("status", "")
         rows = [status for status in statuses if chosen in ("", status.status)]

@@ -1,11 +1,13 @@
 import uuid
 from dataclasses import fields
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from django.db import models
+from django.conf import settings
+from django.db import models, router
 from django.db.models.functions import Lower
 
 from proxyhealth.snapshot import Proxy
+from proxyhealth.utils import aware
 from proxyhealth.validators import (
     validate_icon,
     validate_proxy_name,
@@ -14,16 +16,22 @@ from proxyhealth.validators import (
 )
 
 _COLUMNS = tuple(field.name for field in fields(Proxy))
+_TIMES = ("created_at", "updated_at")
 
 
 class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
+    def primary(self) -> Self:
+        """Use the database for writes, as all our own queries do: a replica may lag behind a saved row."""
+        return self.using(router.db_for_write(self.model))
+
     def active(self) -> Self:
         """Return the proxies that are not deleted. A round probes these."""
         return self.filter(deleted=False)
 
     def as_proxies(self) -> list[Proxy]:
         """Return the rows, sorted by name, as values that threads can share."""
-        return [Proxy(**row) for row in self.order_by(Lower("name")).values(*_COLUMNS)]
+        rows = self.order_by(Lower("name")).values(*_COLUMNS)
+        return [Proxy(**row) for row in (rows if settings.USE_TZ else map(_with_time_zone, rows))]
 
 
 class WorkspaceProxy(models.Model):
@@ -88,4 +96,10 @@ class WorkspaceProxy(models.Model):
 
     def as_proxy(self) -> Proxy:
         """Return the values of the row."""
-        return Proxy(**{column: getattr(self, column) for column in _COLUMNS})
+        row = {column: getattr(self, column) for column in _COLUMNS}
+        return Proxy(**(row if settings.USE_TZ else _with_time_zone(row)))
+
+
+def _with_time_zone(row: dict[str, Any]) -> dict[str, Any]:
+    # An unsaved row has no times yet.
+    return row | {name: aware(row[name]) for name in _TIMES if row[name]}

@@ -56,6 +56,11 @@ class FrozenList(list[V]):
         return list, (list(self),)
 
 
+def aware(moment: datetime) -> datetime:
+    """Return ``moment`` with a time zone. Without ``USE_TZ``, rows have local times without one."""
+    return moment if moment.tzinfo else moment.astimezone(UTC)
+
+
 def rfc3339(moment: datetime) -> str:
     """Return an aware ``moment`` as RFC 3339 in UTC, to the microsecond."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -9,14 +9,13 @@ from functools import partial
 from typing import NamedTuple, Self
 
 from django.db import Error as DatabaseError
-from django.db import router
 from django.db.models import Count, Max, Q
 
 from proxyhealth.conf import conf
-from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
+from proxyhealth.models import WorkspaceProxy
 from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy
-from proxyhealth.utils import PerProcess
+from proxyhealth.utils import PerProcess, aware
 
 logger = logging.getLogger(__name__)
 
@@ -131,23 +130,19 @@ def _mark_late(state: _State) -> _State:
 def _read_rows(before: Inventory | None, fingerprint: _Fingerprint) -> Inventory:
     """Read all rows. Reuse the object of each unchanged row, and the whole inventory if none changed."""
     old_proxies = {proxy.id: proxy for proxy in before.proxies} if before else {}
-    rows = _rows().active().as_proxies()
+    rows = WorkspaceProxy.objects.primary().active().as_proxies()
     proxies = [old if (old := old_proxies.get(proxy.id)) == proxy else proxy for proxy in rows]
     # Sorted in Python, because the order of a database depends on its collation, and pages need this order.
     proxies.sort(key=lambda proxy: proxy.name.lower())
-    inventory = Inventory(tuple(proxies), fingerprint.changed_at)
+    inventory = Inventory(tuple(proxies), fingerprint.changed_at and aware(fingerprint.changed_at))
     return before if before and before.same_as(inventory) else inventory
 
 
 def _take_fingerprint() -> _Fingerprint:
+    rows = WorkspaceProxy.objects.primary()
     return _Fingerprint(
-        **_rows().aggregate(active=Count("pk", filter=Q(deleted=False)), changed_at=Max("updated_at"))
+        **rows.aggregate(active=Count("pk", filter=Q(deleted=False)), changed_at=Max("updated_at"))
     )
-
-
-def _rows() -> WorkspaceProxyQuerySet:
-    # From the database for writes, because a replica may lag behind.
-    return WorkspaceProxy.objects.using(router.db_for_write(WorkspaceProxy))
 
 
 _inventory = PerProcess[SharedCopy[_State]](lambda: SharedCopy(mark_late=_mark_late))

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from django.db import Error as DatabaseError
-from django.db import connections, router
+from django.db import connections
 
 from proxyhealth.exceptions import ProberOffline, RoundFailed, StoreError, Superseded
 from proxyhealth.models import WorkspaceProxy
@@ -44,16 +44,14 @@ def lease_limit(count: int) -> float:
 
 def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
     """Return the active proxies, or those with these ids, sorted by name. Raise ``RoundFailed``."""
-    # A replica may lag behind a row that was just saved.
-    alias = router.db_for_write(WorkspaceProxy)
-    rows = WorkspaceProxy.objects.using(alias).active()
+    rows = WorkspaceProxy.objects.primary().active()
     if ids is not None:
         rows = rows.filter(pk__in=list(ids))
     try:
         return rows.as_proxies()
     except DatabaseError as error:
         # Otherwise a worker would keep a connection that a restart of the database has closed.
-        connections[alias].close_if_unusable_or_obsolete()
+        connections[rows.db].close_if_unusable_or_obsolete()
         raise RoundFailed(f"the proxies cannot be read from the database: {error}") from error
 
 
