@@ -10,12 +10,14 @@ from uuid import UUID
 
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
+from proxyhealth.report import HealthReport
 from proxyhealth.rounds import runner, steps
 from proxyhealth.rounds.dispatch import request_check
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
-from proxyhealth.statuses import Status
+from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.lease import RoundOutcome
+from proxyhealth.validators import parse_proxy_url
 
 __all__ = [
     "RoundFailed",
@@ -67,7 +69,8 @@ def force_update() -> Snapshot:
 def statuses_of(rows: WorkspaceProxyQuerySet, snapshot: Snapshot | None = None) -> list[ProxyStatus]:
     """Return the status of each row, sorted by name, with one query. Raise the errors of the database.
 
-    The values are those of the row. The status is ``unknown`` if no probe has used the URL of the row yet.
+    The values are those of the row. The status is ``unknown`` if no probe has used the URL of the row yet,
+    and ``unhealthy`` if that URL is not valid.
     If you show a ``snapshot`` beside the statuses, pass it, so that both agree.
     """
     statuses = (snapshot or reader.read()).statuses
@@ -80,7 +83,18 @@ def status_of(row: WorkspaceProxy) -> ProxyStatus:
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:
-    """Return ``status`` with the values of ``proxy``, or ``unknown`` if it is None or of another URL."""
+    """Return ``status`` with the values of ``proxy``. One of another URL does not count."""
     if status is None or status.proxy.url != proxy.url:
-        return ProxyStatus(proxy, proxy_host="", status=Status.UNKNOWN)
+        return _before_a_probe(proxy)
     return status if status.proxy == proxy else replace(status, proxy=proxy)
+
+
+def _before_a_probe(proxy: Proxy) -> ProxyStatus:
+    """Return ``unknown``, or what every probe will find if the URL of the row is not valid."""
+    try:
+        if proxy.url:
+            parse_proxy_url(proxy.url)
+    except ValueError as error:
+        report = HealthReport.sanitized([f"failed to parse proxy url: {error}"])
+        return ProxyStatus(proxy, "", Status.UNHEALTHY, Reason.INVALID_URL, report)
+    return ProxyStatus(proxy, proxy_host="", status=Status.UNKNOWN)

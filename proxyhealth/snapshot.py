@@ -62,7 +62,7 @@ class ProxyStatus:
 
     ``proxy`` holds the values of the row at the time of the probe. ``proxy_host`` is the ``host[:port]`` of
     its URL, or empty. ``latency`` is the duration of the probe in seconds, or None without a response.
-    ``tls_expires_at`` is None without a certificate. ``checked_at`` is None while ``status`` is ``unknown``.
+    ``tls_expires_at`` is None without a certificate. ``checked_at`` is None before the first probe.
     """
 
     proxy: Proxy

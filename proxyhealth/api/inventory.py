@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 from django.db import Error as DatabaseError
 from django.db.models import Count, Max, Q
 
+from proxyhealth.api.representation import public_name
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.shared_copy import NO_GRACE, SharedCopy
@@ -133,7 +134,7 @@ def _read_rows(before: Inventory | None, fingerprint: _Fingerprint) -> Inventory
     rows = WorkspaceProxy.objects.primary().active().as_proxies()
     proxies = [old if (old := old_proxies.get(proxy.id)) == proxy else proxy for proxy in rows]
     # Sorted in Python, because the order of a database depends on its collation, and pages need this order.
-    proxies.sort(key=lambda proxy: proxy.name.lower())
+    proxies.sort(key=lambda proxy: public_name(proxy).lower())
     inventory = Inventory(tuple(proxies), fingerprint.changed_at and aware(fingerprint.changed_at))
     return before if before and before.same_as(inventory) else inventory
 

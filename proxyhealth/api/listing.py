@@ -15,6 +15,7 @@ from proxyhealth.api.query import EVERYTHING, PRIMARY_CURSOR, Selection, cursor_
 from proxyhealth.api.representation import (
     Representation,
     encode,
+    public_values,
     region_json,
     row_json,
     snapshot_json,
@@ -179,13 +180,15 @@ class Listing:
 class _Fragment:
     """The JSON of a proxy without its status. A round changes it only if ``healthy`` changes."""
 
-    __slots__ = ("healthy", "proxy", "region", "row")
+    __slots__ = ("healthy", "name", "proxy", "public", "region", "row")
 
-    def __init__(self, proxy: Proxy, healthy: bool) -> None:
-        self.proxy = proxy
-        self.healthy = healthy
-        self.region = encode(region_json(proxy, healthy))
-        self.row = encode(row_json(proxy))
+    def __init__(self, status: ProxyStatus) -> None:
+        self.proxy = status.proxy
+        self.healthy = status.healthy
+        self.public = public_values(status.proxy, status.proxy_host)
+        self.name = self.public.name.lower()
+        self.region = encode(region_json(self.public, status.healthy))
+        self.row = encode(row_json(status.proxy))
 
 
 class _Entries:
@@ -201,10 +204,10 @@ class _Entries:
             status = health.join(proxy, snapshot.statuses.get(proxy.id))
             fragment = fragments.get(proxy.id)
             if not fragment or fragment.proxy is not proxy or fragment.healthy != status.healthy:
-                fragment = _Fragment(proxy, status.healthy)
+                fragment = _Fragment(status)
             self._fragments[proxy.id] = fragment
             self.statuses.append(status)
-            self.names.append(proxy.name.lower())
+            self.names.append(fragment.name)
             self.regions.append(fragment.region)
 
     @LazyProperty
@@ -219,7 +222,7 @@ class _Entries:
 
     @LazyProperty
     def search_texts(self) -> list[str]:
-        return [_search_text(status.proxy) for status in self.statuses]
+        return [_search_text(fragment.public) for fragment in self._fragments.values()]
 
     @LazyProperty
     def _by_id(self) -> dict[UUID, int]:

@@ -129,7 +129,7 @@ export interface components {
             icon_url: string;
             /** @description True if the status is `ok`, so that users can be sent to the region. */
             healthy: boolean;
-            /** @description The URL of the region. Empty if it has not registered yet. */
+            /** @description The URL of the region. Empty if it has not registered yet, or if the URL is not valid. */
             path_app_url: string;
             /** @description The host name of applications, for example `*.paris.example.com`. May be empty. */
             wildcard_hostname: string;
@@ -160,7 +160,7 @@ export interface components {
             report: components["schemas"]["Report"];
             /**
              * Format: date-time
-             * @description The start of the round or check that probed the proxy, as RFC 3339 in UTC. Null if the status is `unknown`.
+             * @description The start of the round or check that probed the proxy, as RFC 3339 in UTC. Null before the first probe.
              */
             checked_at: string | null;
             /** @description The duration of the probe in milliseconds. Null without a response. */
@@ -178,7 +178,7 @@ export interface components {
             icon_url: string;
             /** @description True if the status is `ok`, so that users can be sent to the region. */
             healthy: boolean;
-            /** @description The URL of the region. Empty if it has not registered yet. */
+            /** @description The URL of the region. Empty if it has not registered yet, or if the URL is not valid. */
             path_app_url: string;
             /** @description The host name of applications, for example `*.paris.example.com`. May be empty. */
             wildcard_hostname: string;

@@ -4,23 +4,67 @@ import gzip
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Self
 
+from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.utils.http import http_date, parse_etags
 
 from proxyhealth.conf import Primary
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 from proxyhealth.utils import rfc3339
+from proxyhealth.validators import (
+    RESERVED_NAMES,
+    parse_proxy_url,
+    validate_icon,
+    validate_wildcard_hostname,
+)
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 # Bytes of a body below which compression gains nothing.
 _GZIP_FROM = 200
 _GZIP_LEVEL = 5
+
+
+# Clients show names as text, and put them into paths. More characters than the form permits do no harm.
+_USABLE_NAME = re.compile(
+    rf"(?!(?:{'|'.join(sorted(RESERVED_NAMES))})$)[^/\\\x00-\x1f\x7f-\x9f]{{1,64}}", re.IGNORECASE
+)
+
+
+def public_name(proxy: Proxy) -> str:
+    """Return the name of ``proxy``, or its id if clients must not use the name."""
+    return proxy.name if _USABLE_NAME.fullmatch(proxy.name) else str(proxy.id)
+
+
+def public_values(proxy: Proxy, host: str) -> Proxy:
+    """Return ``proxy`` with only those values that clients may use in links and pages.
+
+    Rows may have skipped validation, for example in ``bulk_create()``. An invalid value becomes empty, and
+    an unusable name the id. ``host`` is the host that the probe found in the URL, or empty.
+    """
+    values: dict[str, Any] = {
+        "name": public_name(proxy),
+        "url": proxy.url if host else _valid(proxy.url, parse_proxy_url),
+        "icon": _valid(proxy.icon, validate_icon),
+        "wildcard_hostname": _valid(proxy.wildcard_hostname, validate_wildcard_hostname),
+    }
+    changed = {name: value for name, value in values.items() if value != getattr(proxy, name)}
+    return replace(proxy, **changed) if changed else proxy
+
+
+def _valid(value: str, validate: Callable[[str], object]) -> str:
+    try:
+        if value:
+            validate(value)
+    except (ValidationError, ValueError):
+        return ""
+    return value
 
 
 def encode(data: Any) -> bytes:

@@ -1,0 +1,150 @@
+"""Rows that skipped validation, as those of ``bulk_create()``, fixtures and ``queryset.update()`` do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from django.test import Client
+
+from proxyhealth import health
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.probing.probe import probe
+from proxyhealth.statuses import Reason, Status
+from tests.support.api import LIST, REGIONS
+from tests.support.csp import extended_policy
+
+pytestmark = pytest.mark.django_db
+
+BAD_URLS = [
+    "ftp://x y",
+    "javascript:alert(document.domain)",
+    "//paris.example.com",
+    "https://user:secret@paris.example.com",
+    "https://paris.example.com?token=secret",
+    " https://paris.example.com",
+    "https://paris.example.com:0",
+    "https://[::1",
+    "https://2130706433",
+]
+BAD_NAMES = ["primary", "PRIMARY", "a/b", "../x", "a\\b", "a" * 65, "a\nb", "a\x00", "a\x85", ""]
+
+
+def insert(**values):
+    """Return the row that ``bulk_create()`` saves without validation."""
+    return WorkspaceProxy.objects.bulk_create([WorkspaceProxy(**{"name": "paris", **values})])[0]
+
+
+def region_of(client):
+    (region,) = client.get(REGIONS).json()["regions"]
+    return region
+
+
+def assert_invalid(viewer):
+    region = region_of(viewer)
+    assert (region["healthy"], region["path_app_url"]) == (False, "")
+    (proxy,) = viewer.get(LIST).json()["regions"]
+    assert proxy["path_app_url"] == ""
+    status = proxy["status"]
+    assert (status["status"], status["reason"]) == ("unhealthy", "invalid_url")
+    assert status["report"]["errors"][0].startswith("failed to parse proxy url: ")
+    return status
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_url__is_invalid_before_and_after_a_round(viewer, url):
+    row = insert(url=url)
+    before = assert_invalid(viewer)
+    assert before["checked_at"] is None
+    assert health.status_of(row).report == probe(row.as_proxy()).report
+    health.force_update()
+    after = assert_invalid(viewer)
+    assert after == {**before, "checked_at": after["checked_at"]}
+    assert after["checked_at"]
+    assert health.proxy_hosts() == health.proxy_hosts(healthy_only=True) == []
+    assert extended_policy("connect-src 'self'") == "connect-src 'self'"
+    assert f'proxyhealth_health_check_results{{proxy_id="{row.pk}"}} -1.0' in metrics()
+
+
+def metrics():
+    return Client().get("/metrics").content.decode()
+
+
+def test_url__updated_to_an_invalid_one(viewer, paris):
+    health.force_update()
+    WorkspaceProxy.objects.update(url="ftp://x y")
+    paris.refresh_from_db()
+    assert health.status_of(paris).reason is Reason.INVALID_URL
+    health.force_update()
+    assert_invalid(viewer)
+    assert health.proxy_hosts() == []
+
+
+def test_url__cannot_be_searched_for_its_secret(viewer):
+    insert(url="https://user:secret@paris.example.com")
+    assert viewer.get(f"{REGIONS}?q=secret").json()["regions"] == []
+    assert len(viewer.get(f"{REGIONS}?q=paris").json()["regions"]) == 1
+
+
+@pytest.mark.parametrize(
+    "icon", ["javascript:alert(1)", "data:text/html,x", '/a"onload=', "/a b", "ftp://x/y", "x"]
+)
+def test_icon__is_not_served(viewer, icon):
+    insert(icon=icon)
+    assert region_of(viewer)["icon_url"] == ""
+
+
+@pytest.mark.parametrize("name", ["*", "evil.example", "*.x/..", "*.x; script-src *", "*.a b"])
+def test_wildcard_hostname__is_not_served(viewer, name):
+    insert(wildcard_hostname=name)
+    assert region_of(viewer)["wildcard_hostname"] == ""
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_name__is_replaced_by_the_id(viewer, serve, name):
+    row = insert(name=name, url=serve().url)
+    health.force_update()
+    region = region_of(viewer)
+    assert (region["name"], region["display_name"]) == (str(row.pk), str(row.pk))
+    assert region["healthy"] is True
+    assert viewer.get(f"{LIST}/{row.pk}").json()["name"] == str(row.pk)
+    if name == "primary":
+        assert viewer.get(f"{LIST}/primary").status_code == 404
+
+
+def test_names__of_pages_are_in_order(viewer):
+    WorkspaceProxy.objects.bulk_create(
+        WorkspaceProxy(name=name) for name in ("b", "c d", "a", "Primary", "é", "z", "f" * 300)
+    )
+    seen, query = [], "?limit=1"
+    while query:
+        page = viewer.get(REGIONS + query).json()
+        seen += [region["name"] for region in page["regions"]]
+        query = page["next_cursor"] and f"?limit=1&cursor={page['next_cursor']}"
+    assert len(set(seen)) == len(seen) == 7
+    assert seen == [region["name"] for region in viewer.get(REGIONS).json()["regions"]]
+
+
+def test_valid_row__is_served_as_it_is(viewer, paris):
+    region = region_of(viewer)
+    assert (region["name"], region["path_app_url"]) == ("paris", paris.url)
+    assert (region["icon_url"], region["wildcard_hostname"]) == ("/emojis/fr.png", "*.paris.example.com")
+
+
+def test_admin__shows_the_row_as_it_is(admin_client):
+    row = insert(name="a/<b>", url="ftp://x y", icon="javascript:alert(1)")
+    path = "/admin/proxyhealth/workspaceproxy/"
+    for page in (path, f"{path}health/", f"{path}{row.pk}/change/"):
+        text = admin_client.get(page).content.decode()
+        assert "ftp://x y" in text
+        assert "a/&lt;b&gt;" in text
+        assert 'href="ftp:' not in text
+        assert 'href="javascript:alert' not in text
+    assert "it contains a space" in admin_client.get(f"{path}health/").content.decode()
+    assert health.status_of(row).status is Status.UNHEALTHY
+
+
+def test_metrics__label_of_any_name():
+    insert(name='a"b\n\\', url="ftp://x y")
+    health.force_update()
+    assert f'name={json.dumps(chr(97) + chr(34) + "b" + chr(10) + chr(92))},host=""' in metrics()
