@@ -3,13 +3,14 @@ from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import include, path
 
 from project import views
+from proxyhealth import access
 
 urlpatterns = [
     path("", views.home, name="home"),
     path("regions/", views.regions, name="regions"),
     path("latency-check", views.latency_check, name="latency-check"),
-    path("login/", LoginView.as_view(), name="login"),
-    path("logout/", LogoutView.as_view(), name="logout"),
+    path("login/", access.page(LoginView.as_view()), name="login"),
+    path("logout/", access.page(LogoutView.as_view()), name="logout"),
     path("admin/", admin.site.urls),
     path("", include("proxyhealth.urls")),
     path("", include("proxyhealth.metrics.urls")),

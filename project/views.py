@@ -4,7 +4,7 @@ from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from proxyhealth import __version__, health
+from proxyhealth import __version__, access, health
 from proxyhealth.statuses import Status
 
 # The page shows names and icons from other systems, so it allows scripts and styles of this site only. Its
@@ -12,6 +12,7 @@ from proxyhealth.statuses import Status
 PICKER_POLICY = "default-src 'self'; img-src 'self' https: data:; connect-src 'self' http: https:"
 
 
+@access.page
 def home(request: HttpRequest) -> HttpResponse:
     """Return the home page: the version, the number of proxies per status, and links."""
     statuses = [proxy_status.status for proxy_status in health.health_status().values()]
@@ -23,6 +24,7 @@ def home(request: HttpRequest) -> HttpResponse:
     return render(request, "home.html", context)
 
 
+@access.page
 @login_required
 @never_cache
 @require_safe

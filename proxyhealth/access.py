@@ -1,18 +1,21 @@
-"""Authentication, permissions and JSON errors of the views."""
+"""Authentication, permissions and errors of the views."""
 
 import functools
 import logging
 from collections.abc import Callable
+from inspect import isawaitable, iscoroutine
 from typing import Any, NamedTuple
 
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
 from django.db import Error as DatabaseError
-from django.db import connections, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
+from django.template.loader import render_to_string
+from django.template.response import SimpleTemplateResponse
 from django.utils.cache import add_never_cache_headers
 from django.utils.decorators import decorator_from_middleware
 from django.views.decorators.csrf import csrf_exempt
@@ -75,14 +78,18 @@ def endpoint(
                 exempt = exempt or caller.csrf_exempt
             return (view if exempt else protected_view)(request, *args, **kwargs)
 
-        wrapper = _with_json_errors(authorized)
-        # With ATOMIC_REQUESTS, a request would fail before its view if the database is down.
-        for alias in connections:
-            transaction.non_atomic_requests(alias)(wrapper)
+        wrapper = outside_transactions(_with_json_errors(authorized))
         # The project's own middlewares would respond with pages and redirects.
         return csrf_exempt(login_not_required(wrapper))
 
     return decorate
+
+
+def outside_transactions(view: View) -> View:
+    """Mark ``view``. With ATOMIC_REQUESTS, it would otherwise not be called if the database is down."""
+    for alias in connections:
+        transaction.non_atomic_requests(alias)(view)
+    return view
 
 
 def _with_json_errors(view: View) -> View:
@@ -101,6 +108,36 @@ def _with_json_errors(view: View) -> View:
     return wrapper
 
 
+def page(view: View) -> View:
+    """Return ``view`` with 503 in place of 500 if the database is down, also while its template is rendered.
+
+    Only errors of the connection count. Others, such as those of a missing table, are still 500.
+    """
+
+    @functools.wraps(view)
+    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response = _or_unavailable(functools.partial(view, request, *args, **kwargs))
+        if isinstance(response, SimpleTemplateResponse):
+            # Django renders it after the view, and may only then query the user or the rows.
+            response.render = functools.partial(_or_unavailable, response.render)  # type: ignore[assignment]
+        return response
+
+    return wrapper
+
+
+def _or_unavailable(respond: Callable[[], HttpResponseBase]) -> HttpResponseBase:
+    try:
+        return respond()
+    except (OperationalError, InterfaceError):
+        logger.exception("cannot respond to a request: the database failed")
+    for connection in connections.all(initialized_only=True):
+        if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
+            connection.set_rollback(True)  # as the exception would have done
+    response = HttpResponse(render_to_string("proxyhealth/unavailable.html"), status=503)
+    add_never_cache_headers(response)
+    return response
+
+
 def _authorize(request: HttpRequest, permission: str) -> Authenticated:
     """Return the user of ``request``. Raise ``APIError`` unless the user is active and has ``permission``."""
     try:
@@ -108,6 +145,10 @@ def _authorize(request: HttpRequest, permission: str) -> Authenticated:
         # Without AuthenticationMiddleware, requests have no user.
         result = authenticate(request) if authenticate else getattr(request, "user", None)
         caller = result if isinstance(result, Authenticated) else Authenticated(result)
+        if isawaitable(caller.user):
+            _close(caller.user)
+            raise TypeError("AUTHENTICATE must return a user, not an awaitable. Use a synchronous function.")
+        caller = caller._replace(csrf_exempt=_boolean("csrf_exempt", caller.csrf_exempt))
         _require_permission(caller.user, permission)
     except (APIError, DatabaseError):
         raise
@@ -122,10 +163,33 @@ def _authorize(request: HttpRequest, permission: str) -> Authenticated:
 
 def _require_permission(user: Any, permission: str) -> None:
     # "is True", because in old user classes is_authenticated is a method, which is always truthy.
-    if getattr(user, "is_authenticated", False) is not True or not getattr(user, "is_active", True):
+    authenticated = getattr(user, "is_authenticated", False)
+    if authenticated and authenticated is not True:
+        logger.error("is_authenticated must be True or False, not of type %s", type(authenticated).__name__)
+        _close(authenticated)
+    if authenticated is not True or not _boolean("is_active", getattr(user, "is_active", True)):
         if conf.AUTHENTICATE:
             raise APIError(401, "Not signed in.", "Send valid credentials with the request.")
         detail = "Sign in and send the session cookie."
         raise APIError(401, "Not signed in.", detail, WWW_Authenticate='Session realm="proxyhealth"')
-    if permission and not user.has_perm(permission):
+    if permission and not _boolean("has_perm()", user.has_perm(permission)):
         raise APIError(403, "Not allowed.", f"The user needs the permission {permission}.")
+
+
+def _boolean(name: str, value: Any) -> bool:
+    """Return a result of the project's code. Raise ``TypeError`` if it is neither a boolean nor falsy.
+
+    Such values are mistakes, and would grant access to everyone: the coroutine of an ``async def``, a method.
+    """
+    if value is True or not value:
+        return value is True
+    _close(value)
+    raise TypeError(
+        f"{name} must be True or False, not of type {type(value).__name__}. "
+        "The JSON views call it synchronously: an async function must have a synchronous version."
+    )
+
+
+def _close(value: Any) -> None:
+    if iscoroutine(value):
+        value.close()  # else Python warns that it was never awaited

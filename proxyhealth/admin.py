@@ -20,7 +20,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.timezone import localtime
 from django.views.decorators.http import require_POST
 
-from proxyhealth import health
+from proxyhealth import access, health
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
@@ -176,11 +176,15 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
     def get_urls(self) -> list[URLPattern]:
         prefix = "proxyhealth_workspaceproxy"
         view = self.admin_site.admin_view
-        return [
-            path("health/", view(self.health_view), name=f"{prefix}_health"),
-            path("health/check/", view(require_POST(self.check_all_view)), name=f"{prefix}_check_all"),
+        check = require_POST(self.check_all_view)
+        urls = [
+            path("health/", access.outside_transactions(view(self.health_view)), name=f"{prefix}_health"),
+            path("health/check/", access.outside_transactions(view(check)), name=f"{prefix}_check_all"),
             *super().get_urls(),
         ]
+        for pattern in urls:
+            pattern.callback = access.page(pattern.callback)
+        return urls
 
     def health_view(self, request: HttpRequest) -> HttpResponse:
         """Show the number of proxies by status, and one row per proxy, the most urgent first."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -181,7 +181,9 @@ def _function(value: Any) -> Callable[[Any], Any]:
         function = import_string(value)
     except ImportError as error:
         raise ValueError(f"{requirement} ({error})") from None
-    if not callable(function) or iscoroutinefunction(function):
+    # An object may have an "async def __call__".
+    calls = (function, type(function).__call__) if callable(function) else ()
+    if not calls or any(iscoroutinefunction(call) or isasyncgenfunction(call) for call in calls):
         raise TypeError(requirement)
     return function  # type: ignore[no-any-return]  # its signature is unknown
 
