@@ -13,6 +13,14 @@ class Superseded(StoreError):
     """A commit that came too late: another round took over the lease, or a later round was committed."""
 
 
+class UnusableSnapshot(StoreError):
+    """A document that a check must not replace: it is damaged, or has another format."""
+
+
+class ForeignSnapshot(StoreError):
+    """A snapshot of another deployment, which uses the same keys of the cache."""
+
+
 class RoundFailed(Exception):
     """A failed round or check. The snapshot did not change."""
 

@@ -14,6 +14,9 @@ from proxyhealth.report import EMPTY_REPORT, HealthReport
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.utils import FrozenList, FrozenMapping, LazyProperty, parse_rfc3339, rfc3339
 
+_STATUSES = {status.value: status for status in Status}
+_REASONS = {reason.value: reason for reason in Reason}
+
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
@@ -90,7 +93,7 @@ class ProxyStatus:
     def from_judgements(
         cls, proxies: Sequence[Proxy], checked_at: datetime | None, rows: Sequence[Mapping[str, Any]]
     ) -> Iterator[Self]:
-        """Yield the status of each proxy from its judgement in ``rows``. Raise as :meth:`from_columns`."""
+        """Yield the status of each proxy from its judgement in ``rows``, as :meth:`from_columns` does."""
         columns = {name: [row.get(name) for row in rows] for name in JUDGEMENT}
         return cls.from_columns(proxies, repeat(checked_at), columns)
 
@@ -103,7 +106,8 @@ class ProxyStatus:
     ) -> Iterator[Self]:
         """Yield a status for each proxy. Each column has one value, or None, per proxy.
 
-        All columns but ``status`` may be missing. Raise ``ValueError`` for an unknown status or reason.
+        All columns may be missing. A status that only a newer version knows is ``unknown``, and such a reason
+        is ``NONE``: the other statuses must not suffer.
         """
         nothing = [None] * len(proxies)
         column = {name: columns.get(name, nothing) for name in JUDGEMENT}
@@ -115,8 +119,8 @@ class ProxyStatus:
             cls,
             proxies,
             [host or "" for host in column["proxy_host"]],
-            convert(column["status"], Status),
-            convert(column["reason"], lambda reason: Reason(reason or "")),
+            convert(column["status"], lambda status: _STATUSES.get(status, Status.UNKNOWN)),
+            convert(column["reason"], lambda reason: _REASONS.get(reason, Reason.NONE)),
             reports,
             checked_at,
             column["latency"],
@@ -168,10 +172,13 @@ class RoundHistogram:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Return the histogram of ``data``. Raise ``ValueError`` for other bounds or an infinite sum."""
+        """Return the histogram of ``data``, or an empty one if it has the bounds of another version.
+
+        Raise ``ValueError`` for an infinite sum.
+        """
         counts = tuple(map(int, data.get("counts", cls.counts)))
         if len(counts) != len(cls.BOUNDS) + 1:
-            raise ValueError(f"{len(counts)} counts do not fit {len(cls.BOUNDS)} bounds")
+            return cls()
         return cls(counts, finite(data.get("sum", 0)))
 
     def observe(self, seconds: float) -> Self:

@@ -79,10 +79,17 @@ def test_proxy_status__as_json() -> None:
     }
 
 
-@pytest.mark.parametrize("data", [{"status": "fine"}, {"status": "ok", "reason": "why not"}])
-def test_proxy_status__unknown_status_is_a_value_error(data: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="is not a valid"):
-        next(ProxyStatus.from_judgements([make_proxy()], MOMENT, [data]))
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        ({"status": "fine", "reason": "why not"}, Status.UNKNOWN),
+        ({"status": "unhealthy", "reason": "why not"}, Status.UNHEALTHY),
+        ({}, Status.UNKNOWN),
+    ],
+)
+def test_proxy_status__of_newer_version_is_read(data: dict[str, str], status: Status) -> None:
+    read = next(ProxyStatus.from_judgements([make_proxy()], MOMENT, [data]))
+    assert (read.status, read.reason) == (status, Reason.NONE)
 
 
 def test_proxy_status__from_json_shares_one_empty_report() -> None:

@@ -12,7 +12,7 @@ from proxyhealth.rounds import steps
 from proxyhealth.rounds.dispatch import request_check
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
-from proxyhealth.storage.commit import Commit, commit
+from proxyhealth.storage.commit import Commit
 from proxyhealth.storage.lease import take_token
 from proxyhealth.storage.pending import take_pending
 
@@ -59,8 +59,7 @@ def _commit_batch(batch: Sequence[ProxyStatus], token: int, removed: Collection[
     except ProberOffline as error:
         offline = error
         batch = [status for status in batch if status.status is not Status.UNREACHABLE]
-    result = commit(batch, token, removed=removed)
-    steps.log_changes(result.changes)
+    result = steps.commit_statuses(batch, token, removed=removed)
     logger.info("check end token=%d removed=%d %s", token, len(removed), steps.count_statuses(batch))
     if offline:
         raise offline

@@ -21,6 +21,7 @@ from proxyhealth.storage.lease import (
     renewing_lease,
     take_token,
 )
+from proxyhealth.storage.repair import repair
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def run_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0, share: bool
 def run_now(wait: float) -> RoundOutcome:
     """Run a round, unless another process runs one that begins after this call. Raise ``RoundFailed``."""
     with steps.recording_failures():
+        repair()
         request = RoundRequest(requested_token=take_token())
     return run_round(request, wait=wait)
 

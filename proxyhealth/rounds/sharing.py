@@ -94,18 +94,14 @@ def commit_left_over(lease: int) -> None:
     ``lease`` is the token of the round that holds the lease now. If the commit fails, that round continues.
     """
     try:
-        plan = _load_plan()
-    except ValueError as error:
-        steps.record_failure(error)  # the next shared round replaces this plan
-        return
-    if plan is None:
-        return
-    try:
-        _commit_plan(plan, _stored_parts(plan), lease)
+        if plan := _load_plan():
+            if plan.token >= lease:
+                raise ValueError(f"the stored plan has the token {plan.token} of a later round")
+            _commit_plan(plan, _stored_parts(plan), lease)
     except Exception as error:
         steps.record_failure(error, lease)
-        with suppress(StoreError):
-            drop_plan(plan.token)
+    with suppress(StoreError):
+        drop_plan(lease)  # even an invalid one, which no later round could commit
 
 
 def _load_plan() -> Plan | None:

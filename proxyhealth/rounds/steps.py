@@ -6,18 +6,19 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 from uuid import UUID
 
 from django.db import Error as DatabaseError
 from django.db import connections
 
-from proxyhealth.exceptions import ProberOffline, RoundFailed, StoreError, Superseded
+from proxyhealth.exceptions import ForeignSnapshot, ProberOffline, RoundFailed, StoreError, Superseded
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.probing import pool
 from proxyhealth.rounds.dispatch import request_check
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Status
-from proxyhealth.storage.commit import commit
+from proxyhealth.storage.commit import Commit, commit
 from proxyhealth.storage.counters import count_round
 from proxyhealth.storage.document import Change, Round
 from proxyhealth.storage.lease import end_round
@@ -55,21 +56,31 @@ def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
         raise RoundFailed(f"the proxies cannot be read from the database: {error}") from error
 
 
+def commit_statuses(statuses: Sequence[ProxyStatus], token: int, **options: Any) -> Commit:
+    """Commit statuses with the options of ``commit()``, and log their changes.
+
+    Retry for ``COMMIT_TIMEOUT`` seconds, then raise ``StoreError``.
+    """
+    end = time.monotonic() + COMMIT_TIMEOUT
+    earlier: dict[str, Change] = {}
+    while True:
+        try:
+            result = commit(statuses, token, earlier=earlier, **options)
+            break
+        except StoreError as error:
+            if isinstance(error, Superseded | ForeignSnapshot) or time.monotonic() > end:
+                raise
+            logger.warning("commit waits for the cache token=%d error=%s", token, error)
+            time.sleep(0.25)
+    log_changes(result.changes)
+    return result
+
+
 def commit_round(
     statuses: list[ProxyStatus], token: int, full_round: Round, lease: int | None = None
 ) -> None:
     """Commit a round. Retry for ``COMMIT_TIMEOUT`` seconds, then raise ``StoreError``."""
-    end = time.monotonic() + COMMIT_TIMEOUT
-    while True:
-        try:
-            result = commit(statuses, token, full_round=full_round, lease=lease)
-            break
-        except StoreError as error:
-            if isinstance(error, Superseded) or time.monotonic() > end:
-                raise
-            logger.warning("round waits for the cache token=%d error=%s", token, error)
-            time.sleep(0.25)
-    log_changes(result.changes)
+    commit_statuses(statuses, token, full_round=full_round, lease=lease)
     logger.info("round end token=%d duration=%.3f %s", token, full_round.duration, count_statuses(statuses))
 
 

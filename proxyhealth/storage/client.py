@@ -22,7 +22,9 @@ _LUA_FUNCTIONS = """
 local function take_token(key)
   local time = redis.call('TIME')
   local token = time[1] * 1000000 + time[2]
-  local last = tonumber(redis.call('GET', key) or '0')
+  local last = redis.pcall('GET', key)
+  last = type(last) == 'string' and tonumber(last) or 0
+  if last >= 2^53 or last ~= last then last = 0 end -- an invalid one; Lua counts exactly up to 2^53
   if token <= last then token = last + 1 end
   token = string.format('%.0f', token) -- Lua itself prints only 14 digits
   redis.call('SET', key, token)

@@ -9,10 +9,11 @@ from uuid import UUID
 
 from redis.exceptions import LockError, RedisError, ResponseError
 
-from proxyhealth.exceptions import StoreError, Superseded
+from proxyhealth.exceptions import StoreError, Superseded, UnusableSnapshot
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.storage.client import Cache, open_cache, run_script
 from proxyhealth.storage.counters import MAX_ERROR
+from proxyhealth.storage.deployment import read_identity
 from proxyhealth.storage.document import HEAD_BYTES, Change, Round, dump, merged
 from proxyhealth.utils import rfc3339
 
@@ -20,12 +21,17 @@ logger = logging.getLogger(__name__)
 
 _COMMIT_ATTEMPTS = 100
 
+# Seconds for which a commit waits for others, and seconds after which the lock of a dead process expires. A
+# commit takes less; if it takes more, the next one begins early, and one of the two merges again.
+_LOCK_WAIT = 10
+_LOCK_TIMEOUT = 1
+
 _KEYS = ["snapshot", "lease", "round-stats", "plan", "token"]
 
 # Replaces the document if its head is still the one read, and counts the round. Checks have no lease_token.
 _WRITE = f"""
 local snapshot, lease, stats, plan, last_token = unpack(KEYS)
-local old_head, document, token, lease_token, outcome, message, time = unpack(ARGV)
+local old_head, document, token, lease_token, outcome, message, time, deployment = unpack(ARGV)
 local is_round = lease_token ~= ''
 if is_round then
   -- A client that lost the reply runs the script again.
@@ -42,6 +48,7 @@ if tonumber(redis.call('GET', last_token) or '0') < tonumber(token) then
 end
 if is_round then
   redis.call('HSET', stats, 'committed', token)
+  if deployment ~= '' then redis.call('HSET', stats, 'deployment', deployment) end
   redis.call('HINCRBY', stats, 'count:' .. outcome, 1)
   if redis.call('HGET', plan, 'ticket') == token then redis.call('DEL', plan) end
   if message ~= '' then redis.call('HSET', stats, 'error', message, 'error_at', time) end
@@ -68,25 +75,45 @@ def commit(
     removed: Iterable[UUID] = (),
     full_round: Round | None = None,
     lease: int | None = None,
+    earlier: dict[str, Change] | None = None,
 ) -> Commit:
     """Merge ``statuses`` into the snapshot, and remove the proxies ``removed`` from it, in one step.
 
     Per proxy, the higher token wins. The commit of a round also removes every proxy that the round did not
     read, and counts the round. It needs the round's own lease, or the one with the token ``lease``.
 
+    Only a round replaces a document that cannot be read, or that belongs to another deployment. For a check,
+    the first is not ``complete``, and the second raises ``ForeignSnapshot``.
+
     Raise ``Superseded`` if a later round took over; the snapshot is then unchanged. Raise ``StoreError`` if
-    the cache fails; the commit may still have succeeded, and it is safe to repeat it.
+    the cache fails; the commit may still have succeeded, and it is safe to repeat it. Pass the same
+    dictionary ``earlier`` again, and the repetition also returns the changes of the first attempt.
     """
     removed = list(removed)
+    earlier = {} if earlier is None else earlier
+    deployment = read_identity()
     with open_cache() as cache, _commit_lock(cache):
         for _ in range(_COMMIT_ATTEMPTS):
-            value = _read(cache)
-            document, changes = merged(value, statuses, token, removed, full_round)
+            value, last_token = _read(cache, token)
+            try:
+                document, changes = merged(
+                    *(value, statuses, token, removed, full_round),
+                    last_token=last_token,
+                    earlier=earlier,
+                    deployment=deployment,
+                    replace_foreign=full_round is not None and lease is None,
+                )
+            except UnusableSnapshot as error:
+                logger.error("check not committed, a round is needed: %s", error)
+                return Commit([], complete=False)
+            earlier.clear()
+            earlier.update((change.proxy, change) for change in changes)
             head = (value or b"")[: HEAD_BYTES + 1]
             complete = document.complete
             body = dump(document)
             del document, value  # both are large, and so is the body that is sent now
-            result = run_script(_WRITE, _KEYS, head, body, token, *_round_args(full_round, lease or token))
+            args = _round_args(full_round, lease or token)
+            result = run_script(_WRITE, _KEYS, head, body, token, *args, deployment)
             if result == b"superseded":
                 raise Superseded("another round has begun while this one ran")
             if result == b"written":
@@ -107,8 +134,8 @@ def _commit_lock(cache: Cache) -> Iterator[None]:
 
     The script alone keeps the snapshot consistent, so after a timeout the commit goes on without the lock.
     """
-    lock = cache.client.lock(cache.key("commit"), timeout=10, sleep=0.01, thread_local=False)
-    acquired = lock.acquire(blocking_timeout=10)
+    lock = cache.client.lock(cache.key("commit"), timeout=_LOCK_TIMEOUT, sleep=0.01, thread_local=False)
+    acquired = lock.acquire(blocking_timeout=_LOCK_WAIT)
     try:
         yield
     finally:
@@ -117,10 +144,16 @@ def _commit_lock(cache: Cache) -> Iterator[None]:
                 lock.release()
 
 
-def _read(cache: Cache) -> bytes | None:
+def _read(cache: Cache, token: int) -> tuple[bytes | None, int]:
+    """Return the document, and the last token that was taken: ``token`` or a later one."""
+    pipe = cache.client.pipeline(transaction=True)
+    pipe.get(cache.key("snapshot"))
+    pipe.get(cache.key("token"))
+    value, last_token = pipe.execute(raise_on_error=False)
+    if isinstance(value, ResponseError):
+        logger.error("snapshot replaced: its key holds another type: %s", value)
+        value = None
     try:
-        value: bytes | None = cache.client.get(cache.key("snapshot"))
-    except ResponseError as error:
-        logger.error("snapshot replaced: its key holds another type: %s", error)
-        return None
-    return value
+        return value, max(token, int(last_token))
+    except (TypeError, ValueError):
+        return value, token

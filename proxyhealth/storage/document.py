@@ -15,14 +15,15 @@ is one line, and a reader parses only new lines.
 
 During an upgrade, two versions share the document. Fields that this version does not know are kept until a
 merge replaces their object. Missing fields get a default, except for the essential ones: the format, commit
-and ticket of the head, the id and name of a proxy, and the columns name, ticket and status.
+and ticket of the head, the id and name of a proxy, and the columns name, ticket and status. An unknown
+status, reason or histogram is read as ``unknown`` or empty.
 """
 
 import json
 import logging
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -32,8 +33,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from proxyhealth.conf import conf
-from proxyhealth.exceptions import Superseded
+from proxyhealth.exceptions import ForeignSnapshot, Superseded, UnusableSnapshot
 from proxyhealth.snapshot import JUDGEMENT, Proxy, ProxyStatus, RoundHistogram, Snapshot, convert, finite
+from proxyhealth.storage.deployment import foreign_message
 from proxyhealth.utils import FrozenMapping, parse_rfc3339, rfc3339
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,9 @@ class Change(NamedTuple):
     after: ProxyStatus | None
 
 
+_NO_CHANGES: Mapping[str, Change] = FrozenMapping()
+
+
 @dataclass(frozen=True)
 class Round:
     """A round of all proxies: its start, and its duration in seconds.
@@ -105,6 +110,7 @@ def _first_head() -> dict[str, Any]:
         "stale_at": None,
         "rounds": RoundHistogram().to_json(),
         "removed": {},
+        "deployment": "",
     }
 
 
@@ -128,19 +134,41 @@ def merged(
     token: int,
     removed: Iterable[UUID],
     full_round: Round | None,
+    *,
+    last_token: int | None = None,
+    earlier: Mapping[str, Change] = _NO_CHANGES,
+    deployment: str = "",
+    replace_foreign: bool = False,
 ) -> tuple[Document, list[Change]]:
     """Merge the results of one token into the document ``value``, and return it with the changes.
 
-    Replace a document that cannot be read. Raise ``Superseded`` if a later round was committed.
+    ``earlier`` are the changes of an earlier attempt, whose reply may have been lost. They are returned again
+    if the document has them. A document with a token above ``last_token`` is damaged.
+
+    Raise ``ForeignSnapshot`` for the document of another deployment, or replace it with ``replace_foreign``.
+
+    A round replaces a document that cannot be read; for a check, raise ``UnusableSnapshot``. Raise
+    ``Superseded`` if a later round was committed.
     """
     removed = list(removed)
+    results = statuses, token, removed, full_round, earlier
     if value is not None:
         try:
-            return _merge(_load(value), statuses, token, removed, full_round)
+            document = _load(value, last_token)
+            if deployment and document.head["deployment"] not in ("", deployment):
+                message = foreign_message(document.head["deployment"])
+                if not replace_foreign:
+                    raise ForeignSnapshot(message)
+                logger.error("snapshot replaced: %s", message)
+                document = Document()
+            return _merge(document, deployment, *results)
         except _DAMAGE as error:
+            message = f"the snapshot in the cache cannot be read: {error!r}"
+            if not full_round:  # the check knows a few proxies, and the document may be of a newer version
+                raise UnusableSnapshot(message) from error
             # Every round would fail if the document were kept.
-            logger.error("snapshot replaced: the one in the cache cannot be read: %r", error)
-    return _merge(Document(), statuses, token, removed, full_round)
+            logger.error("snapshot replaced: %s", message)
+    return _merge(Document(), deployment, *results)
 
 
 def dump(document: Document) -> bytes:
@@ -158,9 +186,13 @@ def _encode(value: Any) -> bytes:
     return _encoder.encode(value).encode("utf-8", "replace")
 
 
-def _load(value: bytes) -> Document:
+def _load(value: bytes, last_token: int | None) -> Document:
     """Parse a document for a merge. Raise one of ``_DAMAGE`` if it cannot be read."""
     head, columns, rest = _parts(value)
+    newest = max([head["ticket"], *columns.get("ticket", ()), *head["removed"].values()])
+    if last_token is not None and newest > last_token:
+        # No later result would ever win.
+        raise ValueError(f"its token {newest} was never taken")
     lines = _split(rest)
     if not all(line.startswith(_LINE) for line in lines):
         raise ValueError("one of its lines is not a proxy")
@@ -180,8 +212,9 @@ def _parts(value: bytes) -> tuple[dict[str, Any], dict[str, list[Any]], bytes]:
         raise ValueError("it is truncated")
     lines = value[end + len(_PROXIES) : -len(_END)]
     head = _first_head() | {"ticket": None} | json.loads(value[:middle] + b"}")
-    if not (isinstance(head["ticket"], int) and isinstance(head["number"], int)):
-        raise ValueError("its ticket or its number is not an integer")
+    for name, kind in (("ticket", int), ("number", int), ("deployment", str)):
+        if not isinstance(head[name], kind):
+            raise ValueError(f"its {name} has another type")
     columns = json.loads(value[middle + len(_JUDGEMENTS) : end])
     _check_columns(columns)
     if lines and _ESSENTIAL - columns.keys():
@@ -208,24 +241,28 @@ def _split(lines: bytes) -> list[bytes]:
 
 def _merge(
     document: Document,
+    deployment: str,
     statuses: Sequence[ProxyStatus],
     token: int,
     removed: Iterable[UUID],
     full_round: Round | None,
+    earlier: Mapping[str, Change],
 ) -> tuple[Document, list[Change]]:
     if full_round and document.head["ticket"] > token:
         raise Superseded("a later round was committed before this one")
-    merge = _Merge(document, token)
+    merge = _Merge(document, token, earlier)
     for id in removed:
         merge.remove(str(id))
     for status in statuses:
         merge.put(status)
     if full_round:
         present = {str(status.proxy.id) for status in statuses} | {str(id) for id in full_round.missing}
-        for absent in [id for id in document.judgements if id not in present]:
-            merge.remove(absent)
+        for absent in dict.fromkeys((*document.judgements, *earlier)):
+            if absent not in present:
+                merge.remove(absent)
         if not full_round.missing:
             merge.record(full_round)
+    document.head["deployment"] = deployment or document.head["deployment"]
     merge.finish()
     return document, merge.changes
 
@@ -237,9 +274,10 @@ class _Merge:
     keeps it out for an hour, because a slower check may have read the proxy before.
     """
 
-    def __init__(self, document: Document, token: int) -> None:
+    def __init__(self, document: Document, token: int, earlier: Mapping[str, Change]) -> None:
         self.document = document
         self.token = token
+        self.earlier = earlier
         self.changes: list[Change] = []
         head = document.head
         oldest = min(head["ticket"], token - _TOMBSTONE_AGE)
@@ -274,7 +312,10 @@ class _Merge:
 
     def _wins(self, id: str) -> bool:
         row = self.document.judgements.get(id)
-        return self.token > max(row["ticket"] if row else 0, self.tombstones.get(id, 0))
+        newest = max(row["ticket"] if row else 0, self.tombstones.get(id, 0))
+        if newest == self.token and id in self.earlier:
+            self.changes.append(self.earlier[id])  # an earlier attempt was written, but its reply was lost
+        return self.token > newest
 
     def record(self, full_round: Round) -> None:
         """Make ``full_round`` the last full round."""
@@ -314,6 +355,7 @@ class Decoded(NamedTuple):
     snapshot: Snapshot
     token: int
     previous: PreviousLines
+    deployment: str  # its identity, or empty
 
 
 def decode(value: bytes, previous: PreviousLines) -> Decoded:
@@ -345,7 +387,7 @@ def _decode(value: bytes, previous: PreviousLines) -> Decoded:
         rounds=RoundHistogram.from_json(head["rounds"]),
         committed_at=parse_rfc3339(head["committed_at"]),
     )
-    return Decoded(snapshot, head["ticket"], PreviousLines(lines, proxies))
+    return Decoded(snapshot, head["ticket"], PreviousLines(lines, proxies), head["deployment"])
 
 
 def _proxies(lines: bytes, previous: PreviousLines) -> list[Proxy]:

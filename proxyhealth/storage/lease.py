@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from proxyhealth.conf import conf
-from proxyhealth.exceptions import StoreError
+from proxyhealth.exceptions import ForeignSnapshot, StoreError
 from proxyhealth.storage.client import run_script
+from proxyhealth.storage.deployment import foreign_message, read_identity
+from proxyhealth.storage.repair import repair
 
 # Seconds for which a dead round can block others. A live one renews its lease.
 MAX_LEASE = 10.0
@@ -24,17 +26,24 @@ _POLL = 0.1  # seconds
 # Leases are in milliseconds, all other times in microseconds. An empty string means None.
 _BEGIN = """
 local last_token, lease, stats, tick, rerun, plan = unpack(KEYS)
-local ttl, max_ttl, min_gap, requested, rerun_if_busy, max_age = unpack(ARGV)
+local ttl, max_ttl, min_gap, requested, rerun_if_busy, max_age, deployment, stale_after = unpack(ARGV)
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local full = tonumber(redis.call('HGET', stats, 'full') or '0')
+local owner = redis.call('HGET', stats, 'deployment')
+-- The rounds of another deployment go on while its snapshot is fresh. After that, this one takes over.
+local is_foreign = owner and deployment ~= '' and owner ~= deployment
+if is_foreign and now >= full and now - full < tonumber(stale_after) then
+  return {'foreign', owner, 0}
+end
 if requested ~= '' and full > tonumber(requested) then return {'done', '0', 0} end
 if now >= full and now - full < tonumber(max_age) and redis.call('EXISTS', plan) == 0 then
   return {'done', '0', 0}
 end
 local holder = redis.call('GET', lease)
+local left = redis.call('PTTL', lease)
 -- A lease above the maximum is from before the clock was set back.
-if holder and redis.call('PTTL', lease) <= tonumber(max_ttl) then
+if holder and left >= 0 and left <= tonumber(max_ttl) then
   if rerun_if_busy == '1' then redis.call('SET', rerun, requested ~= '' and requested or holder) end
   return {'running', '0', 0}
 end
@@ -122,7 +131,12 @@ def lease_seconds() -> float:
 
 
 def begin_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0) -> RoundStart:
-    """Take the lease if the request allows it. Wait up to ``wait`` seconds for a running round to end."""
+    """Take the lease if the request allows it. Wait up to ``wait`` seconds for a running round to end.
+
+    First repair our keys in the cache, so that the round can run whatever they hold. Raise
+    ``ForeignSnapshot`` if another deployment runs its rounds there.
+    """
+    repair()
     end = time.monotonic() + wait
     keys = ["token", "lease", "round-stats", "tick", "rerun", "plan"]
     args = [
@@ -132,9 +146,13 @@ def begin_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0) -> RoundS
         "" if request.requested_token is None else request.requested_token,
         int(request.rerun_if_busy),
         int(request.max_age * 1_000_000),
+        read_identity(),
+        int(conf.STALE_AFTER * 1_000_000),
     ]
     while True:
         outcome, token, left_over = run_script(_BEGIN, keys, *args)
+        if outcome == b"foreign":
+            raise ForeignSnapshot(foreign_message(token.decode()))
         start = RoundStart(RoundOutcome(outcome.decode()), int(token), bool(left_over))
         if start.outcome is not RoundOutcome.BUSY or time.monotonic() >= end:
             return start

@@ -3,10 +3,13 @@
 The first request claims the task and sends it. The task checks all proxies that are added before it runs.
 """
 
+import logging
 from collections.abc import Iterable
 from uuid import UUID
 
 from proxyhealth.storage.client import open_cache, run_script
+
+logger = logging.getLogger(__name__)
 
 # Milliseconds until a task counts as lost and another one is sent. Before that, the workers are probably
 # busy, and another task would not help. The next round checks every proxy anyway.
@@ -48,4 +51,11 @@ def release_claim() -> None:
 
 def take_pending() -> set[UUID]:
     """Remove and return the ids of all pending proxies. Raise ``StoreError``."""
-    return {UUID(id.decode()) for id in run_script(_TAKE_PENDING, _KEYS)}
+    ids = set()
+    for value in run_script(_TAKE_PENDING, _KEYS):
+        try:
+            ids.add(UUID(value.decode()))
+        except ValueError:
+            # One invalid id must not prevent the check of the others.
+            logger.error("cache repaired: removed %r from 'pending', because it is not an id", value[:60])
+    return ids

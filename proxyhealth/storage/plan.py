@@ -14,7 +14,8 @@ return redis.call('EXPIRE', plan, ttl)
 """
 
 _DROP_PLAN = """
-if redis.call('HGET', KEYS[1], 'ticket') == ARGV[1] then redis.call('DEL', KEYS[1]) end
+local token = tonumber(redis.call('HGET', KEYS[1], 'ticket') or '') or 0
+if token <= tonumber(ARGV[1]) then redis.call('DEL', KEYS[1]) end
 """
 
 
@@ -30,5 +31,5 @@ def load_plan() -> str:
 
 
 def drop_plan(token: int) -> None:
-    """Delete the stored plan, if it belongs to the round with this token."""
+    """Delete the stored plan, unless it belongs to a later round than the one with this token."""
     run_script(_DROP_PLAN, ["plan"], token)

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from proxyhealth.conf import conf
-from proxyhealth.exceptions import StoreError
+from proxyhealth.exceptions import ForeignSnapshot, StoreError
 from proxyhealth.shared_copy import SharedCopy
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.storage.client import Cache, open_cache
+from proxyhealth.storage.deployment import foreign_message, is_foreign
 from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode
 from proxyhealth.storage.lease import MAX_LEASE
 from proxyhealth.utils import FrozenMapping, PerProcess, parse_rfc3339
@@ -148,6 +149,7 @@ class _State:
     contents: CacheContents = field(default_factory=CacheContents)  # without the document, which is large
     lines: PreviousLines = field(default_factory=PreviousLines)  # of the document
     source: str = ""  # the cache that was read
+    deployment: str = ""  # whose snapshot the cache holds, if its document says so
 
 
 def _after_read(state: _State, contents: CacheContents) -> _State:
@@ -169,7 +171,10 @@ def _after_read(state: _State, contents: CacheContents) -> _State:
 def _after_new_document(state: _State, contents: CacheContents) -> _State:
     if not HEAD.match(contents.head):
         raise ValueError("it is of another format")
-    cached, token, lines = decode(contents.document, state.lines)
+    cached, token, lines, deployment = decode(contents.document, state.lines)
+    if is_foreign(deployment):
+        raise ForeignSnapshot(foreign_message(deployment))
+    state = replace(state, deployment=deployment)
     copy = state.copy
     if copy and copy.checked_at and not cached.checked_at:
         # The cache was emptied, and a check of a few proxies came before the next full round.
@@ -224,8 +229,12 @@ def _refresh(previous: _State | None) -> tuple[_State, float]:
         with open_cache() as cache:
             if cache.source != state.source:
                 state = _State(source=cache.source)  # the state belongs to another cache
+            if is_foreign(state.deployment):
+                state = _State(source=cache.source)  # it was read before the identity of this one was known
             contents = read_contents(cache, state.contents.head)
         after = _after_read(state, contents)
+    except ForeignSnapshot as error:
+        after = _unreadable(state, f"The snapshot in the cache cannot be used: {error} {_LAST}")
     except StoreError as error:
         after = _unreadable(state, f"The cache cannot be read ({error}). {_last(state)}")
     except Exception as error:

@@ -128,7 +128,7 @@ def test_runbook__quoted_log_lines_exist_in_the_code():
         "status change proxy=",
         "round skipped: ",
         "round incomplete token=",
-        "round waits for the cache",
+        "commit waits for the cache",
         "canary silent url=",
         "probe failed proxy=",
         "snapshot stale: ",

@@ -182,7 +182,7 @@ def test_run_round__gives_up_on_cache_that_stays_down(serve, stopped, monkeypatc
     with pytest.raises(RoundFailed, match="the cache cannot be used"):
         runner.run_round()
     thread.join(30)
-    assert "round waits for the cache" in caplog.text
+    assert "commit waits for the cache" in caplog.text
     assert "the lease of the round could not be released, it will expire" in caplog.text
 
 

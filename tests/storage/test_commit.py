@@ -11,10 +11,12 @@ from proxyhealth.exceptions import StoreError, Superseded
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import RoundHistogram
 from proxyhealth.statuses import Reason, Status
+from proxyhealth.storage import commit as commit_module
 from proxyhealth.storage import document, reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.document import Round, merged
 from proxyhealth.storage.lease import take_token
+from tests.support.machine import at_most
 from tests.support.values import NOW, a_round, make_proxy, make_status
 
 
@@ -239,15 +241,15 @@ def test_commit__gives_up_after_too_many_conflicts(monkeypatch, redis_client, sn
     monkeypatch.setattr("proxyhealth.storage.commit._COMMIT_ATTEMPTS", 3)
     merge, attempts = merged, []
 
-    def merge_slowly(*args):
+    def merge_slowly(*args, **options):
         attempts.append(1)
         store_of_somebody_else = json.dumps({"format": 2, "commit": f"{len(attempts):032x}"}).encode()
         redis_client.set(snapshot_key, store_of_somebody_else)
-        return merge(*args)
+        return merge(*args, **options)
 
     monkeypatch.setattr("proxyhealth.storage.commit.merged", merge_slowly)
     with pytest.raises(StoreError, match="changed during each of 3 attempts"):
-        commit([], 1)
+        commit([], 1, full_round=a_round())
     assert len(attempts) == 3
 
 
@@ -264,6 +266,27 @@ def test_commit__replaces_another_type_under_its_key(redis_client, snapshot_key,
     commit([make_status(make_proxy())], take_token())
     assert reader.read().number == 1
     assert "its key holds another type" in caplog.text
+
+
+@pytest.mark.parametrize("value", DAMAGED.values(), ids=DAMAGED)
+def test_commit__a_check_leaves_what_it_cannot_read(redis_client, snapshot_key, caplog, value):
+    redis_client.set(snapshot_key, value)
+    result = commit([make_status(make_proxy())], take_token())
+    assert result == ([], False), "the caller requests a round"
+    assert redis_client.get(snapshot_key) == value
+    assert "check not committed, a round is needed" in caplog.text
+
+
+def test_commit__the_lock_of_a_killed_process_expires(redis_client):
+    """Before, the next commit waited for ten seconds."""
+    key = caches["default"].make_key("proxyhealth:commit")
+    with commit_module.open_cache() as cache:
+        lock = commit_module._commit_lock(cache)
+        lock.__enter__()  # and the process dies
+        assert 0 < redis_client.pttl(key) <= 1_000
+    with at_most(3):
+        commit([make_status(make_proxy())], take_token())
+    assert reader.read().number == 1
 
 
 def test_commit__goes_on_without_the_lock_after_a_timeout(redis_client, monkeypatch):

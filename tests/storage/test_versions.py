@@ -20,6 +20,7 @@ HEAD_DEFAULTS = {
     "stale_at": ("stale_at", None),
     "rounds": ("rounds", RoundHistogram()),
     "removed": ("offline", ""),  # only merges use it
+    "deployment": ("offline", ""),  # it is beside the snapshot
 }
 COLUMN_DEFAULTS = {
     "checked_at": ("checked_at", None),
@@ -162,6 +163,26 @@ NEWER = {
     "histogram": lambda whole: whole["rounds"].update(colour="red"),
     "first in the columns": lambda whole: whole.update(judgements={"colour": ["red"], **whole["judgements"]}),
 }
+
+
+def test_decode__with_unknown_values(value, status):
+    """Only the proxies that a newer version judged in its own words suffer."""
+
+    def judge(whole):
+        whole["judgements"].update(status=["degraded"], reason=["quota"])
+
+    read_anew = read_status(changed_json(judge)(value))
+    assert (read_anew.status, read_anew.reason) == (Status.UNKNOWN, Reason.NONE)
+    assert read_anew.report == status.report
+    after = json.loads(merge_around(changed_json(judge)(value)))["judgements"]
+    assert (after["status"][0], after["reason"][0]) == ("degraded", "quota"), "a merge keeps them"
+
+
+def test_decode__with_other_bounds_of_the_histogram(value, status):
+    newer = changed_json(lambda whole: whole["rounds"]["counts"].append(0))(value)
+    assert read(newer).rounds == RoundHistogram()
+    later = commit_statuses(newer, status, token=TOKEN + 1, full_round=a_round())
+    assert sum(read(later).rounds.counts) == 1
 
 
 @pytest.mark.parametrize("change", NEWER.values(), ids=NEWER)

@@ -1,0 +1,86 @@
+"""Commits that Redis executes, but whose replies are lost."""
+
+import logging
+
+import pytest
+from django.conf import settings as django_settings
+
+from proxyhealth.rounds.steps import commit_statuses
+from proxyhealth.statuses import Status
+from proxyhealth.storage import commit as module
+from proxyhealth.storage import reader
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.lease import take_token
+from tests.settings import REDIS_PORT
+from tests.support.redis_relay import RedisRelay
+from tests.support.values import a_round, make_proxy, make_status
+
+MARKER = b'"judgements"'
+
+# The client itself repeats a request once. After three lost replies, the caller has repeated the commit.
+TIMES = [1, 2, 3]
+
+
+@pytest.fixture
+def relay(settings, redis_client):
+    """A relay between this process and Redis."""
+    relay = RedisRelay(REDIS_PORT)
+    with relay.running() as location:
+        settings.CACHES = {"default": {**django_settings.CACHES["default"], "LOCATION": location}}
+        yield relay
+
+
+def lines(caplog):
+    return [record.getMessage() for record in caplog.records if "status change" in record.getMessage()]
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_check__whose_reply_is_lost_logs_its_changes(relay, caplog, times):
+    caplog.set_level(logging.INFO)
+    changed, same, gone = (make_proxy(name) for name in ("changed", "same", "gone"))
+    commit([make_status(proxy) for proxy in (changed, same, gone)], take_token(), full_round=a_round())
+    relay.lose(MARKER, times)
+    statuses = [make_status(changed, Status.UNREACHABLE), make_status(same)]
+    result = commit_statuses(statuses, take_token(), removed=[gone.id])
+    assert relay.left == 0
+    assert [(change.name, change.before) for change in result.changes] == [("gone", "ok"), ("changed", "ok")]
+    assert len(lines(caplog)) == 2
+    assert {s.proxy.name: s.status for s in reader.read().statuses.values()} == {
+        "changed": "unreachable",
+        "same": "ok",
+    }
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_round__whose_reply_is_lost_logs_its_changes(relay, caplog, times):
+    caplog.set_level(logging.INFO)
+    changed, gone = make_proxy("changed"), make_proxy("gone")
+    commit([make_status(proxy) for proxy in (changed, gone)], take_token(), full_round=a_round())
+    relay.lose(MARKER, times)
+    statuses = [make_status(changed, Status.UNREACHABLE)]
+    result = commit_statuses(statuses, take_token(), full_round=a_round())
+    assert relay.left == 0
+    assert sorted(change.name for change in result.changes) == ["changed", "gone"]
+    assert len(lines(caplog)) == 2
+    assert reader.read().outcomes == {"success": 2}
+    assert sum(reader.read().rounds.counts) == 2
+
+
+def test_check__that_was_not_written_logs_only_real_changes(redis_client, monkeypatch):
+    """Another process found the same change first, so the repetition makes none."""
+    proxy = make_proxy()
+    commit([make_status(proxy)], take_token(), full_round=a_round())
+    first, second = take_token(), take_token()
+    merged, others = module.merged, []
+
+    def merge_slowly(*args, **options):
+        result = merged(*args, **options)
+        if not others:
+            others.append(first)
+            document, _ = merged(args[0], [make_status(proxy, Status.UNREACHABLE)], first, [], None)
+            with module.open_cache() as cache:
+                cache.client.set(cache.key("snapshot"), module.dump(document))
+        return result
+
+    monkeypatch.setattr(module, "merged", merge_slowly)
+    assert commit([make_status(proxy, Status.UNREACHABLE)], second).changes == []
