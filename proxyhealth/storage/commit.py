@@ -1,9 +1,10 @@
 """The commit of statuses to the snapshot in the Redis cache."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -89,37 +90,47 @@ def commit(
     the cache fails; the commit may still have succeeded, and it is safe to repeat it. Pass the same
     dictionary ``earlier`` again, and the repetition also returns the changes of the first attempt.
     """
-    removed = list(removed)
     earlier = {} if earlier is None else earlier
     deployment = read_identity()
+    merge = partial(
+        merged,
+        statuses=statuses,
+        token=token,
+        removed=list(removed),
+        full_round=full_round,
+        earlier=earlier,
+        deployment=deployment,
+        replace_foreign=full_round is not None and lease is None,
+    )
     with open_cache() as cache, _commit_lock(cache):
+        args = *_round_args(full_round, lease or token), deployment
         for _ in range(_COMMIT_ATTEMPTS):
-            value, last_token = _read(cache, token)
-            try:
-                document, changes = merged(
-                    *(value, statuses, token, removed, full_round),
-                    last_token=last_token,
-                    earlier=earlier,
-                    deployment=deployment,
-                    replace_foreign=full_round is not None and lease is None,
-                )
-            except UnusableSnapshot as error:
-                logger.error("check not committed, a round is needed: %s", error)
-                return Commit([], complete=False)
-            earlier.clear()
-            earlier.update((change.proxy, change) for change in changes)
-            head = (value or b"")[: HEAD_BYTES + 1]
-            complete = document.complete
-            body = dump(document)
-            del document, value  # both are large, and so is the body that is sent now
-            args = _round_args(full_round, lease or token)
-            result = run_script(_WRITE, _KEYS, head, body, token, *args, deployment)
-            if result == b"superseded":
-                raise Superseded("another round has begun while this one ran")
-            if result == b"written":
-                return Commit(changes, complete)
+            if written := _try_to_write(cache, merge, earlier, token, *args):
+                return written
             # Another process committed in the meantime: merge into its document.
     raise StoreError(f"the snapshot changed during each of {_COMMIT_ATTEMPTS} attempts to commit to it")
+
+
+def _try_to_write(
+    cache: Cache, merge: Callable[..., Any], earlier: dict[str, Change], token: int, *args: Any
+) -> Commit | None:
+    """Merge and write once. Return None if the document changed in between."""
+    value, last_token = _read(cache, token)
+    try:
+        document, changes = merge(value, last_token=last_token)
+    except UnusableSnapshot as error:
+        logger.error("check not committed, a round is needed: %s", error)
+        return Commit([], complete=False)
+    earlier.clear()
+    earlier.update((change.proxy, change) for change in changes)
+    head = (value or b"")[: HEAD_BYTES + 1]
+    complete = document.complete
+    body = dump(document)
+    del document, value  # both are large, and so is the body that is sent now
+    result = run_script(_WRITE, _KEYS, head, body, token, *args)
+    if result == b"superseded":
+        raise Superseded("another round has begun while this one ran")
+    return Commit(changes, complete) if result == b"written" else None
 
 
 def _round_args(full_round: Round | None, lease: int) -> tuple[Any, ...]:
@@ -150,9 +161,11 @@ def _read(cache: Cache, token: int) -> tuple[bytes | None, int]:
     pipe.get(cache.key("snapshot"))
     pipe.get(cache.key("token"))
     value, last_token = pipe.execute(raise_on_error=False)
-    if isinstance(value, ResponseError):
+    if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
         logger.error("snapshot replaced: its key holds another type: %s", value)
         value = None
+    if isinstance(value, RedisError):
+        raise value  # for example, a user without the permission to read the key
     try:
         return value, max(token, int(last_token))
     except (TypeError, ValueError):

@@ -23,7 +23,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -132,7 +132,7 @@ def merged(
     value: bytes | None,
     statuses: Sequence[ProxyStatus],
     token: int,
-    removed: Iterable[UUID],
+    removed: Sequence[UUID],
     full_round: Round | None,
     *,
     last_token: int | None = None,
@@ -150,7 +150,6 @@ def merged(
     A round replaces a document that cannot be read; for a check, raise ``UnusableSnapshot``. Raise
     ``Superseded`` if a later round was committed.
     """
-    removed = list(removed)
     results = statuses, token, removed, full_round, earlier
     if value is not None:
         try:
@@ -244,7 +243,7 @@ def _merge(
     deployment: str,
     statuses: Sequence[ProxyStatus],
     token: int,
-    removed: Iterable[UUID],
+    removed: Sequence[UUID],
     full_round: Round | None,
     earlier: Mapping[str, Change],
 ) -> tuple[Document, list[Change]]:

@@ -241,11 +241,11 @@ def test_commit__gives_up_after_too_many_conflicts(monkeypatch, redis_client, sn
     monkeypatch.setattr("proxyhealth.storage.commit._COMMIT_ATTEMPTS", 3)
     merge, attempts = merged, []
 
-    def merge_slowly(*args, **options):
+    def merge_slowly(value, **options):
         attempts.append(1)
         store_of_somebody_else = json.dumps({"format": 2, "commit": f"{len(attempts):032x}"}).encode()
         redis_client.set(snapshot_key, store_of_somebody_else)
-        return merge(*args, **options)
+        return merge(value, **options)
 
     monkeypatch.setattr("proxyhealth.storage.commit.merged", merge_slowly)
     with pytest.raises(StoreError, match="changed during each of 3 attempts"):

@@ -73,11 +73,11 @@ def test_check__that_was_not_written_logs_only_real_changes(redis_client, monkey
     first, second = take_token(), take_token()
     merged, others = module.merged, []
 
-    def merge_slowly(*args, **options):
-        result = merged(*args, **options)
+    def merge_slowly(value, **options):
+        result = merged(value, **options)
         if not others:
             others.append(first)
-            document, _ = merged(args[0], [make_status(proxy, Status.UNREACHABLE)], first, [], None)
+            document, _ = merged(value, [make_status(proxy, Status.UNREACHABLE)], first, [], None)
             with module.open_cache() as cache:
                 cache.client.set(cache.key("snapshot"), module.dump(document))
         return result
