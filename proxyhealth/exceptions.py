@@ -9,6 +9,10 @@ class StoreError(Exception):
     """A failure of the cache. The message says why the cache cannot be used."""
 
 
+class StoreRefused(StoreError):
+    """An error reply of the cache: the server responds, but refuses the command or the script."""
+
+
 class Superseded(StoreError):
     """A commit that came too late: another round took over the lease, or a later round was committed."""
 

@@ -22,6 +22,7 @@ from proxyhealth.exceptions import RoundFailed, StoreError
 from proxyhealth.rounds.recheck import run_pending_check
 from proxyhealth.rounds.runner import run_round
 from proxyhealth.rounds.sharing import finish_shared_round, run_shard
+from proxyhealth.rounds.tick import Tick
 from proxyhealth.snapshot import Proxy
 from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.lease import RoundRequest, lease_seconds, take_token
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 _EARLY: dict[str, Any] = {"acks_late": False, "reject_on_worker_lost": False}
 
 
-@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_EARLY, base=Tick, ignore_result=True, throws=(RoundFailed,))
 def check_all(gap: float | None = None, asked: int | None = None) -> None:
     """Run a round of all active proxies.
 

@@ -19,7 +19,7 @@ from proxyhealth.rounds.dispatch import request_check
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Status
 from proxyhealth.storage.commit import Commit, commit
-from proxyhealth.storage.counters import count_round
+from proxyhealth.storage.counters import count_missed, count_round
 from proxyhealth.storage.document import Change, Round
 from proxyhealth.storage.lease import end_round
 
@@ -91,6 +91,7 @@ def close_round(token: int) -> None:
     except StoreError as error:
         logger.warning("the lease of the round could not be released, it will expire: %s", error)
         return
+    count_missed()
     if rerun:
         request_check()
 

@@ -1,20 +1,20 @@
 """The connection to the Redis cache, and the Lua functions that the scripts share."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import redis
 from django.conf import settings
-from django.core.cache import InvalidCacheBackendError, caches
+from django.core.cache import caches
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from proxyhealth.conf import conf
-from proxyhealth.exceptions import StoreError
+from proxyhealth.exceptions import StoreError, StoreRefused
 
 # Every script can call these functions.
 _LUA_FUNCTIONS = """
@@ -43,6 +43,21 @@ local function is_superseded(lease, stats, token)
 end
 """
 
+# The remedies of errors, by a part of their texts. Servers before Redis 7 repeat the text of an error in a
+# script within another one.
+_REMEDIES = {
+    "when used memory": "Redis is full: raise its maxmemory, or make room.",
+    "read only replica": "This is a replica: the address in CACHES must lead to the primary.",
+    "o permissions": "Give the Redis user the permissions that docs/operations.md lists.",
+    "unknown command": "Do not rename or disable EVALSHA and SCRIPT: rounds need scripts.",
+    "hash to the same slot": (
+        "For Redis Cluster, set a KEY_PREFIX with a hash tag in CACHES, such as '{proxyhealth}'."
+    ),
+}
+
+# The errors of a client in use: those of redis-py, and those of its parser and of Python's resolver.
+_FAILURES = (RedisError, RedisClusterException, OSError, ValueError, TypeError, LookupError, AttributeError)
+
 
 class Cache(NamedTuple):
     """An open cache. ``source`` identifies its configuration."""
@@ -59,13 +74,41 @@ class Cache(NamedTuple):
 @contextmanager
 def open_cache() -> Iterator[Cache]:
     """Open the cache that ``CACHE`` names. Raise ``StoreError`` if it fails, also inside the block."""
+    cache = _cache()
+    try:
+        yield cache
+    except StoreError:
+        raise
+    except _FAILURES as error:
+        # The server may be the wrong one, such as a demoted primary: the next use asks for its address again.
+        with suppress(Exception):
+            cache.client.connection_pool.disconnect(inuse_connections=False)
+        raise (StoreRefused if isinstance(error, ResponseError) else StoreError)(_message(error)) from error
+
+
+def require_client() -> None:
+    """Raise ``StoreError`` if no client can be made from the cache's settings. Do not connect."""
+    _cache()
+
+
+def _cache() -> Cache:
     try:
         alias = conf.CACHE
         backend = caches[alias]
         source = repr(settings.CACHES[alias])
-        yield Cache(_client(alias, source), source, backend.make_key)
-    except (RedisError, OSError, InvalidCacheBackendError) as error:
-        raise StoreError(f"{error}") from error
+        return Cache(_client(alias, source), source, backend.make_key)
+    except StoreError:
+        raise
+    except Exception as error:  # backends and the classes in their options raise anything
+        raise StoreError(_message(error)) from error
+
+
+def _message(error: Exception) -> str:
+    text = str(error) or repr(error)
+    if isinstance(error, redis.exceptions.AskError):  # also MovedError, which shows only the other address
+        return f"another node of a Redis Cluster has the keys ({text}). Use a server without cluster mode."
+    remedy = next((remedy for part, remedy in _REMEDIES.items() if part in text), "")
+    return f"{text.rstrip('.')}. {remedy}" if remedy else text
 
 
 @lru_cache(maxsize=1)
@@ -83,6 +126,10 @@ def _client(alias: str, source: str) -> Any:
             client = backend._cache.get_client(write=True)
     except AttributeError:
         raise StoreError(f"the cache {alias!r} is not a Redis cache") from None
+    except NotImplementedError:
+        raise StoreError(f"the cache {alias!r} spreads its keys over several servers") from None
+    if not isinstance(client, redis.Redis):
+        raise StoreError(f"the cache {alias!r} has a client of another kind: {type(client).__name__}")
     pool = client.connection_pool
     if not isinstance(pool, redis.ConnectionPool) or isinstance(pool, SentinelConnectionPool):
         return client  # Sentinel and cluster clients keep the host's timeouts: they choose their servers
@@ -90,8 +137,10 @@ def _client(alias: str, source: str) -> Any:
     # Reading a snapshot of megabytes in chunks of 64 KB takes three times as long.
     defaults = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, "socket_read_size": 1 << 20}
     options = {**defaults, **configured}
-    # After a restart of the server, the first use of an old connection fails.
-    options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+    # The first use of an old connection fails after a restart of the server. After a failover, the server may
+    # live on as a replica that refuses writes. Connect anew, and try once more.
+    options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError, ResponseError))
+    pool.connection_class(**options)  # raises TypeError for an unknown option, which a pool does only later
     return redis.Redis(
         connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
     )

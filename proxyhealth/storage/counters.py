@@ -3,16 +3,22 @@
 They are in the Redis cache, so that all processes show the same numbers.
 """
 
+from collections import deque
+from contextlib import suppress
 from datetime import UTC, datetime
+from typing import NamedTuple
 
+from proxyhealth.exceptions import StoreError, StoreRefused
 from proxyhealth.storage.client import open_cache, run_script
-from proxyhealth.utils import rfc3339
+from proxyhealth.utils import PerProcess, rfc3339
 
 MAX_ERROR = 1_000  # characters
 
 _COUNT_ROUND = """
 local stats, lease = unpack(KEYS)
 local outcome, message, time, token = unpack(ARGV)
+-- A Redis that is full permits this write. After it, it also permits the others of the script.
+redis.call('PERSIST', stats)
 redis.call('HINCRBY', stats, 'count:' .. outcome, 1)
 if message ~= '' then redis.call('HSET', stats, 'error', message, 'error_at', time) end
 -- If another round took over, that round decides whether the prober is offline.
@@ -21,15 +27,72 @@ if outcome == 'offline' and not is_superseded(lease, stats, token) then
 end
 """
 
+# Does what a round needs, without an effect. ``SET`` comes first: it fails if Redis is full.
+_TEST = """
+redis.call('SET', KEYS[1], '')
+redis.call('DEL', KEYS[1])
+redis.call('HINCRBY', KEYS[1], '', 1)
+redis.call('HSET', KEYS[1], '', '')
+redis.call('DEL', KEYS[1])
+"""
+
+
+class _Result(NamedTuple):
+    outcome: str
+    error: str
+    time: str
+    token: int
+
+
+# The results that the cache did not take. They are counted when it takes them.
+_uncounted = PerProcess(lambda: deque[_Result](maxlen=1_000))
+
 
 def count_round(outcome: str, error: str = "", token: int = 0) -> None:
     """Count a failed round or a skipped tick, and store its error. Raise ``StoreError``.
 
     With the outcome ``offline``, every snapshot shows the error until a full round is committed, unless
-    another round has superseded the one with this token.
+    another round has superseded the one with this token. If the cache fails, :func:`count_missed` counts it.
     """
-    now = rfc3339(datetime.now(UTC))
-    run_script(_COUNT_ROUND, ["round-stats", "lease"], outcome, error[:MAX_ERROR], now, token)
+    result = _Result(outcome, error[:MAX_ERROR], rfc3339(datetime.now(UTC)), token)
+    try:
+        _count(result)
+    except StoreError:
+        _uncounted.value.append(result)
+        raise
+
+
+def count_missed() -> None:
+    """Count the rounds of this process that could not be counted while the cache failed. Never raise."""
+    missed = _uncounted.value
+    with suppress(StoreError, IndexError):  # another thread may take the last one
+        while missed:
+            _count(missed[0])
+            missed.popleft()
+
+
+def _count(result: _Result) -> None:
+    try:
+        run_script(_COUNT_ROUND, ["round-stats", "lease"], *result)
+    except StoreRefused:
+        # Plain commands can count where scripts are refused. Only a script can mark the prober as offline.
+        with open_cache() as cache:
+            pipe = cache.client.pipeline(transaction=True)
+            pipe.hincrby(cache.key("round-stats"), f"count:{result.outcome}", 1)
+            if result.error:
+                pipe.hset(cache.key("round-stats"), mapping={"error": result.error, "error_at": result.time})
+            pipe.execute()
+
+
+def find_refusal() -> str:
+    """Return the reason why the cache refuses what rounds need, or an empty string. Never raise."""
+    try:
+        run_script(_TEST, ["write-test"])
+    except StoreRefused as error:
+        return str(error)
+    except StoreError:
+        return ""  # it does not refuse, it fails: the next read reports that
+    return ""
 
 
 def count_task(name: str, outcome: str, seconds: float) -> None:
