@@ -198,8 +198,9 @@ class Snapshot:
     error of the last round that had one, ``error_at`` its time.
 
     ``offline`` is an error while the workers' own network is down. ``fault`` is the reason why this is only
-    the last copy of the process. ``fresh_until`` is ``stale_at`` on the monotonic clock, which nobody can set
-    back; it is None if only ``stale_at`` is available.
+    the last copy of the process. ``refusal`` is the reason why the cache refuses to store a round that is
+    overdue. ``fresh_until`` is ``stale_at`` on the monotonic clock, which nobody can set back; it is None if
+    only ``stale_at`` is available.
     """
 
     statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
@@ -214,6 +215,7 @@ class Snapshot:
     error_at: datetime | None = None
     offline: str = ""
     fault: str = ""
+    refusal: str = ""
     fresh_until: float | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -224,19 +226,20 @@ class Snapshot:
     @property
     def stale_reason(self) -> str:
         """The reason why the snapshot is stale, as a sentence, or an empty string."""
+        cause = f"Rounds cannot be stored: {self.refusal}" if self.refusal else ""
         if self.fault or self.offline:
-            return self.fault or self.offline
+            return f"{self.fault or self.offline} {cause}".rstrip()
         if self.checked_at is None or self.stale_at is None:
-            return "No round has ended yet. Are the Celery worker and beat running?"
+            return f"No round has ended yet. {cause or 'Are the Celery worker and beat running?'}"
         if self.fresh_until is None:
             late = datetime.now(UTC) >= self.stale_at
         else:
             late = time.monotonic() >= self.fresh_until
         if late:
-            return (
-                f"No round has ended since the one of {self.checked_at:%Y-%m-%d %H:%M:%S} UTC. "
+            cause = cause or (
                 "Are the Celery worker and beat running, and does the last round's error say more?"
             )
+            return f"No round has ended since the one of {self.checked_at:%Y-%m-%d %H:%M:%S} UTC. {cause}"
         return ""
 
     @LazyProperty

@@ -149,6 +149,11 @@ def _snapshot_metrics(prefix: str, snapshot: Snapshot) -> Iterator[Metric]:
         "1 after a round that found proxies unreachable and no canary responding, until the next full round.",
         bool(snapshot.offline),
     )
+    yield _gauge(
+        f"{prefix}cache_refuses_rounds",
+        "1 if a round is overdue and the cache refuses what it needs: writes, scripts, or commands.",
+        bool(snapshot.refusal),
+    )
 
 
 def _totals(prefix: str, statuses: Collection[ProxyStatus]) -> list[Metric]:

@@ -1,6 +1,7 @@
 """The copy of the snapshot that this process has read from the Redis cache."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from proxyhealth.exceptions import ForeignSnapshot, StoreError
 from proxyhealth.shared_copy import SharedCopy
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.storage.client import Cache, open_cache
+from proxyhealth.storage.counters import find_refusal
 from proxyhealth.storage.deployment import foreign_message, is_foreign
 from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode
 from proxyhealth.storage.lease import MAX_LEASE
@@ -32,6 +34,7 @@ _GRACE = 0.5  # minimum time for which readers get a due copy during a read: mos
 _TIMEOUT = 1.0  # wait for another thread's read, before an overdue copy is returned
 _SCRAPE_TIMEOUT = 5.0  # the same for scrapes: a cache that hangs must not block all threads of a web server
 _RETRY_INTERVAL = 2.0  # pause in reads after the cache failed
+_TEST_INTERVAL = 2.0  # pause between tests of the cache while a round is overdue
 
 
 class TaskRuns(NamedTuple):
@@ -150,6 +153,8 @@ class _State:
     lines: PreviousLines = field(default_factory=PreviousLines)  # of the document
     source: str = ""  # the cache that was read
     deployment: str = ""  # whose snapshot the cache holds, if its document says so
+    refusal: str = ""  # the reason why the cache refuses to store rounds
+    tested_at: float = -math.inf  # the time of the last test of the cache (monotonic)
 
 
 def _after_read(state: _State, contents: CacheContents) -> _State:
@@ -163,7 +168,7 @@ def _after_read(state: _State, contents: CacheContents) -> _State:
         # The monotonic clock stands still while a machine sleeps: compare with the cache's clock again.
         dated = _dated(state, state.cached, state.token, contents)
         after = replace(state, cached=dated, copy=dated)
-    after = replace(after, contents=contents._replace(document=contents.head))
+    after = _with_refusal(replace(after, contents=contents._replace(document=contents.head)))
     condition, fault = (_Condition.FRESH, "") if after.copy is after.cached else (_Condition.LOST, _LOST)
     return _with_snapshot(state, after, condition, fault)
 
@@ -204,14 +209,40 @@ def _dated(state: _State, snapshot: Snapshot, token: int, contents: CacheContent
 def _with_snapshot(before: _State, after: _State, condition: _Condition, fault: str) -> _State:
     """Return ``after`` with the snapshot for readers, which is the same object if nothing changed."""
     unchanged = after.copy is before.copy and after.contents.round_stats == before.contents.round_stats
-    if not unchanged or fault != before.snapshot.fault:
-        snapshot = replace(after.copy or Snapshot(), fault=fault, **after.contents.round_fields)
+    if not unchanged or (fault, after.refusal) != (before.snapshot.fault, before.snapshot.refusal):
+        fields = after.contents.round_fields
+        snapshot = replace(after.copy or Snapshot(), fault=fault, refusal=after.refusal, **fields)
         after = replace(after, snapshot=snapshot)
     return replace(after, condition=condition)
 
 
+def _with_refusal(state: _State) -> _State:
+    """Test the cache while a round is overdue, and return the state with the reason of a refusal.
+
+    If Redis is full or refuses scripts, it may also refuse to count the failed rounds, or to queue them.
+    """
+    if not _is_overdue(state.copy):
+        return replace(state, refusal="") if state.refusal else state
+    if time.monotonic() < state.tested_at + _TEST_INTERVAL:
+        return state
+    refusal = find_refusal()
+    if refusal and not state.refusal:
+        logger.warning("rounds cannot be stored: %s", refusal)
+    return replace(state, refusal=refusal, tested_at=time.monotonic())
+
+
+def _is_overdue(snapshot: Snapshot | None) -> bool:
+    """Return True if no full round began within the last one and a half intervals."""
+    if snapshot is None or snapshot.stale or not (snapshot.stale_at and snapshot.checked_at):
+        return True
+    if snapshot.fresh_until is None:
+        return False
+    begin = snapshot.fresh_until - (snapshot.stale_at - snapshot.checked_at).total_seconds()
+    return time.monotonic() > begin + 1.5 * conf.INTERVAL
+
+
 def _unreadable(state: _State, fault: str) -> _State:
-    return _with_snapshot(state, state, _Condition.UNREADABLE, fault)
+    return _with_snapshot(state, replace(state, refusal=""), _Condition.UNREADABLE, fault)
 
 
 def _last(state: _State) -> str:
@@ -293,5 +324,5 @@ def read_activity() -> Activity:
     )
     snapshot, contents = state.snapshot, state.contents
     if state.condition is _Condition.LOST:
-        snapshot = replace(state.cached or Snapshot(), **contents.round_fields)
+        snapshot = replace(state.cached or Snapshot(), refusal=state.refusal, **contents.round_fields)
     return Activity(snapshot, contents.round_in_progress, contents.tasks)
