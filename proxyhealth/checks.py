@@ -15,7 +15,9 @@ from django.utils.module_loading import import_string
 from django_prometheus.exports import ExportToDjangoView
 
 from proxyhealth.conf import NAMES, conf
+from proxyhealth.exceptions import StoreError
 from proxyhealth.metrics import exposition
+from proxyhealth.storage.client import require_client
 
 # The id and the hint of each setting. Ids are public: never change one, never reuse one.
 SETTINGS = {
@@ -78,7 +80,7 @@ def _check_cache() -> list[CheckMessage]:
     except ImportError:
         return []  # Django reports it
     if any("redis" in cls.__module__ for cls in classes):
-        return []
+        return _check_client()
     return [
         Error(
             f"The cache {conf.CACHE!r} uses {backend}, so processes cannot share the snapshot.",
@@ -86,6 +88,23 @@ def _check_cache() -> list[CheckMessage]:
             id="proxyhealth.E003",
         )
     ]
+
+
+def _check_client() -> list[CheckMessage]:
+    try:
+        require_client()
+    except StoreError as error:
+        hint = (
+            "Use the DefaultClient or the SentinelClient of django-redis, and correct LOCATION and OPTIONS."
+        )
+        return [
+            Error(
+                f"No client can be made from CACHES[{conf.CACHE!r}]: {error}.",
+                hint=hint,
+                id="proxyhealth.E008",
+            )
+        ]
+    return []
 
 
 def _check_stale_after() -> list[CheckMessage]:

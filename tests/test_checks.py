@@ -266,7 +266,7 @@ def test_checks__cache_without_redis(settings):
     ],
 )
 def test_checks__accepted_caches(settings, backend):
-    settings.CACHES = {"default": {"BACKEND": backend}}
+    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": settings.REDIS_URL}}
     assert check_settings() == []
 
 
