@@ -104,7 +104,9 @@ def _cache() -> Cache:
 
 
 def _message(error: Exception) -> str:
-    text = str(error) or repr(error)
+    # The text of a KeyError, for example, says nothing without the name of its class.
+    unclear = isinstance(error, TypeError | LookupError | AttributeError)
+    text = repr(error) if unclear else str(error) or repr(error)
     if isinstance(error, redis.exceptions.AskError):  # also MovedError, which shows only the other address
         return f"another node of a Redis Cluster has the keys ({text}). Use a server without cluster mode."
     remedy = next((remedy for part, remedy in _REMEDIES.items() if part in text), "")

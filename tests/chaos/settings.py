@@ -1,8 +1,9 @@
-"""The project's settings, with a certificate authority of the test for the prober to trust."""
+"""The project's settings, with a certificate authority or a broker of the test."""
 
 import os
 
 from project.settings import *  # noqa: F403
-from project.settings import PROXYHEALTH
+from project.settings import PROXYHEALTH, REDIS_URL
 
-PROXYHEALTH = {**PROXYHEALTH, "CA_BUNDLE": os.environ["CA_BUNDLE"]}
+PROXYHEALTH = {**PROXYHEALTH, "CA_BUNDLE": os.environ.get("CA_BUNDLE", "")}
+CELERY_BROKER_URL = CELERY_RESULT_BACKEND = os.environ.get("BROKER_URL", REDIS_URL)

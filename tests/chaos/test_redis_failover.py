@@ -45,18 +45,24 @@ def supervise(process: ProcessGroup) -> None:
 
 
 @pytest.fixture
-def failover(deploy):
-    deployment = deploy(interval=INTERVAL)
+def failover(deploy, request):
+    """A deployment before the failover. With the parameter "stays", its broker is another Redis."""
+    old_port, new_port, broker_port = free_port(), free_port(), free_port()
+    env = {
+        "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
+        "BROKER_URL": f"redis://127.0.0.1:{broker_port}/0",
+    }
+    deployment = deploy(interval=INTERVAL, env=env if request.param == "stays" else {})
     for name in ("lima", "oslo"):
         deployment.add(name)
-    old_port, new_port = free_port(), free_port()
     command = deployment.redis.command.replace(f"--port {deployment.redis_port}", "--port {}")
     command += " --repl-diskless-sync-delay 0"
     deployment.redis.command = command.format(old_port)
-    replica = ProcessGroup(
-        "replica", command.format(new_port), deployment.env, deployment.folder / "replica.log"
-    )
-    deployment.others.append(replica)
+    replica, broker = [
+        ProcessGroup(name, command.format(port), deployment.env, deployment.folder / f"{name}.log")
+        for name, port in (("replica", new_port), ("broker", broker_port))
+    ]
+    deployment.others += [replica, broker]
     for process in [*deployment.workers, *deployment.beats]:
         supervise(process)
     with (
@@ -64,6 +70,7 @@ def failover(deploy):
         redis.Redis(port=old_port) as old,
         redis.Redis(port=new_port) as new,
     ):
+        broker.start()
         deployment.start()
         replica.start()
         replica.wait_for_log("Ready to accept connections")
@@ -72,9 +79,13 @@ def failover(deploy):
         yield Failover(deployment, address, old, new, new_port)
 
 
-@pytest.mark.fault("Redis fails over, address moves after {late} s")
-@pytest.mark.parametrize("late", [0, 2 * INTERVAL])
-def test_redis_failover__rounds_go_on_at_new_primary(failover, verdict, late):
+@pytest.mark.fault("Redis fails over in {late} s, broker {failover}")
+@pytest.mark.parametrize(
+    ("failover", "late"),
+    [("moves", 0), ("moves", 2 * INTERVAL), ("stays", 2 * INTERVAL)],
+    indirect=["failover"],
+)
+def test_redis_failover__rounds_go_on_at_new_primary(failover, verdict, late, request):
     deployment = failover.deployment
     web = deployment.web.pid
     with Poller(deployment) as poller:
@@ -93,6 +104,11 @@ def test_redis_failover__rounds_go_on_at_new_primary(failover, verdict, late):
     assert not deployment.exited()
     poller.check({"lima": ("ok", "unreachable"), "oslo": "ok"})
     ended = deployment.worker.log_text().count(" ready.") - 1
+    if request.node.callspec.params["failover"] == "stays":
+        assert ended == 0
+        failures = deployment.metric('proxyhealth_rounds_total{outcome="failure"}')
+        # Each process of the pool counts its own, with its next round. One of them may not have had one yet.
+        assert 0 < failures <= deployment.worker.log_text().count("round failed: ")
     verdict(
         f"{len(poller.polls)} polls, never a wrong status, correct {took:.1f} s after the move "
         f"(limit {LIMIT} s), the worker ended {ended} times"

@@ -138,6 +138,7 @@ def use_cluster(settings, cluster, prefix):
     settings.CACHES = {"default": {"BACKEND": NATIVE, "LOCATION": location, "KEY_PREFIX": prefix}}
 
 
+@pytest.mark.django_db  # as the next test, so that both run beside each other and share the cluster
 def test_cluster__works_with_a_hash_tag(settings, cluster):
     use_cluster(settings, cluster, "{proxyhealth}")
     use_everything()
