@@ -85,12 +85,13 @@ def empty_cache(request: pytest.FixtureRequest) -> None:
     """
     from proxyhealth.api import inventory, listing
     from proxyhealth.rounds import dispatch
-    from proxyhealth.storage import deployment, reader
+    from proxyhealth.storage import counters, deployment, reader
 
     # A thread may only now send the requests of the previous test.
     dispatch._sender.value.flush(timeout=60)
     if _redis_server.has_started:
         request.getfixturevalue("redis_client").flushall()
+    counters.forget()
     reader.forget()
     deployment.forget()
     inventory.forget()

@@ -47,6 +47,9 @@ class _Result(NamedTuple):
 # The results that the cache did not take. They are counted when it takes them.
 _uncounted = PerProcess(lambda: deque[_Result](maxlen=1_000))
 
+# Drops them, for tests.
+forget = _uncounted.reset
+
 
 def count_round(outcome: str, error: str = "", token: int = 0) -> None:
     """Count a failed round or a skipped tick, and store its error. Raise ``StoreError``.
