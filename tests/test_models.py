@@ -62,6 +62,22 @@ def test_database__name_taken_in_other_case():
         WorkspaceProxy.objects.create(name="Paris")
 
 
+@pytest.mark.parametrize("condition", ["NOT deleted", "deleted = 0"])
+def test_database__unique_whatever_django_migrated_it(condition):
+    """Django 5.2 and 6.1 write the condition of the index differently."""
+    with connection.cursor() as cursor:
+        cursor.execute("DROP INDEX proxyhealth_unique_name")
+        cursor.execute(
+            "CREATE UNIQUE INDEX proxyhealth_unique_name ON proxyhealth_workspaceproxy (lower(name)) "
+            f"WHERE {condition}"
+        )
+    WorkspaceProxy.objects.create(name="paris", deleted=True)
+    WorkspaceProxy.objects.create(name="Paris")
+    assert list(errors_of(name="paris")) == ["__all__"]
+    with pytest.raises(IntegrityError):
+        WorkspaceProxy.objects.create(name="PARIS")
+
+
 def test_database__name_of_a_deleted_proxy_is_free():
     WorkspaceProxy.objects.create(name="paris", deleted=True)
     new = WorkspaceProxy(name="Paris")
