@@ -1,4 +1,4 @@
-"""Connections to Celery's broker, and the length of its queues, with short timeouts."""
+"""The Celery app of the rounds, its connections with short timeouts, and the length of its queues."""
 
 import threading
 import time
@@ -7,8 +7,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from celery import current_app
-from kombu.exceptions import ChannelError
+from celery import Celery
+from celery._state import _get_active_apps, get_current_app  # type: ignore[attr-defined]
+from django.conf import settings
 
 from proxyhealth.task_names import TaskName
 from proxyhealth.utils import PerProcess
@@ -17,21 +18,28 @@ from proxyhealth.utils import PerProcess
 _TIMEOUT = 0.25
 
 
+def celery_app() -> Celery:
+    """Return the app that is configured from Django's settings, else the current app of this thread.
+
+    A process may have several apps. Which one of them is current differs between its threads.
+    """
+    apps = [
+        app
+        for app in _get_active_apps()
+        if app._config_source is settings or app._config_source == "django.conf:settings"
+    ]
+    app: Celery = apps[0] if len(apps) == 1 else get_current_app()
+    return app
+
+
 @contextmanager
-def connection() -> Iterator[Any]:
+def connection(app: Celery) -> Iterator[Any]:
     """Yield a connection to a Redis broker that times out, or None, which means Celery's own connection."""
-    if not _is_redis():
-        yield None  # other transports have other options
-        return
-    options = current_app.conf.broker_transport_options or {}
+    options = app.conf.broker_transport_options or {}
     timeouts = {"socket_timeout": 5, "socket_connect_timeout": 2, **options}
-    with current_app.connection_for_write(transport_options=timeouts) as connection:
-        yield connection
-
-
-def _is_redis() -> bool:
-    options = current_app.conf
-    return str(options.broker_write_url or options.broker_url).startswith(("redis:", "rediss:"))
+    with app.connection_for_write(transport_options=timeouts) as link:
+        # Other transports have other options.
+        yield link if link.get_transport_cls().driver_type == "redis" else None
 
 
 def queue_length() -> int | None:
@@ -39,10 +47,9 @@ def queue_length() -> int | None:
 
     Return None if the broker does not respond within a quarter of a second, or is not Redis.
     """
-    if current_app.conf.task_always_eager or not _is_redis():
-        return None
     try:
-        return _query.value.result()
+        app = celery_app()
+        return None if app.conf.task_always_eager else _query.value.result(app)
     except Exception:
         return None
 
@@ -55,7 +62,7 @@ class _QueueLengthQuery:
         self._length: Future[int] | None = None
         self._deadline = 0.0  # of the query that is running (monotonic)
 
-    def result(self) -> int:
+    def result(self, app: Celery) -> int:
         """Return the length. Raise the error of the broker, or ``TimeoutError``.
 
         Callers do not wait for a query that is past its deadline.
@@ -65,34 +72,59 @@ class _QueueLengthQuery:
             if future is None or future.done():
                 future = Future()
                 threading.Thread(
-                    target=self._run, args=(future,), name="proxyhealth broker", daemon=True
+                    target=self._run, args=(future, app), name="proxyhealth broker", daemon=True
                 ).start()
                 # After the start, because nothing completes the future of a thread that cannot start.
                 self._length, self._deadline = future, time.monotonic() + _TIMEOUT
         return future.result(timeout=max(0.0, self._deadline - time.monotonic()))
 
-    def _run(self, future: Future[int]) -> None:
+    def _run(self, future: Future[int], app: Celery) -> None:
         try:
-            future.set_result(_count_messages())
+            future.set_result(_count_messages(app))
         except BaseException as error:
             future.set_exception(error)
 
 
-def _count_messages() -> int:
-    with connection() as link:
-        channel = link.channel()
-        return sum(_length(channel, queue) for queue in _queues())
+def _count_messages(app: Celery) -> int:
+    with connection(app) as link:
+        if link is None:
+            raise LookupError("other brokers than Redis cannot be queried")
+        for _ in link.alt[1:]:  # the broker URLs to fail over to
+            try:
+                return _count_on(link, app)
+            except link.connection_errors:
+                link.maybe_switch_next()
+        return _count_on(link, app)
 
 
-def _length(channel: Any, queue: str) -> int:
-    try:
-        return int(channel.queue_declare(queue, passive=True).message_count)
-    except ChannelError:
-        return 0  # Redis deletes a list when it becomes empty
+def _count_on(link: Any, app: Celery) -> int:
+    channel = link.channel()
+    # On Redis, this only counts. It does not need the queue to exist: Redis deletes a list that is empty.
+    return sum(channel.queue_declare(queue).message_count for queue in queues_of_tasks(app))
 
 
-def _queues() -> set[str]:
-    return {current_app.amqp.router.route({}, name)["queue"].name for name in TaskName}
+def queues_of_tasks(app: Celery) -> set[str]:
+    """Return the names of the queues that our tasks are sent to."""
+    names: set[str] = set()
+    for task in TaskName:
+        route = app.amqp.router.route({}, task.value)
+        if route.get("queue"):
+            names.add(route["queue"].name)
+        elif exchange := route.get("exchange"):
+            names |= _bound_queues(app, getattr(exchange, "name", exchange), route.get("routing_key"))
+        else:
+            names.add(app.amqp.default_queue.name)
+    return names
+
+
+def _bound_queues(app: Celery, exchange: str, routing_key: str | None) -> set[str]:
+    """Return the queues of the host that get messages with this key from an exchange."""
+    return {
+        queue.name
+        for queue in app.amqp.queues.values()
+        if queue.exchange.name == exchange
+        and (queue.exchange.type != "direct" or queue.routing_key == routing_key)
+    }
 
 
 _query = PerProcess(_QueueLengthQuery)

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from celery import current_app
+from celery import Celery
 
 from proxyhealth.exceptions import StoreError
 from proxyhealth.rounds import broker
@@ -31,9 +32,28 @@ def request_check(ids: Iterable[UUID] | None = None) -> Future[None]:
     However many requests for all proxies arrive during a round, exactly one more round follows it.
     """
     id_texts = ids if ids is None else [str(id) for id in ids]
-    if current_app.conf.task_always_eager:
-        return _run_eagerly(id_texts)
+    app = broker.celery_app()
+    if app.conf.task_always_eager:
+        return _run_eagerly(app, id_texts)
     return _sender.value.add(id_texts)
+
+
+def request_next_round() -> None:
+    """Ask the workers for a round that the caller did not ask for. Without workers, do nothing.
+
+    In eager mode, a save must not run a whole round in the process of its caller.
+    """
+    if not broker.celery_app().conf.task_always_eager:
+        request_check()
+
+
+@dataclass
+class _Batch:
+    """The requests that are sent together, to the broker of one Celery app."""
+
+    ids: set[str] = field(default_factory=set)
+    all_proxies: bool = False
+    futures: list[Future[None]] = field(default_factory=list)
 
 
 class Sender:
@@ -46,12 +66,7 @@ class Sender:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self._ids: set[str] = set()
-        self._all_proxies = False
-        self._futures: list[Future[None]] = []
+        self._batches: dict[Celery, _Batch] = {}
 
     def add(self, ids: Iterable[str] | None) -> Future[None]:
         """Request a check of these proxies, or of all.
@@ -60,12 +75,14 @@ class Sender:
         with the result of the last one.
         """
         future: Future[None] = Future()
+        app = broker.celery_app()  # here, because the thread may have another current app
         with self._changed:
-            self._futures.append(future)
+            batch = self._batches.setdefault(app, _Batch())
+            batch.futures.append(future)
             if ids is None:
-                self._all_proxies = True
+                batch.all_proxies = True
             else:
-                self._ids.update(ids)
+                batch.ids.update(ids)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="proxyhealth sender", daemon=True)
                 self._thread.start()
@@ -81,23 +98,24 @@ class Sender:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._futures)
-                ids, all_proxies, futures = self._ids, self._all_proxies, self._futures
-                self._clear()
-            if ids or all_proxies:
-                self._error = self._try_to_send(ids, all_proxies)
-            for future in futures:
+                self._changed.wait_for(lambda: self._batches)
+                app = next(iter(self._batches))
+                batch = self._batches.pop(app)
+            if batch.ids or batch.all_proxies:
+                app.set_current()  # for this thread only
+                self._error = self._try_to_send(batch)
+            for future in batch.futures:
                 if self._error:
                     future.set_exception(self._error)
                 else:
                     future.set_result(None)
 
-    def _try_to_send(self, ids: set[str], all_proxies: bool) -> Exception | None:
+    def _try_to_send(self, batch: _Batch) -> Exception | None:
         try:
-            if all_proxies:
+            if batch.all_proxies:
                 _send(None)
-            if ids:
-                _send(ids)
+            if batch.ids:
+                _send(batch.ids)
         except Exception as error:
             logger.warning("no check could be requested, the next round checks the proxies: %s", error)
             return error
@@ -111,13 +129,13 @@ _sender = PerProcess(Sender)
 atexit.register(lambda: _sender.value.flush(timeout=2))
 
 
-def _run_eagerly(ids: list[str] | None) -> Future[None]:
+def _run_eagerly(app: Celery, ids: list[str] | None) -> Future[None]:
     done: Future[None] = Future()
     try:
         if ids is None:
-            current_app.tasks[TaskName.CHECK_ALL].apply_async()
+            app.tasks[TaskName.CHECK_ALL].apply_async()
         elif ids:
-            current_app.tasks[TaskName.CHECK_PROXIES].apply_async((ids,))
+            app.tasks[TaskName.CHECK_PROXIES].apply_async((ids,))
         done.set_result(None)
     except Exception as error:
         logger.warning("check failed: %s", error)
@@ -147,6 +165,7 @@ def _send(ids: set[str] | None) -> None:
 
 
 def _apply(name: TaskName, **options: Any) -> None:
-    with broker.connection() as connection:
-        task: Any = current_app.tasks[name]
+    app = broker.celery_app()
+    with broker.connection(app) as connection:
+        task: Any = app.tasks[name]
         task.apply_async(connection=connection, **options)

@@ -9,7 +9,7 @@ from uuid import UUID
 from proxyhealth.exceptions import ProberOffline, StoreError
 from proxyhealth.probing import pool
 from proxyhealth.rounds import steps
-from proxyhealth.rounds.dispatch import request_check
+from proxyhealth.rounds.dispatch import request_next_round
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
 from proxyhealth.storage.commit import Commit
@@ -49,7 +49,7 @@ def run_check(ids: Iterable[UUID]) -> None:
         raise steps.log_failure(error, "check") from error
     if not result.complete:
         # The cache is new or was emptied. Only a full round adds the other proxies.
-        request_check()
+        request_next_round()
 
 
 def _commit_batch(batch: Sequence[ProxyStatus], token: int, removed: Collection[UUID]) -> Commit:

