@@ -1,4 +1,4 @@
-"""The system checks of the settings and of the URLs for metrics."""
+"""The system checks of the settings, of Celery, and of the URLs for metrics."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,17 +7,22 @@ from functools import partial
 from inspect import unwrap
 from typing import Any
 
+from celery import signature
+from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
 from django.utils.module_loading import import_string
 from django_prometheus.exports import ExportToDjangoView
+from kombu.serialization import dumps
 
 from proxyhealth.conf import NAMES, conf
 from proxyhealth.exceptions import StoreError
 from proxyhealth.metrics import exposition
+from proxyhealth.rounds import broker
 from proxyhealth.storage.client import require_client
+from proxyhealth.task_names import TaskName
 
 # The id and the hint of each setting. Ids are public: never change one, never reuse one.
 SETTINGS = {
@@ -145,6 +150,50 @@ def _check_metrics() -> list[CheckMessage]:
             )
         )
     return messages
+
+
+def check_celery(**kwargs: Any) -> list[CheckMessage]:
+    """Check the settings of Celery with which rounds would fail."""
+    app = broker.celery_app()
+    messages: list[CheckMessage] = []
+    if str(app.conf.worker_pool) in ("gevent", "eventlet"):
+        messages.append(
+            Error(
+                f"CELERY_WORKER_POOL is {app.conf.worker_pool!r}, but probes need real threads.",
+                hint="Use 'prefork' or 'threads' for the workers of proxyhealth. If others need this pool, "
+                "start them with --pool and --queues, and remove this setting.",
+                id="proxyhealth.E030",
+            )
+        )
+    serializer = app.tasks[TaskName.CHECK_SHARD].serializer
+    try:
+        dumps(signature(TaskName.CHECK_SHARD.value), serializer=serializer)
+    except Exception as error:
+        messages.append(
+            Error(
+                f"Celery cannot send the shards of a round as {serializer!r}: {error}",
+                hint="Add 'json' to CELERY_ACCEPT_CONTENT. Other tasks may keep their serializer.",
+                id="proxyhealth.E031",
+            )
+        )
+    return [*messages, *_check_fractions(str(app.conf.beat_scheduler))]
+
+
+def _check_fractions(scheduler: str) -> list[CheckMessage]:
+    try:
+        interval = conf.INTERVAL
+    except ImproperlyConfigured:
+        return []  # check_settings reports it
+    uses_table = apps.is_installed("django_celery_beat") or "django_celery_beat" in scheduler
+    if interval.is_integer() or not uses_table:
+        return []
+    return [
+        Error(
+            f"PROXYHEALTH['INTERVAL'] is {interval}, but django-celery-beat stores whole seconds.",
+            hint=f"Set {max(1, round(interval))}, or use the default scheduler of Celery beat.",
+            id="proxyhealth.E032",
+        )
+    ]
 
 
 def check_deployment(**kwargs: Any) -> list[CheckMessage]:
