@@ -13,12 +13,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import shared_task
-from celery.signals import task_failure, task_postrun, task_prerun, worker_ready
+from celery.signals import task_failure, task_postrun, task_prerun, worker_init, worker_ready
 from celery.states import FAILURE, SUCCESS
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import RoundFailed, StoreError
+from proxyhealth.rounds import broker, steps, worker
 from proxyhealth.rounds.recheck import run_pending_check
 from proxyhealth.rounds.runner import run_round
 from proxyhealth.rounds.sharing import finish_shared_round, run_shard
@@ -30,12 +32,31 @@ from proxyhealth.task_names import TaskName
 
 logger = logging.getLogger(__name__)
 
-# Acknowledge messages early, regardless of the host's settings: a Celery worker that holds an unacknowledged
-# message exits when it loses its broker. The next round repeats what a killed process lost.
-_EARLY: dict[str, Any] = {"acks_late": False, "reject_on_worker_lost": False}
+_DAY = 24 * 3_600  # seconds
 
 
-@shared_task(**_EARLY, base=Tick, ignore_result=True, throws=(RoundFailed,))
+def _serializer(task: Any) -> str:
+    """Return JSON if the workers accept it. With YAML, Celery cannot send the shards of a round."""
+    conf = task.app.conf
+    is_json_accepted = {"json", "application/json"} & set(conf.accept_content or ())
+    return "json" if is_json_accepted else str(conf.task_serializer)
+
+
+# These options replace the defaults of the host.
+_OPTIONS: dict[str, Any] = {
+    # A Celery worker that holds an unacknowledged message exits when it loses its broker. The next round
+    # repeats what a killed process lost.
+    "acks_late": False,
+    "reject_on_worker_lost": False,
+    # A round of many proxies takes longer than most tasks. It has time limits of its own; these only end a
+    # process that hangs.
+    "soft_time_limit": _DAY,
+    "time_limit": _DAY + 60,
+    "serializer": property(_serializer),
+}
+
+
+@shared_task(**_OPTIONS, base=Tick, ignore_result=True, throws=(RoundFailed,))
 def check_all(gap: float | None = None, asked: int | None = None) -> None:
     """Run a round of all active proxies.
 
@@ -47,32 +68,32 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
     run_round(request, share=True)
 
 
-@shared_task(**_EARLY, ignore_result=False, resultrepr_maxsize=80)
+@shared_task(**_OPTIONS, ignore_result=False, resultrepr_maxsize=80)
 def check_shard(token: int, index: int, checked_at: str, proxies: list[dict[str, Any]]) -> dict[str, Any]:
     """Probe one shard of a shared round."""
     shard = [Proxy.from_json(data) for data in proxies]
     return run_shard(token, index, datetime.fromisoformat(checked_at), shard)
 
 
-@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_OPTIONS, ignore_result=True, throws=(RoundFailed,))
 def finish_round(parts: list[Any], token: int) -> None:
     """Commit a shared round after its last shard."""
     finish_shared_round(token, parts)
 
 
-@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_OPTIONS, ignore_result=True, throws=(RoundFailed,))
 def finish_broken_round(task_id: str, *, ticket: int) -> None:
     """Commit a shared round after a shard was killed. Celery passes the id of the chord."""
     finish_shared_round(ticket)
 
 
-@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_OPTIONS, ignore_result=True, throws=(RoundFailed,))
 def check_proxies(ids: Sequence[str] = ()) -> None:
     """Check the proxies with these ids, and all pending ones."""
     run_pending_check(UUID(id) for id in ids)
 
 
-@shared_task(**_EARLY, ignore_result=True, throws=(RoundFailed,))
+@shared_task(**_OPTIONS, ignore_result=True, throws=(RoundFailed,))
 def first_round(asked: int) -> None:
     """Run a round for a worker that has started, unless one is recent or began after the token ``asked``.
 
@@ -83,16 +104,28 @@ def first_round(asked: int) -> None:
     run_round(request, wait=lease_seconds() + 1, share=True)
 
 
+@worker_init.connect
+def _refuse_green_threads(sender: Any, **kwargs: Any) -> None:
+    worker.refuse_green_threads(sender)
+
+
 @worker_ready.connect
-def _request_first_round(**kwargs: Any) -> None:
+def _request_first_round(sender: Any, **kwargs: Any) -> None:
     """Request a round when a worker starts or reconnects to its broker, instead of waiting for beat."""
+    app = broker.celery_app()
+    if sender and sender.app != app:
+        return  # the worker of another app, perhaps on a host that cannot reach the proxies
     try:
         first_round.apply_async((take_token(),))
+        worker.report_unconsumed_queues(app)
     except Exception as error:
         logger.warning("the first round could not be requested, the next tick runs one: %s", error)
 
 
 # Runs are counted in the cache, because Prometheus does not scrape workers.
+
+# The tasks that end with the round if their process is killed.
+_ROUNDS = frozenset({TaskName.CHECK_ALL, TaskName.FIRST_ROUND, TaskName.FINISH_ROUND})
 
 _start_times: dict[str, float] = {}  # by task id
 _counted_ids: deque[str] = deque(maxlen=1_000)
@@ -112,11 +145,13 @@ def _count_run(task_id: str, task: Any, state: str | None, **kwargs: Any) -> Non
 
 
 @task_failure.connect
-def _count_lost(task_id: str, sender: Any, **kwargs: Any) -> None:
+def _count_lost(task_id: str, sender: Any, exception: Any, **kwargs: Any) -> None:
     """Count a run that could not start or, in the parent process, a run in a killed process."""
     # Celery sends this twice if a run exceeds its time limit, and once more if a result cannot be stored.
     if _is_ours(sender) and task_id not in _start_times and task_id not in _counted_ids:
         _count(task_id, sender, "failure", 0.0)
+        if sender.name in _ROUNDS and isinstance(exception, TimeLimitExceeded | WorkerLostError):
+            steps.record_failure(RoundFailed(f"the process of the round was killed: {exception}"))
 
 
 def _is_ours(task: Any) -> bool:

@@ -1,6 +1,7 @@
-"""Frozen collections, times as text, and objects per process."""
+"""Frozen collections, times as text, objects per process, and the detection of green threads."""
 
 import os
+import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from datetime import UTC, datetime
 from typing import Any, Generic, NoReturn, TypeVar
@@ -83,11 +84,23 @@ class PerProcess(Generic[V]):
     def __init__(self, make: Callable[[], V]) -> None:
         self._make = make
         self.reset()
-        os.register_at_fork(after_in_child=self.reset)
+        if hasattr(os, "register_at_fork"):  # Windows has no forks
+            os.register_at_fork(after_in_child=self.reset)
 
     def reset(self) -> None:
         """Replace the object with a new one."""
         self.value = self._make()
+
+
+def green_threads() -> str:
+    """Return the name of the library that replaced the threads or sockets of this process, or ""."""
+    gevent: Any = sys.modules.get("gevent.monkey")
+    if gevent and any(map(gevent.is_module_patched, ("socket", "thread", "threading"))):
+        return "gevent"
+    eventlet: Any = sys.modules.get("eventlet.patcher")
+    if eventlet and any(map(eventlet.is_monkey_patched, ("socket", "thread"))):
+        return "eventlet"
+    return ""
 
 
 class LazyProperty(Generic[V]):

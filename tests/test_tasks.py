@@ -1,10 +1,11 @@
 """The tasks, called as functions, and one shared round in a real worker."""
 
+import threading
 import time
 from uuid import uuid4
 
 import pytest
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery
 from celery.app.trace import build_tracer
 from celery.contrib.testing.worker import start_worker
@@ -162,6 +163,16 @@ def test_task_runs__killed_process_counted_by_parent():
     )
 
 
+@pytest.mark.parametrize("error", [TimeLimitExceeded(5), WorkerLostError("signal 9 (SIGKILL)")])
+def test_task_runs__killed_round_is_shown(error):
+    """By the time limit of an annotation, or by the system."""
+    for name in ("check_all", "check_shard", "check_proxies"):
+        task_failure.send(sender=getattr(tasks, name), task_id=str(uuid4()), exception=error)
+    snapshot = reader.read()
+    assert snapshot.outcomes == {"failure": 1}
+    assert snapshot.error == f"the process of the round was killed: {error}"
+
+
 def test_task_runs__unstored_result_counted_once(monkeypatch):
     store_result = app.backend.store_result
 
@@ -213,6 +224,43 @@ def test_tasks__are_acknowledged_early():
     assert app.conf.worker_disable_prefetch, "nor may a worker prefetch more messages than it can run"
 
 
+def test_tasks__time_limit_of_host_does_not_apply():
+    """The worker passes the limit of a task to the pool, and that of the host only without one."""
+    host = Celery(set_as_current=False)
+    host.conf.update(task_time_limit=5, task_soft_time_limit=4)
+    ours = [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
+    assert {(task.soft_time_limit, task.time_limit) for task in ours} == {(86_400, 86_460)}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "host_serializer", "serializer"),
+    [
+        (["json"], "json", "json"),
+        (["json", "yaml"], "yaml", "json"),
+        (["application/json", "pickle"], "pickle", "json"),
+        (["pickle"], "pickle", "pickle"),
+        (["auth"], "auth", "auth"),
+    ],
+)
+def test_tasks__are_sent_as_json_if_accepted(accepted, host_serializer, serializer):
+    host = Celery(set_as_current=False)
+    host.conf.update(task_serializer=host_serializer, accept_content=accepted)
+    ours = [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
+    assert {task._get_exec_options()["serializer"] for task in ours} == {serializer}
+
+
+@pytest.fixture
+def serializers(request, monkeypatch):
+    """The serializer of the host, for tasks and for results."""
+    names = ["json", request.param]
+    monkeypatch.setitem(app.conf, "accept_content", names)
+    monkeypatch.setitem(app.conf, "result_accept_content", names)
+    monkeypatch.setitem(app.conf, "task_serializer", request.param)
+    monkeypatch.setitem(app.conf, "result_serializer", request.param)
+    monkeypatch.setattr(app, "_local", threading.local())  # Celery creates the backend again
+    monkeypatch.delattr(app.amqp, "send_task_message", raising=False)
+
+
 @pytest.fixture
 def worker():
     """A worker in a thread, without its first round: it does not see the database of the test."""
@@ -245,4 +293,16 @@ def test_worker__runs_shared_round(serve, configure, worker, redis_client):
     assert sum(snapshot.rounds.counts) == 1
     assert snapshot.rounds.sum == pytest.approx(snapshot.duration)
     wait_for(lambda: not redis_client.keys("celery-task-meta-*"), what="the results are deleted")
+    wait_for(lambda: runner.run_round() == "success", what="the lease is released")
+
+
+@pytest.mark.parametrize("serializers", ["yaml", "pickle"], indirect=True)
+def test_worker__runs_shared_round_with_serializer(serializers, serve, configure, worker):
+    configure(SHARD_SIZE=1)
+    server = serve()
+    for name in ("a", "b"):
+        WorkspaceProxy.objects.create(name=name, url=server.url)
+    assert runner.run_round(share=True) == "shared"
+    snapshot = wait_for(lambda: reader.read_anew().checked_at and reader.read_anew(), 20)
+    assert {status.status for status in snapshot.statuses.values()} == {"ok"}
     wait_for(lambda: runner.run_round() == "success", what="the lease is released")

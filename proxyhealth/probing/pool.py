@@ -17,7 +17,7 @@ from proxyhealth.probing.probe import is_reachable, probe
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
-from proxyhealth.utils import PerProcess
+from proxyhealth.utils import PerProcess, green_threads
 from proxyhealth.validators import parse_proxy_url
 
 _STOP_POLL = 0.5  # seconds between two checks of the stop event
@@ -77,6 +77,11 @@ def probe_batches(
     A batch ends when no probe ends for ``batch_idle`` seconds; each batch doubles this time. A proxy without
     a result after :func:`time_limit` is ``unreachable`` (``timeout``). Raise ``RoundFailed``.
     """
+    if library := green_threads():
+        raise RoundFailed(
+            f"probes need real threads, but {library} replaced those of this process. Run rounds in a Celery "
+            "worker with --pool prefork, threads or solo, and call request_check() in place of force_update()"
+        )
     end = time.monotonic() + time_limit(len(proxies))
     missing = {proxy.id: proxy for proxy in proxies}
     batch: list[ProxyStatus] = []

@@ -1,0 +1,60 @@
+"""The start of a Celery worker: refuse green threads, and report queues that no worker consumes."""
+
+import logging
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from celery import Celery
+
+from proxyhealth.exceptions import RoundFailed
+from proxyhealth.rounds import broker
+from proxyhealth.rounds.steps import record_failure
+from proxyhealth.storage.lease import lease_seconds
+from proxyhealth.utils import green_threads
+
+logger = logging.getLogger(__name__)
+
+# Seconds that running workers have to tell which queues they consume.
+_REPLY_TIMEOUT = 5.0
+
+
+def refuse_green_threads(worker: Any) -> None:
+    """End a worker with green threads that would take our tasks. A worker of other queues may have them."""
+    pool = str(getattr(worker.pool_cls, "__module__", worker.pool_cls))
+    library = green_threads() or next((name for name in ("gevent", "eventlet") if name in pool), "")
+    queues = broker.queues_of_tasks(worker.app) & set(worker.app.amqp.queues.consume_from)
+    if library and queues:
+        raise SystemExit(
+            f"proxyhealth: probes need real threads, so a worker with {library} must not take tasks from the "
+            f"queue {_names(queues)}. Start it with --pool prefork, threads or solo. Or give it other queues "
+            "with --queues, and start another worker for this one."
+        )
+
+
+def report_unconsumed_queues(app: Celery) -> None:
+    """Record a failed round if neither this worker nor another one takes the tasks of a queue of ours."""
+    queues = broker.queues_of_tasks(app) - set(app.amqp.queues.consume_from)
+    if queues:
+        threading.Thread(
+            target=_ask_other_workers, args=(app, queues), name="proxyhealth queues", daemon=True
+        ).start()
+
+
+def _ask_other_workers(app: Celery, queues: set[str]) -> None:
+    time.sleep(lease_seconds())  # another worker may start together with this one
+    with suppress(Exception):  # without a broker, this worker connects again, and asks again
+        for consumed in (app.control.inspect(timeout=_REPLY_TIMEOUT).active_queues() or {}).values():
+            queues = queues - {queue["name"] for queue in consumed}
+        if queues and broker.queue_length() != 0:
+            record_failure(
+                RoundFailed(
+                    f"no running worker takes tasks from the queue {_names(queues)}. "
+                    f"Start a worker with --queues {','.join(sorted(queues))}"
+                )
+            )
+
+
+def _names(queues: set[str]) -> str:
+    return ", ".join(map(repr, sorted(queues)))
