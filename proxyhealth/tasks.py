@@ -42,6 +42,11 @@ def _serializer(task: Any) -> str:
     return "json" if is_json_accepted else str(conf.task_serializer)
 
 
+def _soft_time_limit(task: Any) -> float:
+    """Return the other limit, which an annotation may lower. Celery refuses tasks with a higher one."""
+    return float(task.time_limit or _DAY)
+
+
 # These options replace the defaults of the host.
 _OPTIONS: dict[str, Any] = {
     # A Celery worker that holds an unacknowledged message exits when it loses its broker. The next round
@@ -50,8 +55,8 @@ _OPTIONS: dict[str, Any] = {
     "reject_on_worker_lost": False,
     # A round of many proxies takes longer than most tasks. It has time limits of its own; these only end a
     # process that hangs.
-    "soft_time_limit": _DAY,
-    "time_limit": _DAY + 60,
+    "time_limit": _DAY,
+    "soft_time_limit": property(_soft_time_limit),
     "serializer": property(_serializer),
 }
 

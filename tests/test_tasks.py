@@ -1,6 +1,5 @@
 """The tasks, called as functions, and one shared round in a real worker."""
 
-import threading
 import time
 from uuid import uuid4
 
@@ -23,6 +22,7 @@ from proxyhealth.storage import reader
 from proxyhealth.storage.lease import begin_round, end_round, take_token
 from proxyhealth.storage.pending import add_pending
 from proxyhealth.task_names import TaskName
+from tests.support.forks import run_python
 from tests.support.proxies import queued, wait_for
 from tests.support.values import refuse_queries
 
@@ -224,12 +224,32 @@ def test_tasks__are_acknowledged_early():
     assert app.conf.worker_disable_prefetch, "nor may a worker prefetch more messages than it can run"
 
 
-def test_tasks__time_limit_of_host_does_not_apply():
+@pytest.fixture
+def host():
+    """Another app with our tasks. Celery reads its configuration when it creates the tasks."""
+    host = Celery(set_as_current=False, broker="memory://", backend="cache+memory://")
+    yield host
+    host.close()
+
+
+def tasks_of(host):
+    return [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
+
+
+def test_tasks__time_limit_of_host_does_not_apply(host):
     """The worker passes the limit of a task to the pool, and that of the host only without one."""
-    host = Celery(set_as_current=False)
     host.conf.update(task_time_limit=5, task_soft_time_limit=4)
-    ours = [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
-    assert {(task.soft_time_limit, task.time_limit) for task in ours} == {(86_400, 86_460)}
+    assert {(task.soft_time_limit, task.time_limit) for task in tasks_of(host)} == {(86_400, 86_400)}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "limits"), [({"time_limit": 5}, (5, 5)), ({"soft_time_limit": 4}, (4, 86_400))]
+)
+def test_tasks__time_limit_of_annotation_applies(host, annotation, limits):
+    """Celery refuses to send a task whose soft limit is above the other one."""
+    host.conf.task_annotations = {"*": annotation}
+    host.tasks[TaskName.CHECK_ALL].apply_async()
+    assert {(task.soft_time_limit, task.time_limit) for task in tasks_of(host)} == {limits}
 
 
 @pytest.mark.parametrize(
@@ -242,23 +262,26 @@ def test_tasks__time_limit_of_host_does_not_apply():
         (["auth"], "auth", "auth"),
     ],
 )
-def test_tasks__are_sent_as_json_if_accepted(accepted, host_serializer, serializer):
-    host = Celery(set_as_current=False)
+def test_tasks__are_sent_as_json_if_accepted(host, accepted, host_serializer, serializer):
     host.conf.update(task_serializer=host_serializer, accept_content=accepted)
-    ours = [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
-    assert {task._get_exec_options()["serializer"] for task in ours} == {serializer}
+    assert {task._get_exec_options()["serializer"] for task in tasks_of(host)} == {serializer}
 
 
-@pytest.fixture
-def serializers(request, monkeypatch):
-    """The serializer of the host, for tasks and for results."""
-    names = ["json", request.param]
-    monkeypatch.setitem(app.conf, "accept_content", names)
-    monkeypatch.setitem(app.conf, "result_accept_content", names)
-    monkeypatch.setitem(app.conf, "task_serializer", request.param)
-    monkeypatch.setitem(app.conf, "result_serializer", request.param)
-    monkeypatch.setattr(app, "_local", threading.local())  # Celery creates the backend again
-    monkeypatch.delattr(app.amqp, "send_task_message", raising=False)
+def test_tasks__shards_are_sent_by_host_with_yaml(redis_client):
+    """Celery cannot send a chord as YAML."""
+    run_python(
+        "from celery import chord\n"
+        "from project.celery import app\n"
+        "from proxyhealth.task_names import TaskName\n"
+        "shard, end = (app.tasks[name] for name in (TaskName.CHECK_SHARD, TaskName.FINISH_ROUND))\n"
+        "chord([shard.s(1, 0, '', []), shard.s(1, 1, '', [])])(end.s(1))\n"
+        "from tests.support.values import make_proxy, make_status\n"
+        "part = {'shard': 0, 'found': [make_status(make_proxy()).judgement()]}\n"
+        "app.backend.store_result('id', part, 'SUCCESS')\n"
+        "assert app.backend.get_result('id') == part\n",
+        DJANGO_SETTINGS_MODULE="tests.support.settings_with_yaml",
+    )
+    assert len(queued(redis_client)) == 2
 
 
 @pytest.fixture
@@ -293,16 +316,4 @@ def test_worker__runs_shared_round(serve, configure, worker, redis_client):
     assert sum(snapshot.rounds.counts) == 1
     assert snapshot.rounds.sum == pytest.approx(snapshot.duration)
     wait_for(lambda: not redis_client.keys("celery-task-meta-*"), what="the results are deleted")
-    wait_for(lambda: runner.run_round() == "success", what="the lease is released")
-
-
-@pytest.mark.parametrize("serializers", ["yaml", "pickle"], indirect=True)
-def test_worker__runs_shared_round_with_serializer(serializers, serve, configure, worker):
-    configure(SHARD_SIZE=1)
-    server = serve()
-    for name in ("a", "b"):
-        WorkspaceProxy.objects.create(name=name, url=server.url)
-    assert runner.run_round(share=True) == "shared"
-    snapshot = wait_for(lambda: reader.read_anew().checked_at and reader.read_anew(), 20)
-    assert {status.status for status in snapshot.statuses.values()} == {"ok"}
     wait_for(lambda: runner.run_round() == "success", what="the lease is released")
