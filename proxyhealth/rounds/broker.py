@@ -106,8 +106,10 @@ def _count_on(link: Any, app: Celery) -> int:
 def queues_of_tasks(app: Celery) -> set[str]:
     """Return the names of the queues that our tasks are sent to."""
     names: set[str] = set()
+    # In a copy, because a route adds its queue, and a worker of Celery 5.5 then consumes that queue, too.
+    router = app.amqp.Router(app.amqp.Queues(dict(app.amqp.queues)))
     for task in TaskName:
-        route = app.amqp.router.route({}, task.value)
+        route = router.route({}, task.value)
         if route.get("queue"):
             names.add(route["queue"].name)
         elif exchange := route.get("exchange"):

@@ -135,6 +135,12 @@ def test_queue_length__counts_queues_of_routed_tasks(routes):
     assert broker.queue_length() == 2
 
 
+def test_queues_of_tasks__adds_no_queue_to_worker(routes):
+    routes({"proxyhealth.tasks.check_proxies": {"queue": "only a route"}})
+    assert broker.queues_of_tasks(app) == {"celery", "only a route"}
+    assert "only a route" not in set(app.amqp.queues)
+
+
 def test_queue_length__route_without_queue(routes):
     routes({"proxyhealth.tasks.*": {"priority": 5}})
     app.tasks[TaskName.CHECK_ALL].apply_async()

@@ -118,11 +118,12 @@ def test_unconsumed_queue__omits_queues_of_other_workers(impatient, redis_client
     monkeypatch.setattr(app.amqp, "router", app.amqp.Router(), raising=False)
     app.tasks[TaskName.CHECK_PROXIES].apply_async()
     try:
-        with start_worker(app, pool="solo", perform_ping_check=False, loglevel="WARNING"):
+        with start_worker(app, pool="solo", perform_ping_check=False, loglevel="WARNING", queues="celery"):
             monkeypatch.setattr(worker, "_REPLY_TIMEOUT", 2)
             worker._ask_other_workers(app, {"celery", "checks"})
             assert "takes tasks from the queue 'checks'." in reader.read_anew().error
     finally:
+        app.amqp.queues._consume_from = None
         worker_ready.connect(tasks._request_first_round)
 
 
