@@ -42,7 +42,7 @@ PROGRAMS = {
     "read": ("--proxies 1000 --seconds 0.1", 7),
     "scrape": ("--rounds 2", 7),
     "saves": ("--saves 10", 7),
-    "round": ("--targets 2000 --rounds 2", 7),
+    "round": ("--targets 2000 --rounds 3", 7),
 }
 
 

@@ -70,7 +70,7 @@ SILENT_EVERY = 20
 
 
 def is_silent(index: int) -> bool:
-    """Return True for 5 % of the hosts, evenly distributed: they never respond."""
+    """Return True for 5 % of the hosts, evenly distributed: they can be silent."""
     return index % SILENT_EVERY == SILENT_EVERY // 2
 
 
@@ -80,6 +80,7 @@ class Fleet(NamedTuple):
     port: int
     pid: int
     lag: Any  # shared double: the maximum delay of a response in seconds, beyond the intended delay
+    silent: Any  # shared bool: 5 % of the hosts accept connections and send nothing
 
     def take_lag(self) -> float:
         """Return the maximum lag in seconds since the last call."""
@@ -98,7 +99,7 @@ class Fleet(NamedTuple):
 def fleet(delay: float = 0.0, *, silent: bool = False, body: bytes = BODY) -> Iterator[Fleet]:
     """Run a fleet that responds with ``body`` after ``delay`` seconds.
 
-    With ``silent``, 5 % of its hosts accept connections and send nothing.
+    ``silent`` is the first value of ``Fleet.silent``.
     """
     with socket.socket() as listener:
         with suppress(OSError):  # older kernels require a capability for this option
@@ -106,17 +107,17 @@ def fleet(delay: float = 0.0, *, silent: bool = False, body: bytes = BODY) -> It
         listener.bind(("0.0.0.0", 0))
         listener.listen(4096)
         fork = multiprocessing.get_context("fork")
-        lag = fork.Value("d", 0.0)
-        process = fork.Process(target=_serve_fleet, args=(listener, delay, silent, response(body), lag))
+        lag, silence = fork.Value("d", 0.0), fork.Value("b", silent)
+        process = fork.Process(target=_serve_fleet, args=(listener, delay, response(body), lag, silence))
         process.start()
         try:
-            yield Fleet(listener.getsockname()[1], process.pid or 0, lag)
+            yield Fleet(listener.getsockname()[1], process.pid or 0, lag, silence)
         finally:
             process.kill()
             process.join()
 
 
-def _serve_fleet(listener: socket.socket, delay: float, silent: bool, payload: bytes, lag: Any) -> None:
+def _serve_fleet(listener: socket.socket, delay: float, payload: bytes, lag: Any, silence: Any) -> None:
     # One thread with epoll: the server must use much less CPU than the prober.
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -137,7 +138,7 @@ def _serve_fleet(listener: socket.socket, delay: float, silent: bool, payload: b
                 while True:
                     peer, _ = listener.accept()
                     peer.setblocking(False)
-                    if silent and is_silent(int(IPv4Address(peer.getsockname()[0])) - _FIRST):
+                    if silence.value and is_silent(int(IPv4Address(peer.getsockname()[0])) - _FIRST):
                         ignored[peer.fileno()] = peer
                         epoll.register(peer, select.EPOLLIN)
                     else:

@@ -311,8 +311,8 @@ def test_worker__runs_shared_round(serve, configure, worker, redis_client):
     }
     assert snapshot.outcomes == {"success": 1}
     assert server.requests == 7
-    # This worker ran the shards one after the other, as one round.
-    assert 3 * server.delay <= snapshot.duration <= time.monotonic() - begin
+    # One process ran the shards, as one round.
+    assert server.delay <= snapshot.duration <= time.monotonic() - begin
     assert sum(snapshot.rounds.counts) == 1
     assert snapshot.rounds.sum == pytest.approx(snapshot.duration)
     wait_for(lambda: not redis_client.keys("celery-task-meta-*"), what="the results are deleted")

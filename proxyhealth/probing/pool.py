@@ -6,9 +6,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from typing import Self
 from uuid import UUID
 
 from proxyhealth.conf import conf
@@ -21,6 +22,7 @@ from proxyhealth.utils import PerProcess, green_threads
 from proxyhealth.validators import parse_proxy_url
 
 _STOP_POLL = 0.5  # seconds between two checks of the stop event
+_CLAIM_PAUSE = 0.25  # seconds after a shard before a process takes the next one, so that others get theirs
 _SWITCH_THRESHOLD = 64  # with more threads, fewer switches between them save time
 
 
@@ -86,9 +88,10 @@ def probe_batches(
     missing = {proxy.id: proxy for proxy in proxies}
     batch: list[ProxyStatus] = []
     batch_end = end
-    with _probing(proxies, checked_at) as statuses:
+    with _Prober(checked_at, stop) as prober:
+        prober.add(proxies)
         while missing:
-            if status := _next_status(statuses, batch_end, stop):
+            if status := prober.next_status(batch_end):
                 del missing[status.proxy.id]
                 batch.append(status)
                 batch_end = min(end, time.monotonic() + batch_idle)
@@ -100,50 +103,112 @@ def probe_batches(
     yield batch + [_timed_out(proxy, checked_at) for proxy in missing.values()]
 
 
-@contextmanager
-def _probing(proxies: Sequence[Proxy], checked_at: datetime) -> Iterator[queue.SimpleQueue[ProxyStatus]]:
-    """Probe in up to ``CONCURRENCY`` threads while the block runs, and yield the queue of results."""
-    waiting: queue.SimpleQueue[Proxy] = queue.SimpleQueue()
-    statuses: queue.SimpleQueue[ProxyStatus] = queue.SimpleQueue()
-    stopped = threading.Event()
-    for proxy in proxies:
-        waiting.put(proxy)
+Shard = tuple[int, Sequence[Proxy]]  # with its number
 
-    def work() -> None:
-        while not stopped.is_set():
+
+def probe_shards(
+    first: Shard, claim: Callable[[], Shard | None], checked_at: datetime, stop: threading.Event | None = None
+) -> Iterator[tuple[int, list[ProxyStatus]]]:
+    """Probe a shard, and more while probes only wait. Yield the number and statuses of each complete shard.
+
+    ``claim`` returns the next shard, or None if there is none. So a shard with silent proxies delays no other
+    one. At most ``CONCURRENCY`` probes run, as for a single shard. Proxies without a result after
+    :func:`time_limit` are ``unreachable`` (``timeout``). Raise ``RoundFailed``.
+    """
+    shards: dict[int, Sequence[Proxy]] = {}
+    left: dict[int, int] = {}  # probes of each shard without a result
+    missing: dict[UUID, int] = {}  # the shard of each proxy without a result
+    statuses: dict[UUID, ProxyStatus] = {}
+    shard: Shard | None = first
+    end = next_claim = 0.0
+    with _Prober(checked_at, stop) as prober:
+        while shard or missing:
+            now = time.monotonic()
+            if shard:
+                number, proxies = shard
+                shards[number], left[number] = proxies, len(proxies)
+                missing |= dict.fromkeys((proxy.id for proxy in proxies), number)
+                prober.add(proxies)
+                end, next_claim = now + time_limit(len(missing)), now + _CLAIM_PAUSE
+                shard = None
+            if status := prober.next_status(min(end, max(next_claim, now + _CLAIM_PAUSE))):
+                number = missing.pop(status.proxy.id)
+                statuses[status.proxy.id] = status
+                left[number] -= 1
+                if not left[number]:
+                    yield number, [statuses.pop(proxy.id) for proxy in shards.pop(number)]
+            now = time.monotonic()
+            if not status and now >= end:
+                break
+            if missing and now >= next_claim and prober.only_waits:
+                shard = claim()
+                next_claim = now + _CLAIM_PAUSE if shard else math.inf
+    for number, proxies in shards.items():
+        yield number, [statuses.get(proxy.id) or _timed_out(proxy, checked_at) for proxy in proxies]
+
+
+class _Prober:
+    """Up to ``CONCURRENCY`` threads that probe the proxies that are added, until the block ends."""
+
+    def __init__(self, checked_at: datetime, stop: threading.Event | None) -> None:
+        self._checked_at = checked_at
+        self._stop = stop
+        self._limit = conf.CONCURRENCY
+        self._waiting: queue.SimpleQueue[Proxy | None] = queue.SimpleQueue()
+        self._statuses: queue.SimpleQueue[ProxyStatus] = queue.SimpleQueue()
+        self._threads = 0
+        self._unfinished = 0
+        self._ended = threading.Event()
+        self._fewer_switches = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        for _ in range(self._threads):
+            self._waiting.put(None)
+        self._fewer_switches.close()
+
+    def add(self, proxies: Sequence[Proxy]) -> None:
+        """Probe these proxies, too. Raise ``RoundFailed`` if no thread can be started."""
+        for proxy in proxies:
+            self._waiting.put(proxy)
+        self._unfinished += len(proxies)
+        count = min(self._limit, self._unfinished)
+        if self._threads <= _SWITCH_THRESHOLD < count:
+            self._fewer_switches.enter_context(fewer_thread_switches())
+        while self._threads < count:
             try:
-                proxy = waiting.get_nowait()
+                # Daemons, so that the process can end while a probe hangs.
+                threading.Thread(target=self._work, name="probe", daemon=True).start()
+            except RuntimeError as error:
+                if self._threads == 0:
+                    raise RoundFailed(f"no thread can be started: {error}") from error
+                break
+            self._threads += 1
+
+    def _work(self) -> None:
+        while (proxy := self._waiting.get()) and not self._ended.is_set():
+            self._statuses.put(probe(proxy, self._checked_at))
+
+    @property
+    def only_waits(self) -> bool:
+        """True if every proxy has a thread, and a quarter of the threads is free."""
+        return self._waiting.empty() and self._unfinished <= self._limit * 3 // 4
+
+    def next_status(self, end: float) -> ProxyStatus | None:
+        """Return the next status, or None if none comes before ``end``. Raise ``RoundFailed`` if stopped."""
+        while not (self._stop and self._stop.is_set()):
+            try:
+                status = self._statuses.get(timeout=max(0.0, min(end - time.monotonic(), _STOP_POLL)))
             except queue.Empty:
-                return
-            statuses.put(probe(proxy, checked_at))
-
-    count = min(conf.CONCURRENCY, len(proxies))
-    with fewer_thread_switches() if count > _SWITCH_THRESHOLD else nullcontext():
-        try:
-            for number in range(count):
-                try:
-                    # Daemons, so that the process can end while a probe hangs.
-                    threading.Thread(target=work, name="probe", daemon=True).start()
-                except RuntimeError as error:
-                    if number == 0:
-                        raise RoundFailed(f"no thread can be started: {error}") from error
-                    break
-            yield statuses
-        finally:
-            stopped.set()
-
-
-def _next_status(
-    statuses: queue.SimpleQueue[ProxyStatus], end: float, stop: threading.Event | None
-) -> ProxyStatus | None:
-    """Return the next status, or None if none comes before ``end``."""
-    while not (stop and stop.is_set()):
-        try:
-            return statuses.get(timeout=max(0.0, min(end - time.monotonic(), _STOP_POLL)))
-        except queue.Empty:
-            if time.monotonic() >= end:
-                return None
-    raise RoundFailed("another round has begun while this one ran")
+                if time.monotonic() >= end:
+                    return None
+            else:
+                self._unfinished -= 1
+                return status
+        raise RoundFailed("another round has begun while this one ran")
 
 
 def _timed_out(proxy: Proxy, checked_at: datetime) -> ProxyStatus:

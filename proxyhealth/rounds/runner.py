@@ -21,6 +21,7 @@ from proxyhealth.storage.lease import (
     renewing_lease,
     take_token,
 )
+from proxyhealth.storage.plan import count_slots
 from proxyhealth.storage.repair import repair
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def _run_begun(token: int, share: bool, lease: Lease) -> RoundOutcome:
     previous = reader.read().statuses
     logger.info("round start token=%d proxies=%d", token, len(proxies))
     if share and sharing.can_share(len(proxies)):
-        sharing.share_round(Plan.create(token, checked_at, split(proxies, previous)))
+        shards = split(proxies, previous, max(1, count_slots()))
+        sharing.share_round(Plan.create(token, checked_at, shards))
         return RoundOutcome.SHARED
     statuses = pool.probe_all(proxies, checked_at, previous, lease.lost)
     steps.commit_round(statuses, token, Round(checked_at, time.monotonic() - begin))

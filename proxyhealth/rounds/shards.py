@@ -11,6 +11,8 @@ from proxyhealth.conf import conf
 from proxyhealth.probing.pool import expected_seconds, slow_first
 from proxyhealth.snapshot import Proxy, ProxyStatus
 
+Part = dict[str, Any]  # the result of a shard
+
 
 class SharedResult(NamedTuple):
     """The merged result of all shards. ``missing`` has the proxies of lost shards, ``error`` the reason.
@@ -24,22 +26,31 @@ class SharedResult(NamedTuple):
     offline: bool
 
 
-def split(proxies: Sequence[Proxy], previous: Mapping[UUID, ProxyStatus]) -> list[list[Proxy]]:
-    """Divide ``proxies`` into shards, with the slow ones first; ``previous`` has their last statuses.
+def split(
+    proxies: Sequence[Proxy], previous: Mapping[UUID, ProxyStatus], processes: int = 1
+) -> list[list[Proxy]]:
+    """Divide ``proxies`` into shards for this many processes; ``previous`` has their last statuses.
 
-    A shard has at most ``SHARD_SIZE`` proxies, and no more slow ones than a process can wait for in one
-    ``TIMEOUT``. The later shards are therefore fast, and every process is soon ready for the next one.
+    The slow proxies go first, in equal shares, into one shard per process, then the next ones into one more
+    shard per process, and so on. A shard has at most ``SHARD_SIZE`` proxies, and no more slow ones than a
+    process can wait for in one ``TIMEOUT``.
+
+    There are more shards than known processes, so that one more process can take a shard and become known.
     """
-    shards: list[list[Proxy]] = []
+    rows: list[list[Proxy]] = []
     places, seconds_left = 0, 0.0
     for proxy in slow_first(proxies, previous):
         seconds = expected_seconds(previous.get(proxy.id), proxy)
         if not places or seconds > seconds_left:
-            shards.append([])
-            places, seconds_left = conf.SHARD_SIZE, conf.CONCURRENCY * conf.TIMEOUT
-        shards[-1].append(proxy)
+            rows.append([])
+            places = processes * conf.SHARD_SIZE
+            seconds_left = processes * conf.CONCURRENCY * conf.TIMEOUT
+        rows[-1].append(proxy)
         places, seconds_left = places - 1, seconds_left - seconds
-    return shards
+    shards = [row[start::processes] for row in rows for start in range(min(processes, len(row)))]
+    if 1 < len(shards) <= processes:
+        shards.append([shard.pop() for shard in shards if len(shard) > 1])
+    return [shard for shard in shards if shard]
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,13 @@ class Plan:
     @classmethod
     def create(cls, token: int, checked_at: datetime, shards: Sequence[Sequence[Proxy]]) -> Self:
         return cls(token, checked_at, shards, [str(uuid4()) for _ in shards])
+
+    def messages(self) -> list[list[dict[str, str]]]:
+        """Return the proxies of each shard, with only what a probe needs of them."""
+        return [
+            [{"id": str(proxy.id), "name": proxy.name, "url": proxy.url} for proxy in shard]
+            for shard in self.shards
+        ]
 
     def dump(self) -> str:
         return json.dumps(
@@ -79,9 +97,13 @@ class Plan:
         """Merge ``parts``, the results of the tasks, in any order.
 
         A part is ``{"shard": index, "found": [judgement, …]}``, with one judgement per proxy of the shard,
-        or ``{"shard": index, "lost": reason}``. It names its shard, because a task may be delivered twice.
+        or ``{"shard": index, "lost": reason}``. It names its shard, because a task may be delivered twice,
+        and two processes may have probed a shard. One result is enough.
         """
-        parts_by_index = {part.get("shard"): part for part in parts if isinstance(part, dict)}
+        parts_by_index: dict[Any, dict[str, Any]] = {}
+        for part in parts:
+            if isinstance(part, dict) and "found" not in parts_by_index.get(index := part.get("shard"), {}):
+                parts_by_index[index] = part
         statuses: list[ProxyStatus] = []
         missing: list[UUID] = []
         errors: list[str] = []

@@ -1,25 +1,39 @@
 """A round that all workers share: a Celery chord with one task per shard, and a task that commits."""
 
+import json
 import logging
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from celery import chord, current_app
+from celery import chord, current_app, current_task
+from celery.utils.log import current_process_index  # type: ignore[attr-defined]  # not in its stubs
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import ProberOffline, RoundFailed, StoreError
 from proxyhealth.probing import pool
 from proxyhealth.rounds import steps
-from proxyhealth.rounds.shards import Plan
-from proxyhealth.snapshot import Proxy
+from proxyhealth.rounds.shards import Part, Plan
+from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.storage.document import Round
 from proxyhealth.storage.lease import renewing_lease, take_token
-from proxyhealth.storage.plan import drop_plan, load_plan, save_plan
+from proxyhealth.storage.plan import (
+    claim_shard,
+    drop_plan,
+    load_part,
+    load_parts,
+    load_plan,
+    save_plan,
+    store_part,
+)
 from proxyhealth.task_names import TaskName
 
 logger = logging.getLogger(__name__)
+
+_PART_POLL = 0.05  # seconds
 
 
 def can_share(count: int) -> bool:
@@ -38,14 +52,13 @@ def can_share(count: int) -> bool:
 
 def share_round(plan: Plan) -> None:
     """Queue the shards of a round, and the task that commits it. Raise ``RoundFailed`` without the lease."""
-    if not save_plan(plan.token, plan.dump()):
+    messages = plan.messages()
+    if not save_plan(plan.token, plan.dump(), [json.dumps(message) for message in messages]):
         raise RoundFailed("another round has begun while this one read its proxies")
     tasks, checked_at = current_app.tasks, plan.checked_at.isoformat()
     shards = [
-        tasks[TaskName.CHECK_SHARD].signature(
-            (plan.token, index, checked_at, [proxy.to_json() for proxy in shard]), task_id=task_id
-        )
-        for index, (shard, task_id) in enumerate(zip(plan.shards, plan.tasks, strict=True))
+        tasks[TaskName.CHECK_SHARD].signature((plan.token, index, checked_at, message), task_id=task_id)
+        for index, (message, task_id) in enumerate(zip(messages, plan.tasks, strict=True))
     ]
     finish = tasks[TaskName.FINISH_ROUND].signature((plan.token,))
     finish.link_error(tasks[TaskName.FINISH_BROKEN_ROUND].signature(kwargs={"ticket": plan.token}))
@@ -57,32 +70,117 @@ def share_round(plan: Plan) -> None:
     logger.info("round shared token=%d shards=%d", plan.token, len(shards))
 
 
-def run_shard(token: int, index: int, checked_at: datetime, proxies: Sequence[Proxy]) -> dict[str, Any]:
-    """Probe a shard of the round with this token. Return a part, as :meth:`Plan.merge` expects it.
+def run_shard(token: int, index: int, checked_at: datetime, proxies: Sequence[Proxy]) -> Part:
+    """Return the part of a shard of the round with this token, as :meth:`Plan.merge` expects it.
 
-    Never raise: a failed task would break the chord.
+    Probe the shard, and more of them while probes only wait. If another process has taken this shard, probe
+    others, and wait for the part of that process. Never raise: a failed task would break the chord.
     """
+    run = _ShardRun(token, index, checked_at, proxies)
     try:
-        with renewing_lease(token, steps.lease_limit(len(proxies))) as lease:
-            if not lease:
-                return {"shard": index, "lost": "the round is over"}
-            statuses = pool.probe_all(proxies, checked_at, stop=lease.lost)
+        run.probe()
+        return run.part or _wait_for_part(token, index)
     except Exception as error:
-        failure = steps.log_failure(error, "shard")
-        return {"shard": index, "lost": str(failure), "offline": isinstance(error, ProberOffline)}
-    logger.info("shard end token=%d shard=%d %s", token, index, steps.count_statuses(statuses))
-    return {"shard": index, "found": [status.judgement() for status in statuses]}
+        return run.give_up(error)
 
 
-def finish_shared_round(token: int, parts: Iterable[Any] | None = None) -> None:
+class _ShardRun:
+    """The shards that this process probes for one task."""
+
+    def __init__(self, token: int, index: int, checked_at: datetime, proxies: Sequence[Proxy]) -> None:
+        self.token = token
+        self.index = index
+        self.checked_at = checked_at
+        self.proxies = proxies
+        self.part: Part = {}  # of the shard of the task
+        self._slot = _slot()
+        self._claimed: dict[int, int] = {}  # the number of proxies of each shard without a part
+
+    def probe(self) -> None:
+        """Claim shards, probe them, and store their parts."""
+        first = self._claim()
+        if first is None:
+            return
+        with renewing_lease(self.token, steps.lease_limit(len(first[1]))) as lease:
+
+            def claim() -> pool.Shard | None:
+                try:
+                    shard = self._claim()
+                except StoreError:
+                    return None  # the tasks of the other shards run them
+                lease.extend(steps.lease_limit(sum(self._claimed.values())))
+                return shard
+
+            if lease:
+                for index, statuses in pool.probe_shards(first, claim, self.checked_at, lease.lost):
+                    self._finish(index, statuses)
+
+    def _claim(self) -> pool.Shard | None:
+        claimed = claim_shard(self.token, self.index, self._slot, anew=not self._claimed)
+        if claimed is None:
+            return None
+        index, text = claimed
+        proxies = [Proxy.from_json(data) for data in json.loads(text)] if text else self.proxies
+        self._claimed[index] = len(proxies)
+        return index, proxies
+
+    def _finish(self, index: int, statuses: Sequence[ProxyStatus]) -> None:
+        try:
+            pool.require_online(statuses)
+        except ProberOffline as error:
+            self._store(index, _lost(index, error))
+            return
+        logger.info("shard end token=%d shard=%d %s", self.token, index, steps.count_statuses(statuses))
+        self._store(index, {"shard": index, "found": [status.judgement() for status in statuses]})
+
+    def _store(self, index: int, part: Part) -> None:
+        del self._claimed[index]
+        if index == self.index:
+            self.part = part
+        try:
+            store_part(self.token, index, json.dumps(part))
+        except StoreError as error:
+            logger.warning("shard not stored token=%d shard=%d error=%s", self.token, index, error)
+
+    def give_up(self, error: Exception) -> Part:
+        """Store the error as the part of each shard without one, and return that of the task."""
+        part = _lost(self.index, error)
+        for index in list(self._claimed):
+            self._store(index, {**part, "shard": index})
+        return self.part or part
+
+
+def _slot() -> str:
+    """Return a name for the place of this process in its worker. A process that replaces it has the same."""
+    place = current_process_index()
+    worker = current_task.request.hostname if current_task else ""
+    return f"{worker}/{threading.get_native_id() if place is None else place}"
+
+
+def _lost(index: int, error: Exception) -> Part:
+    failure = steps.log_failure(error, "shard")
+    return {"shard": index, "lost": str(failure), "offline": isinstance(error, ProberOffline)}
+
+
+def _wait_for_part(token: int, index: int) -> Part:
+    """Return the part of a shard that another process has taken, as soon as it is stored."""
+    while (text := load_part(token, index)) == "":
+        time.sleep(_PART_POLL)  # without a renewal: the lease expires if that process was killed
+    if text is None:
+        return {"shard": index, "lost": "the round is over"}
+    part: Part = json.loads(text)
+    return part
+
+
+def finish_shared_round(token: int, parts: Sequence[Any] = ()) -> None:
     """Commit the round with this token from the parts of its shards. Raise ``RoundFailed`` if that fails.
 
-    Without ``parts``, use those in the result backend.
+    For shards without a result in ``parts``, use the stored parts.
     """
     with steps.recording_failures(token), renewing_lease(token, steps.lease_limit(0)) as lease:
         plan = _load_plan() if lease else None
         if plan and plan.token == token:
-            _commit_plan(plan, _stored_parts(plan) if parts is None else parts)
+            _commit_plan(plan, _complete_parts(plan, parts))
         else:
             logger.info("round over before its last shard token=%d", token)
     steps.close_round(token)
@@ -123,9 +221,15 @@ def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> 
     _forget_parts(plan)
 
 
+def _complete_parts(plan: Plan, parts: Sequence[Any]) -> Sequence[Any]:
+    found = sum("found" in part for part in parts if isinstance(part, dict))
+    return parts if found == len(plan.shards) else [*parts, *_stored_parts(plan)]
+
+
 def _stored_parts(plan: Plan) -> list[Any]:
     results = [current_app.AsyncResult(id) for id in plan.tasks]
-    return [result.result for result in results if result.successful()]
+    returned = [result.result for result in results if result.successful()]
+    return returned + [json.loads(part) for part in load_parts(len(plan.shards))]
 
 
 def _forget_parts(plan: Plan) -> None:

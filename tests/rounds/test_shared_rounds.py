@@ -98,7 +98,7 @@ def test_run_shard__of_closed_round_probes_nothing(shared, serve):
 
 
 def test_run_shard__failure_is_in_part(shared, monkeypatch):
-    monkeypatch.setattr(sharing.pool, "probe_all", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(sharing.pool, "probe_shards", lambda *args: 1 / 0)
     part = sharing.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
     assert "division by zero" in part["lost"]
 
