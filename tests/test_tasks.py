@@ -317,3 +317,21 @@ def test_worker__runs_shared_round(serve, configure, worker, redis_client):
     assert snapshot.rounds.sum == pytest.approx(snapshot.duration)
     wait_for(lambda: not redis_client.keys("celery-task-meta-*"), what="the results are deleted")
     wait_for(lambda: runner.run_round() == "success", what="the lease is released")
+
+
+def test_worker__silent_proxies_of_all_shards_at_once(serve, configure, worker):
+    """One process waits for all of them in one TIMEOUT, as after the failure of a region."""
+    configure(SHARD_SIZE=1)
+    server = serve()
+    server.gate.clear()
+    for i in range(3):
+        WorkspaceProxy.objects.create(name=f"p{i}", url=server.url)
+    assert runner.run_round(share=True) == "shared"
+    wait_for(lambda: server.requests == 3, 4, "the process takes the other shards while it waits")
+    server.gate.set()
+    snapshot = wait_for(lambda: reader.read_anew().checked_at and reader.read_anew(), 20)
+    assert [status.status for status in snapshot.statuses.values()] == 3 * ["ok"]
+    assert snapshot.outcomes == {"success": 1}
+    wait_for(lambda: "finish_round" in task_runs(), 5, "the last task is counted")
+    assert task_runs()["check_shard"][:2] == (3, 0)
+    wait_for(lambda: runner.run_round() == "success", what="the lease is released")
