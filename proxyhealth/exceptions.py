@@ -36,10 +36,10 @@ class ProberOffline(RoundFailed):
 class BadReport(Exception):
     """A response body that is not a health report.
 
-    ``reason`` is ``not_json`` or ``bad_report``. ``beginning`` has the first characters if it is not JSON.
+    ``reason`` is ``not_json`` or ``bad_report``. ``beginning`` has the first bytes of the body.
     """
 
-    def __init__(self, reason: Reason, message: str, beginning: str = "") -> None:
+    def __init__(self, reason: Reason, message: str, beginning: bytes = b"") -> None:
         super().__init__(message)
         self.reason = reason
         self.beginning = beginning

@@ -12,6 +12,7 @@ from proxyhealth.statuses import Reason
 MAX_ITEMS = 50
 MAX_ITEM_LENGTH = 1_000
 MAX_BRACKETS = 4_096
+MAX_BEGINNING_BYTES = 4 * 1024
 
 _WHITE_SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
 # C0 and C1 controls, bidirectional marks, and lone surrogates, which UTF-8 cannot encode.
@@ -33,17 +34,20 @@ class HealthReport:
     @classmethod
     def parse(cls, body: bytes, warnings: Sequence[str] = ()) -> Self:
         """Return the report in ``body``, with our own ``warnings`` first. Raise :class:`BadReport`."""
-        beginning = body.strip()[:60].decode(errors="replace")
+        beginning = body[:MAX_BEGINNING_BYTES]
         try:
             text = body.decode("utf-8-sig")
+            del body  # parsing the text needs the memory
+            document = _parse_json(text)
+            if not isinstance(document, _Object):
+                raise BadReport(Reason.BAD_REPORT, "the JSON is not an object")
+            reported = document.texts("warnings")
+            return cls.sanitized(document.texts("errors"), [*warnings, *reported] if warnings else reported)
         except UnicodeDecodeError:
             raise BadReport(Reason.NOT_JSON, "the body is not UTF-8", beginning) from None
-        del body  # parsing the text needs the memory
-        document = _parse_json(text, beginning)
-        if not isinstance(document, _Object):
-            raise BadReport(Reason.BAD_REPORT, "the JSON is not an object")
-        reported = document.texts("warnings")
-        return cls.sanitized(document.texts("errors"), [*warnings, *reported] if warnings else reported)
+        except BadReport as bad:
+            bad.beginning = beginning
+            raise
 
 
 EMPTY_REPORT = HealthReport()
@@ -68,7 +72,7 @@ class _Object(list[tuple[str, Any]]):
         return texts
 
 
-def _parse_json(text: str, beginning: str) -> Any:
+def _parse_json(text: str) -> Any:
     if not text.strip():
         raise BadReport(Reason.NOT_JSON, "the body is empty")
     if text.count("[") + text.count("{") > MAX_BRACKETS:
@@ -86,7 +90,7 @@ def _parse_json(text: str, beginning: str) -> Any:
     except RecursionError:
         raise BadReport(Reason.BAD_REPORT, _TOO_COMPLEX) from None
     except ValueError as error:
-        raise BadReport(Reason.NOT_JSON, f"the body is not JSON ({error})", beginning) from None
+        raise BadReport(Reason.NOT_JSON, f"the body is not JSON ({error})") from None
 
 
 def _ignore_number(digits: str) -> float:

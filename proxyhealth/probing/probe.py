@@ -3,10 +3,10 @@
 import errno
 import http.client
 import logging
+import re
 import socket
 import ssl
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,9 +20,13 @@ from requests.structures import CaseInsensitiveDict
 from proxyhealth import __version__
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import AddressBlocked, BadReport, ProbeFailed, TooManyBytes
+from proxyhealth.probing import tls
 from proxyhealth.probing.addresses import AddressPolicy
+from proxyhealth.probing.bodies import NO_REPORT, NO_RESPONSE, read_beginning, read_body
 from proxyhealth.probing.deadline import Deadline
-from proxyhealth.probing.transport import MAX_HEADER_BYTES, Connection, tls_context
+from proxyhealth.probing.excerpts import describe_bad_report, describe_status
+from proxyhealth.probing.sockets import MAX_HEADER_BYTES
+from proxyhealth.probing.transport import Connection
 from proxyhealth.report import HealthReport, clean
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
@@ -31,16 +35,7 @@ from proxyhealth.validators import MAX_URL_LENGTH, ProxyURL, parse_proxy_url, sp
 logger = logging.getLogger(__name__)
 
 REPORT_PATH = "/healthz-report"
-MAX_REPORT_BYTES = 64 * 1024
 MAX_REDIRECTS = 10
-
-_READ_SIZE = 8 * 1024  # http.client collects tiny chunks up to this size
-_TOO_LARGE = f"more than {MAX_REPORT_BYTES // 1024} KiB"
-_WINDOW_BITS = {
-    "gzip": (zlib.MAX_WBITS | 16,),
-    "x-gzip": (zlib.MAX_WBITS | 16,),
-    "deflate": (zlib.MAX_WBITS, -zlib.MAX_WBITS),  # some servers omit the zlib header
-}
 
 _HEADERS = CaseInsensitiveDict(
     {
@@ -53,17 +48,24 @@ _HEADERS = CaseInsensitiveDict(
 
 _BAD_URL = "failed to parse proxy url: "
 _NOT_ALLOWED = "address not allowed: "
-_NO_RESPONSE = "request to proxy failed: "
-_NO_REPORT = "failed to decode health report: "
 
 # Errors before the headers of a response are complete. The first match counts.
 _REQUEST_ERRORS: tuple[tuple[type[Exception], Status, Reason, str], ...] = (
     (AddressBlocked, Status.UNHEALTHY, Reason.BLOCKED, _NOT_ALLOWED),
-    (socket.gaierror, Status.UNREACHABLE, Reason.DNS, _NO_RESPONSE),
-    (ssl.SSLError, Status.UNREACHABLE, Reason.TLS, _NO_RESPONSE),
-    (TimeoutError, Status.UNREACHABLE, Reason.TIMEOUT, _NO_RESPONSE),
-    (OSError, Status.UNREACHABLE, Reason.CONNECT, _NO_RESPONSE),
-    (http.client.HTTPException, Status.UNREACHABLE, Reason.PROTOCOL, _NO_RESPONSE),
+    (socket.gaierror, Status.UNREACHABLE, Reason.DNS, NO_RESPONSE),
+    (ssl.SSLError, Status.UNREACHABLE, Reason.TLS, NO_RESPONSE),
+    (TimeoutError, Status.UNREACHABLE, Reason.TIMEOUT, NO_RESPONSE),
+    (OSError, Status.UNREACHABLE, Reason.CONNECT, NO_RESPONSE),
+    (http.client.HTTPException, Status.UNREACHABLE, Reason.PROTOCOL, NO_RESPONSE),
+)
+
+# Beginnings of responses that are not HTTP/1: a TLS alert, and frames of HTTP/2 (SETTINGS or GOAWAY).
+_HINTS = (
+    (re.compile("\x15\x03"), "the server speaks TLS, should the URL begin with https://?"),
+    (
+        re.compile("...[\x04\x07]\0{5}", re.DOTALL),
+        "the server speaks only HTTP/2, but the probe needs HTTP/1.1",
+    ),
 )
 
 # Errors of this machine: a lack of file descriptors, buffers or memory. They say nothing of the proxy.
@@ -88,6 +90,8 @@ def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
             status, reason = Status.UNHEALTHY, Reason.REPORT_ERRORS
     except ProbeFailed as error:
         status, reason = error.status, error.reason
+        if status is Status.UNREACHABLE:
+            fetch.responded = False  # for example, the headers were valid, but the body was not
         report = HealthReport.sanitized([str(error)], fetch.warnings)
     except Exception:
         logger.exception("probe failed proxy=%s name=%s", proxy.id, proxy.name)
@@ -157,7 +161,7 @@ class _Fetch:
                 self.responded = False  # a redirect does not count
                 url, target = self._follow(target, location)
         raise ProbeFailed(
-            Status.UNREACHABLE, Reason.PROTOCOL, f"{_NO_RESPONSE}more than {MAX_REDIRECTS} redirects"
+            Status.UNREACHABLE, Reason.PROTOCOL, f"{NO_RESPONSE}more than {MAX_REDIRECTS} redirects"
         )
 
     def _follow(self, target: str, location: str) -> tuple[ProxyURL, str]:
@@ -172,7 +176,7 @@ class _Fetch:
             raise ProbeFailed(
                 Status.UNREACHABLE,
                 Reason.PROTOCOL,
-                f"{_NO_RESPONSE}redirected to a URL that cannot be used: {error}",
+                f"{NO_RESPONSE}redirected to a URL that cannot be used: {error}",
             ) from None
         # The warning omits the query, which may contain a token.
         shown = clean(f"{url.base}{parts.path}", 200)
@@ -182,7 +186,7 @@ class _Fetch:
 
     @contextmanager
     def get(self, url: ProxyURL, target: str) -> Iterator[requests.Response]:
-        context = tls_context(conf.CA_BUNDLE) if url.scheme == "https" else None
+        context = tls.tls_context(conf.CA_BUNDLE) if url.scheme == "https" else None
         connection = Connection(
             url.host, url.port, deadline=self.deadline, policy=self.policy, context=context
         )
@@ -192,18 +196,20 @@ class _Fetch:
             except Exception as error:
                 raise self._classify(error) from error
             finally:
-                if connection.tls_expires_at:
-                    self._note_expiry(connection.tls_expires_at)
+                if connection.first_to_expire:
+                    self._note_expiry(connection.first_to_expire)
             with closing(response):
                 yield response
 
-    def _note_expiry(self, moment: datetime) -> None:
-        if self.tls_expires_at is None or moment < self.tls_expires_at:
+    def _note_expiry(self, certificate: tls.Certificate) -> None:
+        moment = certificate.expires_at
+        if moment and (self.tls_expires_at is None or moment < self.tls_expires_at):
             self.tls_expires_at = moment
             left = moment - datetime.now(UTC)
             if left < timedelta(days=conf.TLS_EXPIRY_WARNING):
                 when = f"{moment:%Y-%m-%d %H:%M} UTC, in {left.days} {'day' if left.days == 1 else 'days'}"
-                self._expiry = f"the TLS certificate expires on {when}; renew it"
+                owner = f" of {certificate.owner}" if certificate.is_authority else ""
+                self._expiry = f"the TLS certificate{owner} expires on {when}; renew it"
 
     def _classify(self, error: Exception) -> Exception:
         """Return ``error`` as ``ProbeFailed``, or unchanged if the proxy did not cause it."""
@@ -244,11 +250,11 @@ class _FreshConnectionAdapter(BaseAdapter):
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         self._connection.request("GET", request.path_url, headers=request.headers)
-        raw = self._connection.getresponse()
+        raw = self._connection.read_response()
         response = requests.Response()
         response.status_code = raw.status
         response.reason = raw.reason
-        response.headers = CaseInsensitiveDict(raw.headers.items())
+        response.headers = raw.headers
         response.raw = raw
         response.request = request
         return response
@@ -261,83 +267,25 @@ def _describe(error: Exception, deadline: Deadline) -> str:
             return str(error)
         case TimeoutError(errno=None):
             return f"no answer within {deadline.seconds:g} s; the time ran out while {deadline.phase}"
-        case ssl.SSLCertVerificationError():
-            return f"certificate not accepted while {deadline.phase}: {error.verify_message}"
-        case ssl.SSLError(reason="WRONG_VERSION_NUMBER" | "HTTP_REQUEST"):
-            return f"the server speaks no TLS (while {deadline.phase}); should the URL begin with http://?"
         case ssl.SSLError():
-            return f"TLS failed while {deadline.phase}: {error.reason or error}"
+            return tls.describe(error, deadline.phase)
         case TooManyBytes():
             return f"more than {MAX_HEADER_BYTES // 1024} KiB of headers while {deadline.phase}"
         case http.client.UnknownProtocol(args=(version,)):
             return f"the response is not HTTP/1.1: it begins with {str(version)[:64]!r}"
         case http.client.BadStatusLine(args=(line,)) if not isinstance(error, ConnectionError):
-            is_alert = str(line).startswith("\x15\x03")
-            hint = "; the server speaks TLS, should the URL begin with https://?" if is_alert else ""
+            hint = next((f"; {hint}" for start, hint in _HINTS if start.match(str(line))), "")
             return f"the response is not HTTP: it begins with {str(line)[:64]!r}{hint}"
     return f"{getattr(error, 'strerror', None) or error} while {deadline.phase}"
 
 
 def _read_report(response: requests.Response, deadline: Deadline, warnings: list[str]) -> HealthReport:
     if response.status_code != 200:
-        reason = f": {response.reason}" if response.reason else ""
         raise ProbeFailed(
-            Status.UNHEALTHY,
-            Reason.STATUS_CODE,
-            clean(f"unexpected status code {response.status_code}{reason}", 200),
+            Status.UNHEALTHY, Reason.STATUS_CODE, describe_status(response, read_beginning(response))
         )
     try:
-        return HealthReport.parse(_read_body(response, deadline), warnings)
+        return HealthReport.parse(read_body(response, deadline), warnings)
     except BadReport as bad:
-        message = str(bad)
-        if bad.reason is Reason.NOT_JSON:
-            content_type = clean(response.headers.get("content-type", "none"), 100)
-            message += f", it begins with {bad.beginning!r}" if bad.beginning else ""
-            message += (
-                f"; its content type is {content_type}. A page that is not JSON usually means "
-                "that the URL is not that of a workspace proxy"
-            )
-        raise _no_report(bad.reason, message) from None
-
-
-def _read_body(response: requests.Response, deadline: Deadline) -> bytes:
-    """Return the decoded body. Raise ``ProbeFailed``, or ``BadReport`` if it cannot be decoded."""
-    body = bytearray()
-    try:
-        while len(body) <= MAX_REPORT_BYTES and (chunk := response.raw.read(_READ_SIZE)):
-            body += chunk
-    except TimeoutError:
-        raise _no_report(Reason.TIMEOUT, f"not complete within {deadline.seconds:g} s") from None
-    except TooManyBytes:
-        raise _no_report(Reason.TOO_LARGE, _TOO_LARGE) from None
-    except (http.client.HTTPException, OSError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise _no_report(Reason.TRUNCATED, f"cut off after {len(body):,} bytes: {why}") from None
-    if len(body) <= MAX_REPORT_BYTES:
-        body = _decompress(body, response.headers.get("content-encoding", ""))
-    if len(body) > MAX_REPORT_BYTES:
-        raise _no_report(Reason.TOO_LARGE, _TOO_LARGE)
-    return bytes(body)
-
-
-def _decompress(body: bytearray, encoding: str) -> bytearray:
-    """Return ``body`` decompressed, cut one byte after ``MAX_REPORT_BYTES``. Raise as :func:`_read_body`."""
-    name = encoding.strip().lower()
-    if not body or name in ("", "identity"):
-        return body
-    if name not in _WINDOW_BITS:
-        raise BadReport(Reason.NOT_JSON, f"the Content-Encoding {clean(encoding, 50)} is not supported")
-    for window_bits in _WINDOW_BITS[name]:
-        inflater = zlib.decompressobj(window_bits)
-        try:
-            content = inflater.decompress(body, MAX_REPORT_BYTES + 1)
-        except zlib.error:
-            continue
-        if not inflater.eof and len(content) <= MAX_REPORT_BYTES:
-            raise _no_report(Reason.TRUNCATED, f"cut off after {len(body):,} bytes of {encoding}")
-        return bytearray(content)
-    raise BadReport(Reason.NOT_JSON, f"the body is not valid {encoding}")
-
-
-def _no_report(reason: Reason, why: str) -> ProbeFailed:
-    return ProbeFailed(Status.UNHEALTHY, reason, clean(f"{_NO_REPORT}{why}", 500))
+        message = describe_bad_report(bad, response)
+        raise ProbeFailed(Status.UNHEALTHY, bad.reason, NO_REPORT + message) from None

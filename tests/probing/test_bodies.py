@@ -9,11 +9,13 @@ import pytest
 from proxyhealth.report import HealthReport
 from tests.probing.asking import (
     BAD,
+    DOWN,
     FLOODS,
     HEAD,
     LATE,
     NOT_JSON,
     OK,
+    PROTOCOL,
     STATUS_CODE,
     TOO_LARGE,
     TRUNCATED,
@@ -50,16 +52,15 @@ from tests.support.servers import (
         ("301 Moved Permanently", "unexpected status code 301: Moved Permanently"),
         ("304 Not Modified", "unexpected status code 304: Not Modified"),
         ("400 Bad Request", "unexpected status code 400: Bad Request"),
-        ("401 Unauthorized", "unexpected status code 401: Unauthorized"),
-        ("404 Not Found", "unexpected status code 404: Not Found"),
+        ("409 Conflict", "unexpected status code 409: Conflict"),
         ("500 Internal Server Error", "unexpected status code 500: Internal Server Error"),
-        ("503", "unexpected status code 503"),
+        ("555", "unexpected status code 555"),
         ("999 What\x1b[31m?", "unexpected status code 999: What[31m?"),
         ("500 " + "x" * 5000, "unexpected status code 500: " + "x" * 171 + "…"),
     ],
 )
 def test_probe__status_other_than_200(status: str, message: str) -> None:
-    with Server(send(response('{"errors": ["not read"]}', status=status))) as server:
+    with Server(send(response("", status=status))) as server:
         result = ask(server)
     assert (*verdict(result), result.report) == (*STATUS_CODE, HealthReport((message,)))
     assert result.latency is not None
@@ -73,7 +74,7 @@ def test_probe__redirect_without_a_location(location: str) -> None:
     assert result.report.errors == ("unexpected status code 302: Found",)
 
 
-def test_probe__does_not_read_the_body_of_an_error() -> None:
+def test_probe__does_not_wait_for_the_body_of_an_error() -> None:
     start = b"HTTP/1.1 500 Oops\r\nContent-Length: 99999999999\r\n\r\n"
     with Server(flood(b"x" * 65536, start=start)) as server, at_most(5):
         assert verdict(ask(server)) == STATUS_CODE
@@ -120,25 +121,11 @@ def test_probe__body_not_complete_in_time(script: servers.Script, timeout: float
         (send_and_reset(response("{}", length=3)), None),
         (send_and_reset(HEAD + b"\r\n{}"), None),
         (send_and_reset(chunked(b"{}", end=b"")), None),
-        (send(chunked(b"{}", end=b"")), "cut off after 0 bytes: the connection was closed"),
+        (send(chunked(b"{}", end=b"")), "cut off after 2 bytes: the connection was closed"),
         (send(chunked(b"{}")[:-9]), "cut off after 0 bytes: the connection was closed"),
-        (send(chunked(end=b"5\r\n{}")), "cut off after 0 bytes: the connection was closed"),
+        (send(chunked(end=b"5\r\n{}")), "cut off after 2 bytes: the connection was closed"),
         (send(chunked(end=b"")), "cut off after 0 bytes: the connection was closed"),
-        (send_and_hold(chunked(end=b"x\r\n{}\r\n")), "cut off after 0 bytes: its chunks are malformed"),
-        (send_and_hold(chunked(end=b"\r\n{}\r\n")), "cut off after 0 bytes: its chunks are malformed"),
-        *(
-            (
-                send(chunked(end=size + b"\r\n{}\r\n0\r\n\r\n")),
-                "cut off after 0 bytes: its chunks are malformed",
-            )
-            for size in (b"0x2", b"+2", b"0_2", b" 2", b"2 x", b"0" * 5000 + b"2")
-        ),
         (send(chunked(b"{}", end=b"0\r\n")), "cut off after 2 bytes: the connection was closed"),
-        (send_and_hold(chunked(end=b"-5\r\n{}\r\n")), "cut off after 0 bytes: its chunks are malformed"),
-        (
-            send_and_hold(chunked(end=b"{}")[:-2] + b"{}\r\n"),
-            "cut off after 0 bytes: its chunks are malformed",
-        ),
     ],
 )
 def test_probe__body_cut_off(script: servers.Script, why: str | None) -> None:
@@ -151,11 +138,6 @@ def test_probe__body_cut_off(script: servers.Script, why: str | None) -> None:
         assert result.report.errors[0].startswith(f"{BAD}cut off after ")
         assert result.report.errors[0].endswith("bytes: Connection reset by peer")
     assert result.latency is not None
-
-
-def test_probe__negative_chunk_size_is_truncated() -> None:
-    with Server(send(chunked(end=b"-1\r\n{}\r\n0\r\n\r\n"))) as server:
-        assert verdict(ask(server)) == TRUNCATED
 
 
 def test_probe__content_length_too_small() -> None:
@@ -177,8 +159,8 @@ def test_probe__body_without_end(script: servers.Script) -> None:
 def test_probe__chunk_size_line_without_end(start: bytes) -> None:
     with Server(flood(b"0" * 65536, start=chunked(end=start))) as server, at_most(5):
         result = ask(server)
-    assert verdict(result) == TRUNCATED
-    assert result.report.errors == (f"{BAD}cut off after 0 bytes: its chunks are malformed",)
+    assert verdict(result) == PROTOCOL
+    assert result.report.errors[0].startswith(f"{DOWN}the chunks of the body are malformed while reading")
 
 
 def test_probe__report_of_exactly_64_kib_is_ok() -> None:

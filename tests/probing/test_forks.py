@@ -8,7 +8,7 @@ from tests.support.forks import run_in_fork
 
 IMPORTS = """
 import socket
-from proxyhealth.probing import addresses, deadline, pool, transport
+from proxyhealth.probing import addresses, deadline, pool, tls
 """
 
 WATCH = """
@@ -26,7 +26,7 @@ HELD_AND_USED = {
         "with socket.socket() as sock: deadline.watchdog.value.watch(sock, deadline.Deadline(60))",
         WATCH,
     ),
-    "TLS context": ("transport._build_lock.value.acquire()", "assert transport.tls_context('')"),
+    "TLS context": ("tls._build_lock.value.acquire()", "assert tls.tls_context('')"),
     "look-ups": (
         "[addresses._free_look_ups.value.acquire() for _ in range(addresses.MAX_LOOK_UPS)]",
         "assert addresses.look_up('localhost', 80, deadline.Deadline(5))",

@@ -37,6 +37,8 @@ TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x0a"
         (b"SSH-2.0-OpenSSH_9.6\r\n", r"the response is not HTTP: it begins with 'SSH-2.0-OpenSSH_9.6\r\n'"),
         (b"220 mail ESMTP\r\n", r"the response is not HTTP: it begins with '220 mail ESMTP\r\n'"),
         (b"\x00" * 5000, "the response is not HTTP: it begins with '" + r"\x00" * 64 + "'"),
+        (b"\0\0\x12\x04" + b"\0" * 23, r"the response is not HTTP: it begins with '\x00\x00\x12\x04"),
+        (b"\0\0\0\x04\0\0\0\0\0", r"the response is not HTTP: it begins with '\x00\x00\x00\x04"),
         (HTTP2_SETTINGS, "the response is not HTTP: it begins with '" + r"\x00\x00\x06\x04"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "the response is not HTTP: it begins with 'PRI * HTTP/2.0"),
         (
@@ -66,6 +68,7 @@ def test_probe__bytes_that_are_not_http(
         result = ask(server)
     assert verdict(result) == PROTOCOL
     assert result.report.errors[0].startswith(DOWN + why)
+    assert ("HTTP/2, but the probe needs HTTP/1.1" in result.report.errors[0]) == (data[3:4] == b"\x04")
     assert len(result.report.errors[0]) < 500
     assert result.latency is None
 
@@ -118,4 +121,5 @@ def test_probe__headers_without_end(script: servers.Script) -> None:
     assert result.report.errors[0] in (
         f"{DOWN}more than 64 KiB of headers {WAITING}",
         f"{DOWN}got more than 100 headers {WAITING}",
+        f"{DOWN}malformed header line {WAITING}",  # a folded one
     )

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from proxyhealth.probing import transport
 from proxyhealth.probing.deadline import Deadline
+from proxyhealth.probing.sockets import PlainSocket
+from proxyhealth.probing.tls import tls_context
 from proxyhealth.statuses import Status
 from tests.probing.asking import (
     CONNECT,
@@ -86,7 +87,7 @@ def test_probe__expired_certificate(ca: trustme.CA, ca_file: Path, configure: Co
     configure(CA_BUNDLE=ca_file)
     past = datetime(2020, 1, 1, tzinfo=UTC)
     with Server(send(report()), tls=servers.server_context(ca, "127.0.0.1", not_after=past)) as server:
-        assert certificate_problem(server) == "certificate has expired"
+        assert certificate_problem(server).startswith("certificate has expired; that of the server “")
 
 
 def test_probe__self_signed_certificate(ca: trustme.CA) -> None:
@@ -160,7 +161,7 @@ def test_probe__tls_handshake_that_is_broken_off(script: servers.Script) -> None
 
 def test_wrap_socket__connection_already_reset_is_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        sock = transport._PlainSocket(socket.AF_INET, socket.SOCK_STREAM)
+        sock = PlainSocket(socket.AF_INET, socket.SOCK_STREAM)
         sock.deadline = Deadline(5)
         sock.connect(listener.getsockname())
         peer, _ = listener.accept()
@@ -169,7 +170,7 @@ def test_wrap_socket__connection_already_reset_is_closed() -> None:
         select.select([sock], [], [], 5)
         fd = sock.fileno()
         with pytest.raises(OSError):  # noqa: PT011  the error depends on the Python version
-            transport.tls_context("").wrap_socket(
+            tls_context("").wrap_socket(
                 sock, server_hostname="x.example.com", do_handshake_on_connect=False
             ).do_handshake()
         gc.collect()
