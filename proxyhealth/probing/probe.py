@@ -254,7 +254,7 @@ class _FreshConnectionAdapter(BaseAdapter):
         response = requests.Response()
         response.status_code = raw.status
         response.reason = raw.reason
-        response.headers = raw.headers
+        response.headers = CaseInsensitiveDict(raw.headers)
         response.raw = raw
         response.request = request
         return response

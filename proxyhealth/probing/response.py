@@ -3,8 +3,6 @@
 import http.client
 import re
 
-from requests.structures import CaseInsensitiveDict
-
 from proxyhealth.exceptions import TooManyBytes
 from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.sockets import PlainSocket, TLSSocket
@@ -32,7 +30,7 @@ class Response:
     def __init__(self, sock: PlainSocket | TLSSocket) -> None:
         self.status = 0
         self.reason = ""
-        self.headers: CaseInsensitiveDict[str] = CaseInsensitiveDict()
+        self.headers: dict[str, str] = {}  # by name in lower case
         self._sock = sock
         self._file = sock.makefile("rb")
         self._chunked = False
@@ -108,8 +106,7 @@ class Response:
 
     def _read_headers(self, line_end: bytes) -> None:
         """Read header lines. A line with another end than the status line could be one line or two."""
-        headers: CaseInsensitiveDict[str] = CaseInsensitiveDict()
-        self.headers = headers
+        headers: dict[str, str] = {}
         count = 0
         while (line := self._read_line()) != line_end:
             count += 1
@@ -118,10 +115,11 @@ class Response:
             header = _HEADER.fullmatch(line)
             if header is None or header[3] != line_end:
                 raise http.client.HTTPException("malformed header line")
-            name, value = header[1].decode("ascii"), header[2].strip(b" \t").decode("latin-1")
+            name, value = header[1].decode("ascii").lower(), header[2].strip(b" \t").decode("latin-1")
             if name in headers:
                 value = _combined(name, headers[name], value)
             headers[name] = value
+        self.headers = headers
 
     def _read_line(self) -> bytes:
         line = self._file.readline()
@@ -161,7 +159,7 @@ class Response:
 
 def _combined(name: str, first: str, second: str) -> str:
     """Return the value of a repeated header. Raise ``HTTPException`` if only one of the values can count."""
-    match name.lower():
+    match name:
         case "transfer-encoding" | "content-encoding":
             return f"{first}, {second}"
         case "content-length" | "location" if first != second:
