@@ -18,6 +18,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f-\x9f\\]|\s")
 _BRACKETED = re.compile(r"\[[^][]*\](:[^][]*)?$")
 _HOST_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_ICON = re.compile(r"(https?:/)?/[^\s\\\"'<>]*")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
@@ -128,7 +129,7 @@ def validate_proxy_url(value: str) -> None:
 
 def validate_icon(value: str) -> None:
     """Validate ``WorkspaceProxy.icon``: pages contain it, so it must not be a ``javascript:`` URL."""
-    if not re.fullmatch(r"(https?:/)?/[^\s\\\"'<>]*", value):
+    if not _ICON.fullmatch(value):
         raise ValidationError(
             "An icon is a path that begins with / or a URL that begins with http:// or https://.",
             code="invalid_icon",

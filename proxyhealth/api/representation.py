@@ -48,20 +48,20 @@ def public_values(proxy: Proxy, host: str) -> Proxy:
     Rows may have skipped validation, for example in ``bulk_create()``. An invalid value becomes empty, and
     an unusable name the id. ``host`` is the host that the probe found in the URL, or empty.
     """
-    values: dict[str, Any] = {
-        "name": public_name(proxy),
-        "url": proxy.url if host else _valid(proxy.url, parse_proxy_url),
-        "icon": _valid(proxy.icon, validate_icon),
-        "wildcard_hostname": _valid(proxy.wildcard_hostname, validate_wildcard_hostname),
-    }
-    changed = {name: value for name, value in values.items() if value != getattr(proxy, name)}
-    return replace(proxy, **changed) if changed else proxy
+    name = public_name(proxy)
+    url = proxy.url if host else _valid(proxy.url, parse_proxy_url)
+    icon = _valid(proxy.icon, validate_icon)
+    wildcard = _valid(proxy.wildcard_hostname, validate_wildcard_hostname)
+    if (name, url, icon, wildcard) == (proxy.name, proxy.url, proxy.icon, proxy.wildcard_hostname):
+        return proxy
+    return replace(proxy, name=name, url=url, icon=icon, wildcard_hostname=wildcard)
 
 
 def _valid(value: str, validate: Callable[[str], object]) -> str:
+    if not value:
+        return value
     try:
-        if value:
-            validate(value)
+        validate(value)
     except (ValidationError, ValueError):
         return ""
     return value
