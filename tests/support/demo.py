@@ -17,6 +17,9 @@ from tests.support.proxies import wait_for
 ROOT = Path(__file__).parents[2]
 PORTS = 10  # that `make run` uses, from PORT on
 
+# Without its installation: the tests run in an environment that may have another Django on purpose.
+MAKE = ["make", "--old-file", ".venv/.installed"]
+
 
 def free_ports():
     """Return the first of ``PORTS`` free ports in a row."""
@@ -49,7 +52,7 @@ class Demo:
         self.log = folder / "run.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["make", "run"],
+                [*MAKE, "run"],
                 cwd=folder,
                 env=environment(PORT=port, **values),
                 stdout=log,
@@ -95,7 +98,7 @@ class Demo:
         return answer
 
     def make(self, target, name):
-        command = ["make", target, f"NAME={name}"]
+        command = [*MAKE, target, f"NAME={name}"]
         env = environment(PORT=self.port)
         return subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=30, check=False

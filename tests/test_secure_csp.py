@@ -1,4 +1,4 @@
-"""The Content Security Policy of Django 6 and newer: ``make django6``."""
+"""The Content Security Policy of Django 6 and newer. ``conftest.py`` leaves this file out on Django 5."""
 
 import asyncio
 
