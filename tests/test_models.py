@@ -1,7 +1,7 @@
 import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
-from django.db import IntegrityError
+from django.db import IntegrityError, connection
 from django.db.models.functions import Lower
 from django.db.models.lookups import Exact
 

@@ -62,11 +62,6 @@ if redis.call('GET', lease) ~= token then return false end
 return ''
 """
 
-_COUNT_SLOTS = """
-local count = redis.pcall('SCARD', KEYS[1])
-return type(count) == 'number' and count or 0
-"""
-
 
 def save_plan(token: int, plan: str, shards: Sequence[str] = ()) -> bool:
     """Store the plan of a round until its commit. Return False if the round has lost its lease.
@@ -119,4 +114,5 @@ def load_parts(count: int) -> list[str]:
 
 def count_slots() -> int:
     """Return how many processes took part in the last shared round, or 0 if that is unknown."""
-    return int(run_script(_COUNT_SLOTS, ["slots"]))
+    with open_cache() as cache:
+        return int(cache.client.scard(cache.key("slots")))

@@ -265,7 +265,7 @@ def _refresh(previous: _State | None) -> tuple[_State, float]:
             contents = read_contents(cache, state.contents.head)
         after = _after_read(state, contents)
     except ForeignSnapshot as error:
-        after = _unreadable(state, f"The snapshot in the cache cannot be used: {error} {_LAST}")
+        after = _unreadable(state, f"The snapshot in the cache cannot be used: {error} {_last(state)}")
     except StoreError as error:
         after = _unreadable(state, f"The cache cannot be read ({error}). {_last(state)}")
     except Exception as error:

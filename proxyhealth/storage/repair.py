@@ -22,6 +22,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "snapshot": ("string", ""),
     "pending": ("set", ""),
     "plan": ("hash", "plan"),
+    "slots": ("set", "86400000"),
     "round-stats": ("hash", "counters"),
     "tasks": ("hash", "counters"),
 }

@@ -171,15 +171,6 @@ def test_share__by_the_processes_of_the_last_round(plan, configure):
     assert storage.count_slots() == 0, "a process that is gone is forgotten"
 
 
-def test_count_slots__rubbish_is_replaced(plan, redis_client):
-    redis_client.set(key("slots"), "rubbish")
-    assert storage.count_slots() == 0
-    end_round(plan.token)
-    plan = share()
-    storage.claim_shard(plan.token, 0, OTHER, anew=True)
-    assert storage.count_slots() == 1
-
-
 def test_claim__closed_or_other_round_has_no_shards(plan):
     assert storage.claim_shard(plan.token + 1, 0, OTHER, anew=True) is None
     end_round(plan.token)

@@ -19,7 +19,16 @@ from proxyhealth.storage import counters, reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.lease import begin_round, end_round, renewing_lease, take_token
 from proxyhealth.storage.pending import add_pending, release_claim, take_pending
-from proxyhealth.storage.plan import drop_plan, load_plan, save_plan
+from proxyhealth.storage.plan import (
+    claim_shard,
+    count_slots,
+    drop_plan,
+    load_part,
+    load_parts,
+    load_plan,
+    save_plan,
+    store_part,
+)
 from tests.settings import REDIS_PORT
 from tests.support.ports import free_port
 from tests.support.proxies import wait_for
@@ -51,8 +60,7 @@ def use_everything():
         begun = begin_round()
         with renewing_lease(begun.token, 60) as lease:
             assert lease
-            assert save_plan(begun.token, "{}")
-            assert load_plan() == "{}"
+            use_plan(begun.token)
             commit([make_status(proxy)], begun.token, full_round=a_round())
         counters.count_round(outcome, "x", begun.token)
         end_round(begun.token)
@@ -67,6 +75,18 @@ def use_everything():
     assert activity.snapshot.fault == ""
     assert list(activity.snapshot.statuses) == [proxy.id]
     assert activity.tasks["check_all"].success == 1
+
+
+def use_plan(token):
+    assert save_plan(token, "{}", ["first", "second"])
+    assert load_plan() == "{}"
+    assert claim_shard(token, 0, "host/1", anew=True) == (0, "")
+    assert claim_shard(token, 0, "host/2", anew=True) == (1, "second")
+    assert claim_shard(token, 0, "host/2", anew=True) == (1, "second")
+    assert count_slots() == 2
+    store_part(token, 1, "part")
+    assert load_part(token, 1) == "part"
+    assert load_parts(2) == ["part"]
 
 
 # A user with the least permissions

@@ -15,7 +15,7 @@ from proxyhealth.storage import reader
 from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.lease import ANY_ROUND, RoundRequest, begin_round, end_round, take_token
 from proxyhealth.storage.pending import add_pending
-from proxyhealth.storage.plan import load_plan, save_plan
+from proxyhealth.storage.plan import claim_shard, load_plan, save_plan
 from proxyhealth.storage.repair import KEYS
 from tests.support.machine import at_most
 
@@ -38,7 +38,8 @@ def fill_every_key():
     health.force_update()
     begun = begin_round(RoundRequest(min_gap=0.001))
     begin_round(RoundRequest(rerun_if_busy=True))
-    save_plan(begun.token, "{}")
+    save_plan(begun.token, "{}", ["{}"])
+    claim_shard(begun.token, 0, "host/1", anew=True)
     end_round(begun.token)
     count_task("check_all", "success", 0.5)
     add_pending([str(uuid.uuid4())])
