@@ -49,7 +49,7 @@ coverage: $(VENV)/.installed-dev node_modules/.installed
 quick: $(VENV)/.installed-dev
 	$(DEVMODE) $(BIN)/python $(PYTEST) $(SLOW:%=--ignore=%)
 
-## Kill real processes while clients read, and check what the clients see (about four minutes)
+## Kill real processes while clients read, and check what the clients see (about five minutes)
 # Each of these tests starts a whole deployment and has time limits. On two cores, three at once are too slow.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses 2 --dist worksteal -m "not alone"

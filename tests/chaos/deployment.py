@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urljoin
 
 import redis
 import requests
@@ -277,9 +278,10 @@ class Deployment:
     def post(self, path: str, **form: Any) -> tuple[requests.Response, float]:
         """Send a form. Return the page after the redirect, and the seconds until the answer to the POST.
 
-        The seconds leave out the time for which the machine stood still.
+        The seconds leave out the time for which the machine stood still. ``path`` may be the URL of a page on
+        another web server than the first.
         """
-        url = f"{self.base}{path}"
+        url = urljoin(self.base, path)
         still = stood_still()
         answer = self.client.post(url, {**form, "csrfmiddlewaretoken": _CSRF}, timeout=20)
         answer.raise_for_status()
@@ -287,7 +289,7 @@ class Deployment:
         return answer, first.elapsed.total_seconds() - (stood_still() - still)
 
     def page(self, path: str) -> str:
-        return self.client.get(f"{self.base}{path}", timeout=20).text
+        return self.client.get(urljoin(self.base, path), timeout=20).text
 
     def health_page(self) -> str:
         return self.page("/admin/proxyhealth/workspaceproxy/health/")

@@ -54,11 +54,11 @@ class Poll:
 
 
 class Poller:
-    """Polls inside its ``with`` block. Afterwards ``check()`` checks every poll."""
+    """Polls inside its ``with`` block, by default the first web server. ``check()`` checks every poll."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, base: str = "") -> None:
         self._deployment = deployment
-        self._url = f"{deployment.base}/api/v2/workspaceproxies"
+        self._url = f"{base or deployment.base}/api/v2/workspaceproxies"
         self._client = deployment.new_client()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="poller", daemon=True)

@@ -16,13 +16,17 @@ START_TIMEOUT = 30  # seconds for a process to start on a busy machine
 
 
 class ProcessGroup:
-    """A command and the processes that it starts, in a session of their own. The log stays after a kill."""
+    """A command and the processes that it starts, in a session of their own. The log stays after a kill.
+
+    The command runs in ``folder``, whose code it finds first.
+    """
 
     def __init__(self, name: str, command: str, env: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.command = command
         self.env = env
         self.log = log
+        self.folder = ROOT
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begin = 0
 
@@ -37,7 +41,7 @@ class ProcessGroup:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["sh", "-c", self.command],
-                cwd=ROOT,
+                cwd=self.folder,
                 env=dict(self.env),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -53,6 +57,10 @@ class ProcessGroup:
 
     def wait_for_log(self, text: str, seconds: float = START_TIMEOUT) -> None:
         wait_for(lambda: text in self.log_text(since_start=True), seconds, f"{self.name} logs {text!r}")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
 
     def pids(self) -> list[int]:
         """Return the ids of the main process and of all that it started; none if it is not running."""
@@ -77,6 +85,13 @@ class ProcessGroup:
             os.kill(left, signal.SIGKILL)
         wait_for(lambda: not _living_in_session(pid), 10, f"{self.name} is gone")
         self._process = None
+
+    def stop(self) -> None:
+        """Send SIGTERM, as a supervisor does, and wait until the main process has ended by itself."""
+        self.signal(signal.SIGTERM)
+        assert self._process
+        self._process.wait(START_TIMEOUT)
+        self.kill()  # what it has left
 
     def restart(self) -> None:
         self.kill()
