@@ -1,5 +1,6 @@
 """The Celery app of the rounds, its connections with short timeouts, and the length of its queues."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -23,10 +24,9 @@ def celery_app() -> Celery:
 
     A process may have several apps. Which one of them is current differs between its threads.
     """
+    paths = ("django.conf:settings", "django.conf.settings", os.environ.get("DJANGO_SETTINGS_MODULE", ""))
     apps = [
-        app
-        for app in _get_active_apps()
-        if app._config_source is settings or app._config_source == "django.conf:settings"
+        app for app in _get_active_apps() if app._config_source is settings or app._config_source in paths
     ]
     app: Celery = apps[0] if len(apps) == 1 else get_current_app()
     return app
@@ -108,8 +108,11 @@ def queues_of_tasks(app: Celery) -> set[str]:
     names: set[str] = set()
     # In a copy, because a route adds its queue, and a worker of Celery 5.5 then consumes that queue, too.
     router = app.amqp.Router(app.amqp.Queues(dict(app.amqp.queues)))
-    for task in TaskName:
-        route = router.route({}, task.value)
+    for name in TaskName:
+        task: Any = app.tasks.get(name)
+        # An annotation may give the task a queue. A route may be a function of the task.
+        options = dict(task._get_exec_options()) if task else {}
+        route = router.route(options, name.value, task_type=task)
         if route.get("queue"):
             names.add(route["queue"].name)
         elif exchange := route.get("exchange"):

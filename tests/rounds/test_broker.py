@@ -147,6 +147,35 @@ def test_queue_length__route_without_queue(routes):
     assert broker.queue_length() == 1
 
 
+def test_queues_of_tasks__route_is_function_of_task(routes):
+    def route(name, args, kwargs, options, task=None, **more):
+        return {"queue": "quick"} if task.name == TaskName.CHECK_PROXIES and not args and not kwargs else None
+
+    routes((route,))
+    assert broker.queues_of_tasks(app) == {"celery", "quick"}
+
+
+def test_queues_of_tasks__annotation_names_queue():
+    host = Celery("host", set_as_current=False, broker="memory://")
+    host.conf.task_annotations = {TaskName.CHECK_ALL.value: {"queue": "rounds"}}
+    assert broker.queues_of_tasks(host) == {"celery", "rounds"}
+    host.tasks[TaskName.CHECK_ALL].apply_async()
+    host.close()
+
+
+@pytest.mark.parametrize("source", ["django.conf:settings", "django.conf.settings", "tests.settings", None])
+def test_celery_app__is_configured_from_django(monkeypatch, source):
+    """Another app is current. Hosts name the settings in several ways."""
+    monkeypatch.setattr(app, "_config_source", source)
+    other = Celery("other", broker="memory://")
+    other.config_from_object({"timezone": "UTC"})
+    try:
+        assert broker.celery_app() is (app if source else other)
+    finally:
+        other.close()
+        app.set_current()
+
+
 def test_queue_length__route_to_exchange(routes, monkeypatch):
     exchange = Exchange("probes")
     queues = [Queue("rounds", exchange, "now"), Queue("other", exchange, "later"), Queue("celery")]
