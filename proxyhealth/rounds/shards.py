@@ -49,7 +49,8 @@ def split(
         places, seconds_left = places - 1, seconds_left - seconds
     shards = [row[start::processes] for row in rows for start in range(min(processes, len(row)))]
     if 1 < len(shards) <= processes:
-        shards.append([shard.pop() for shard in shards if len(shard) > 1])
+        longest = [shard for shard in shards if len(shard) > 1]
+        shards.append([shard.pop() for shard in longest[: conf.SHARD_SIZE]])
     return [shard for shard in shards if shard]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -154,7 +155,9 @@ def _slot() -> str:
     """Return a name for the place of this process in its worker. A process that replaces it has the same."""
     place = current_process_index()
     worker = current_task.request.hostname if current_task else ""
-    return f"{worker}/{threading.get_native_id() if place is None else place}"
+    if place is None:
+        return f"{worker}/{os.getpid()}/{threading.get_native_id()}"
+    return f"{worker}/{os.getppid()}/{place}"  # of two workers on a host, both may have the default name
 
 
 def _lost(index: int, error: Exception) -> Part:

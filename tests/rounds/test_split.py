@@ -37,7 +37,13 @@ def test_split__silent_proxies_in_equal_shares_for_processes(configure):
 
 @pytest.mark.parametrize(
     ("count", "processes", "sizes"),
-    [(12, 4, [2, 2, 2, 2, 4]), (11, 20, 11 * [1]), (12, 11, [1, *10 * [1], 1]), (11, 1, [10, 1])],
+    [
+        (12, 4, [2, 2, 2, 2, 4]),
+        (11, 20, 11 * [1]),
+        (12, 11, [1, *10 * [1], 1]),
+        (30, 14, [2, 2, *8 * [1], *4 * [2], 10]),
+        (11, 1, [10, 1]),
+    ],
 )
 def test_split__one_more_shard_than_processes(count, processes, sizes, configure):
     configure(SHARD_SIZE=10)
