@@ -1,8 +1,10 @@
 """The system checks of the settings, of Celery, and of the URLs for metrics."""
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from inspect import unwrap
 from typing import Any
@@ -20,7 +22,8 @@ from kombu.serialization import dumps
 from proxyhealth.conf import NAMES, conf
 from proxyhealth.exceptions import StoreError
 from proxyhealth.metrics import exposition
-from proxyhealth.rounds import broker
+from proxyhealth.rounds import broker, steps
+from proxyhealth.rounds.worker import library_of_pool
 from proxyhealth.storage.client import require_client
 from proxyhealth.task_names import TaskName
 
@@ -156,7 +159,7 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
     """Check the settings of Celery with which rounds would fail."""
     app = broker.celery_app()
     messages: list[CheckMessage] = []
-    if str(app.conf.worker_pool) in ("gevent", "eventlet"):
+    if library_of_pool(app.conf.worker_pool):
         messages.append(
             Error(
                 f"CELERY_WORKER_POOL is {app.conf.worker_pool!r}, but probes need real threads.",
@@ -176,7 +179,48 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
                 id="proxyhealth.E031",
             )
         )
-    return [*messages, *_check_fractions(str(app.conf.beat_scheduler))]
+    try:
+        broker.queues_of_tasks(app)
+    except Exception as error:
+        messages.append(
+            Error(
+                f"Celery cannot send the tasks of proxyhealth: {error}",
+                hint="Add the queue to CELERY_TASK_QUEUES, or correct CELERY_TASK_ROUTES.",
+                id="proxyhealth.E033",
+            )
+        )
+    return [*messages, *_check_results(app), *_check_fractions(str(app.conf.beat_scheduler))]
+
+
+def _check_results(app: Any) -> list[CheckMessage]:
+    messages: list[CheckMessage] = []
+    try:
+        app.backend.ensure_chords_allowed()
+    except Exception:
+        return []  # one process runs each round; or Celery itself reports the backend
+    try:
+        app.backend.decode(app.backend.encode({"shard": 0, "found": []}))
+    except Exception as error:
+        messages.append(
+            Error(
+                f"Celery cannot read the results of the shards of a round: {error}",
+                hint=f"Add {app.conf.result_serializer!r}, which is CELERY_RESULT_SERIALIZER, to "
+                "CELERY_RESULT_ACCEPT_CONTENT, or to CELERY_ACCEPT_CONTENT if that is not set.",
+                id="proxyhealth.E034",
+            )
+        )
+    with suppress(ImproperlyConfigured, TypeError):  # check_settings or Celery reports it
+        expires, needed = app.conf.result_expires, steps.lease_limit(conf.SHARD_SIZE)
+        seconds = expires.total_seconds() if isinstance(expires, timedelta) else float(expires or math.inf)
+        if seconds < needed:
+            messages.append(
+                Error(
+                    f"CELERY_RESULT_EXPIRES is {seconds:g} s, but a shard of a round may take {needed:g} s.",
+                    hint="Remove it for the default of one day, or set more.",
+                    id="proxyhealth.E035",
+                )
+            )
+    return messages
 
 
 def _check_fractions(scheduler: str) -> list[CheckMessage]:

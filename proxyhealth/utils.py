@@ -92,13 +92,17 @@ class PerProcess(Generic[V]):
         self.value = self._make()
 
 
+# What probes need. Hosts may replace only a part of it.
+_REPLACED = ("socket", "ssl", "select", "thread", "threading", "queue")
+
+
 def green_threads() -> str:
     """Return the name of the library that replaced the threads or sockets of this process, or ""."""
     gevent: Any = sys.modules.get("gevent.monkey")
-    if gevent and any(map(gevent.is_module_patched, ("socket", "thread", "threading"))):
+    if gevent and any(map(gevent.is_module_patched, _REPLACED)):
         return "gevent"
     eventlet: Any = sys.modules.get("eventlet.patcher")
-    if eventlet and any(map(eventlet.is_monkey_patched, ("socket", "thread"))):
+    if eventlet and any(map(eventlet.is_monkey_patched, _REPLACED)):
         return "eventlet"
     return ""
 

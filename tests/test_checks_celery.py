@@ -1,17 +1,21 @@
 """The system checks of Celery's settings."""
 
+from datetime import timedelta
+
 import pytest
+from celery import Celery
 from django.core.checks import registry
 
 from project.celery import app
 from proxyhealth.checks import check_celery
+from proxyhealth.rounds import broker
 
 
 def ids(messages):
     return [message.id for message in messages]
 
 
-@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+@pytest.mark.parametrize("pool", ["gevent", "eventlet", "celery.concurrency.gevent:TaskPool"])
 def test_checks__worker_pool_of_green_threads(monkeypatch, pool):
     assert check_celery in registry.registry.get_checks()
     monkeypatch.setitem(app.conf, "worker_pool", pool)
@@ -36,6 +40,30 @@ def test_checks__serializer_without_shards(monkeypatch, accepted, serializer, ex
     messages = check_celery()
     assert ids(messages) == expected
     assert all("'json' to CELERY_ACCEPT_CONTENT" in message.hint for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"accept_content": ["json"], "result_serializer": "json"}, []),
+        ({"accept_content": ["pickle"], "task_serializer": "pickle"}, ["proxyhealth.E034"]),
+        ({"result_accept_content": ["pickle"]}, ["proxyhealth.E034"]),
+        ({"result_serializer": "pickle"}, ["proxyhealth.E034"]),
+        ({"result_serializer": "pickle", "result_accept_content": ["pickle"]}, []),
+        ({"result_serializer": "pickle", "result_backend": "disabled://"}, []),
+        ({"result_expires": 5}, ["proxyhealth.E035"]),
+        ({"result_expires": timedelta(seconds=5)}, ["proxyhealth.E035"]),
+        ({"result_expires": timedelta(hours=1)}, []),
+        ({"result_expires": None}, []),
+        ({"task_create_missing_queues": False, "task_routes": {"*": {"queue": "no"}}}, ["proxyhealth.E033"]),
+    ],
+)
+def test_checks__results_and_routes(monkeypatch, options, expected):
+    host = Celery(set_as_current=False, broker="memory://", backend="cache+memory://")
+    host.conf.update(options)
+    monkeypatch.setattr(broker, "celery_app", lambda: host)
+    assert ids(check_celery()) == expected
+    host.close()
 
 
 @pytest.mark.parametrize(("interval", "hint"), [(2.5, "Set 2, or"), (0.5, "Set 1, or"), (60.0, ""), (0, "")])

@@ -79,11 +79,6 @@ def probe_batches(
     A batch ends when no probe ends for ``batch_idle`` seconds; each batch doubles this time. A proxy without
     a result after :func:`time_limit` is ``unreachable`` (``timeout``). Raise ``RoundFailed``.
     """
-    if library := green_threads():
-        raise RoundFailed(
-            f"probes need real threads, but {library} replaced those of this process. Run rounds in a Celery "
-            "worker with --pool prefork, threads or solo, and call request_check() in place of force_update()"
-        )
     end = time.monotonic() + time_limit(len(proxies))
     missing = {proxy.id: proxy for proxy in proxies}
     batch: list[ProxyStatus] = []
@@ -151,6 +146,12 @@ class _Prober:
     """Up to ``CONCURRENCY`` threads that probe the proxies that are added, until the block ends."""
 
     def __init__(self, checked_at: datetime, stop: threading.Event | None) -> None:
+        if library := green_threads():
+            raise RoundFailed(
+                f"probes need real threads, but {library} replaced those of this process. Run rounds in a "
+                "Celery worker with --pool prefork, threads or solo, and call request_check() in place of "
+                "force_update()"
+            )
         self._checked_at = checked_at
         self._stop = stop
         self._limit = conf.CONCURRENCY

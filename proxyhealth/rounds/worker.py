@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from celery import Celery
+from celery.concurrency import get_implementation
 
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.rounds import broker
@@ -22,8 +23,7 @@ _REPLY_TIMEOUT = 5.0
 
 def refuse_green_threads(worker: Any) -> None:
     """End a worker with green threads that would take our tasks. A worker of other queues may have them."""
-    pool = str(getattr(worker.pool_cls, "__module__", worker.pool_cls))
-    library = green_threads() or next((name for name in ("gevent", "eventlet") if name in pool), "")
+    library = green_threads() or library_of_pool(worker.pool_cls)
     queues = broker.queues_of_tasks(worker.app) & set(worker.app.amqp.queues.consume_from)
     if library and queues:
         raise SystemExit(
@@ -31,6 +31,15 @@ def refuse_green_threads(worker: Any) -> None:
             f"queue {_names(queues)}. Start it with --pool prefork, threads or solo. Or give it other queues "
             "with --queues, and start another worker for this one."
         )
+
+
+def library_of_pool(pool: Any) -> str:
+    """Return the library of green threads that a pool uses, or "". Hosts may have a class of their own."""
+    with suppress(Exception):  # an alias or a path; the worker itself reports one that cannot be imported
+        pool = get_implementation(pool)
+    names = [cls.__module__ for cls in getattr(pool, "__mro__", ())] or [str(pool)]
+    libraries = ("gevent", "eventlet")
+    return next((library for library in libraries if any(library in name for name in names)), "")
 
 
 def report_unconsumed_queues(app: Celery) -> None:
@@ -45,9 +54,11 @@ def report_unconsumed_queues(app: Celery) -> None:
 def _ask_other_workers(app: Celery, queues: set[str]) -> None:
     time.sleep(lease_seconds())  # another worker may start together with this one
     with suppress(Exception):  # without a broker, this worker connects again, and asks again
-        for consumed in (app.control.inspect(timeout=_REPLY_TIMEOUT).active_queues() or {}).values():
+        # This worker responds, too. Without any reply, workers have no remote control, so nothing is known.
+        replies = app.control.inspect(timeout=_REPLY_TIMEOUT).active_queues()
+        for consumed in (replies or {}).values():
             queues = queues - {queue["name"] for queue in consumed}
-        if queues and broker.queue_length() != 0:
+        if replies and queues and broker.queue_length() != 0:
             record_failure(
                 RoundFailed(
                     f"no running worker takes tasks from the queue {_names(queues)}. "

@@ -5,6 +5,7 @@ import types
 
 import pytest
 from celery import Celery
+from celery.concurrency.gevent import TaskPool
 from celery.contrib.testing.worker import start_worker
 from celery.signals import worker_ready
 from kombu import Queue
@@ -13,11 +14,13 @@ from project.celery import app
 from proxyhealth import health, tasks
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.probing import pool
 from proxyhealth.rounds import recheck, worker
 from proxyhealth.storage import reader
 from proxyhealth.task_names import TaskName
 from proxyhealth.utils import green_threads
 from tests.support.proxies import queued, wait_for
+from tests.support.values import NOW
 
 pytestmark = pytest.mark.django_db
 
@@ -29,7 +32,11 @@ def host():
     host.close()
 
 
-@pytest.mark.parametrize("pool", ["gevent", "eventlet", "celery.concurrency.gevent:TaskPool"])
+class Pool(TaskPool):
+    """A pool of the host's own, as CELERY_CUSTOM_WORKER_POOL names it."""
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet", "celery.concurrency.gevent:TaskPool", Pool])
 def test_refuse_green_threads__pool_of_worker(host, pool):
     with pytest.raises(SystemExit, match="must not take tasks from the queue 'celery'"):
         host.WorkController(pool_cls=pool)
@@ -67,6 +74,14 @@ def patched(monkeypatch):
     return patch
 
 
+def test_green_threads__of_partly_patched_process(patched):
+    patched("gevent", ("signal", "subprocess"))
+    patched("eventlet", ("os",))
+    assert green_threads() == ""
+    patched("gevent", ("select",))
+    assert green_threads() == "gevent"
+
+
 @pytest.mark.parametrize("library", ["gevent", "eventlet"])
 def test_rounds__with_green_threads_change_no_status(patched, serve, library):
     server = serve()
@@ -79,6 +94,8 @@ def test_rounds__with_green_threads_change_no_status(patched, serve, library):
         health.force_update()
     with pytest.raises(RoundFailed, match=f"need real threads, but {library} replaced"):
         recheck.run_check([proxy.pk])
+    with pytest.raises(RoundFailed, match=f"need real threads, but {library} replaced"):
+        list(pool.probe_shards((0, [proxy.as_proxy()]), lambda: None, NOW))
     snapshot = health.snapshot()
     assert snapshot.statuses[proxy.pk].status == "ok"
     assert snapshot.outcomes == {"success": 1, "failure": 1}
@@ -92,18 +109,11 @@ def impatient(monkeypatch):
     monkeypatch.setattr(worker, "_REPLY_TIMEOUT", 0.2)
 
 
-def test_unconsumed_queue__is_shown(impatient, redis_client):
-    """A worker with --queues that leave out the queue of our tasks, and no other worker."""
-    app.amqp.queues.select("mail")
-    try:
-        tasks._request_first_round(None)
-        wait_for(lambda: reader.read_anew().error, 10)
-    finally:
-        app.amqp.queues._consume_from = None
-    assert reader.read().error == (
-        "no running worker takes tasks from the queue 'celery'. Start a worker with --queues celery"
-    )
-    assert [task["task"] for task in queued(redis_client)] == [TaskName.FIRST_ROUND]
+def test_unconsumed_queue__unknown_without_remote_control(impatient, redis_client):
+    """Not even the worker that asks responds, for example with SQS."""
+    app.tasks[TaskName.CHECK_ALL].apply_async()
+    worker._ask_other_workers(app, {"celery"})
+    assert reader.read().outcomes == {}
 
 
 def test_unconsumed_queue__empty_is_not_shown(impatient, redis_client):
@@ -111,8 +121,10 @@ def test_unconsumed_queue__empty_is_not_shown(impatient, redis_client):
     assert reader.read().outcomes == {}
 
 
-def test_unconsumed_queue__omits_queues_of_other_workers(impatient, redis_client, monkeypatch):
+def test_unconsumed_queue__is_shown(impatient, redis_client, monkeypatch):
+    """A worker with --queues that leave out one of the queues of our tasks, and no other worker."""
     worker_ready.disconnect(tasks._request_first_round)
+    monkeypatch.setattr(tasks.first_round, "apply_async", lambda args: None)
     monkeypatch.setitem(app.conf, "task_routes", {TaskName.CHECK_PROXIES.value: {"queue": "checks"}})
     monkeypatch.setattr(app.amqp, "_rtable", None)
     monkeypatch.setattr(app.amqp, "router", app.amqp.Router(), raising=False)
@@ -120,11 +132,14 @@ def test_unconsumed_queue__omits_queues_of_other_workers(impatient, redis_client
     try:
         with start_worker(app, pool="solo", perform_ping_check=False, loglevel="WARNING", queues="celery"):
             monkeypatch.setattr(worker, "_REPLY_TIMEOUT", 2)
-            worker._ask_other_workers(app, {"celery", "checks"})
-            assert "takes tasks from the queue 'checks'." in reader.read_anew().error
+            tasks._request_first_round(None)
+            wait_for(lambda: reader.read_anew().error, 10)
     finally:
         app.amqp.queues._consume_from = None
         worker_ready.connect(tasks._request_first_round)
+    assert reader.read().error == (
+        "no running worker takes tasks from the queue 'checks'. Start a worker with --queues checks"
+    )
 
 
 def test_first_round__not_for_worker_of_other_app(host, redis_client):
