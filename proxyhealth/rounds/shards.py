@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from proxyhealth.conf import conf
 from proxyhealth.probing.pool import expected_seconds, slow_first
 from proxyhealth.snapshot import Proxy, ProxyStatus
+from proxyhealth.statuses import Reason, Status
 
 Part = dict[str, Any]  # the result of a shard
 
@@ -17,13 +18,17 @@ Part = dict[str, Any]  # the result of a shard
 class SharedResult(NamedTuple):
     """The merged result of all shards. ``missing`` has the proxies of lost shards, ``error`` the reason.
 
-    ``offline`` is True if the prober of every shard was offline.
+    ``offline`` is True if the prober of every shard that needed the network was offline.
     """
 
     statuses: list[ProxyStatus]
     missing: frozenset[UUID]
     error: str
     offline: bool
+
+
+def _needed_network(status: ProxyStatus) -> bool:
+    return status.status is not Status.UNREGISTERED and status.reason is not Reason.INVALID_URL
 
 
 def split(
@@ -108,17 +113,19 @@ class Plan:
         statuses: list[ProxyStatus] = []
         missing: list[UUID] = []
         errors: list[str] = []
-        offline = 0
+        offline = idle = 0  # shards
         for index, shard in enumerate(self.shards):
             part = parts_by_index.get(index, {})
             judgements = part.get("found")
             if isinstance(judgements, list) and len(judgements) == len(shard):
-                statuses += ProxyStatus.from_judgements(shard, self.checked_at, judgements)
+                found = list(ProxyStatus.from_judgements(shard, self.checked_at, judgements))
+                statuses += found
+                idle += not any(map(_needed_network, found))
             else:
                 missing += [proxy.id for proxy in shard]
                 errors.append(str(part.get("lost", "there is no result of it")))
                 offline += bool(part.get("offline"))
-        if offline == len(self.shards):
+        if offline and offline + idle == len(self.shards):
             return SharedResult([], frozenset(missing), errors[0], offline=True)
         error = ""
         if errors:

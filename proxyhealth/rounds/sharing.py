@@ -139,7 +139,7 @@ class _ShardRun:
         if index == self.index:
             self.part = part
         try:
-            store_part(self.token, index, json.dumps(part))
+            store_part(self.token, index, json.dumps(part), found="found" in part)
         except StoreError as error:
             logger.warning("shard not stored token=%d shard=%d error=%s", self.token, index, error)
 

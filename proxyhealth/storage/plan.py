@@ -49,7 +49,10 @@ return false
 """
 
 _STORE_PART = """
-if redis.call('HGET', KEYS[1], 'ticket') == ARGV[1] then redis.call('HSET', KEYS[1], ARGV[2], ARGV[3]) end
+local token, field, part, is_found = unpack(ARGV)
+if redis.call('HGET', KEYS[1], 'ticket') ~= token then return end
+-- Of two processes that probed the shard, one may have failed.
+redis.call(is_found == '1' and 'HSET' or 'HSETNX', KEYS[1], field, part)
 """
 
 _LOAD_PART = """
@@ -94,9 +97,9 @@ def claim_shard(token: int, index: int, slot: str, *, anew: bool) -> tuple[int, 
     return (int(claimed[0]), claimed[1].decode()) if claimed else None
 
 
-def store_part(token: int, index: int, part: str) -> None:
-    """Store the result of a shard, unless the round is over."""
-    run_script(_STORE_PART, ["plan"], token, f"part:{index}", part)
+def store_part(token: int, index: int, part: str, *, found: bool = True) -> None:
+    """Store the result of a shard, unless the round is over. One that is not ``found`` replaces no other."""
+    run_script(_STORE_PART, ["plan"], token, f"part:{index}", part, int(found))
 
 
 def load_part(token: int, index: int) -> str | None:

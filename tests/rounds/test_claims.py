@@ -1,6 +1,7 @@
 """Shards that processes claim: one that only waits takes more, and a killed one blocks nobody."""
 
 import json
+import os
 import threading
 
 import pytest
@@ -94,6 +95,23 @@ def test_run_shard__shards_of_killed_process_are_free(plan, server):
     assert run(plan, 2)["found"] == [], "it was finished before the kill"
 
 
+def test_run_shard__workers_with_one_name_have_own_slots(monkeypatch):
+    """Two workers on a host have the same name by default. Each has a process of its own."""
+    monkeypatch.setattr(sharing, "current_process_index", lambda: 1)
+    slots = {sharing._slot()}
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    slots.add(sharing._slot())
+    monkeypatch.setattr(sharing, "current_process_index", lambda: None)
+    slots |= {sharing._slot(), in_thread(sharing._slot)()}
+    assert len(slots) == 4
+
+
+def test_store_part__lost_replaces_no_found(plan):
+    for part, found in (("lost", False), ("found", True), ("lost", False)):
+        storage.store_part(plan.token, 0, part, found=found)
+    assert storage.load_part(plan.token, 0) == "found"
+
+
 def test_run_shard__killed_worker_is_not_waited_for(plan, redis_client):
     for index in range(3):
         storage.claim_shard(plan.token, index, OTHER, anew=False)
@@ -131,7 +149,7 @@ def test_run_shard__cache_fails_while_it_waits(plan, monkeypatch, server):
         raise sharing.StoreError("down")
 
     monkeypatch.setattr(sharing, "claim_shard", fail)
-    monkeypatch.setattr(sharing, "store_part", lambda *args: fail(anew=False))
+    monkeypatch.setattr(sharing, "store_part", lambda *args, found: fail(anew=False))
     server.delay = 0.1
     assert len(run(plan, 0)["found"]) == 2
     assert server.requests == 2

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from proxyhealth.rounds.shards import Plan
+from proxyhealth.statuses import Status
 from tests.support.values import NOW, make_proxy, make_status
 
 SHARDS = [[make_proxy("a"), make_proxy("b")], [make_proxy("c")]]
@@ -49,6 +50,8 @@ def test_merge__offline_only_if_all_shards_are():
     offline = {"shard": 1, "lost": "Prober offline", "offline": True}
     everywhere = PLAN.merge([{**offline, "shard": 0}, offline])
     assert (everywhere.offline, everywhere.error) == (True, "Prober offline")
+    idle = make_status(SHARDS[0][0], Status.UNREGISTERED).judgement()
+    assert PLAN.merge([{"shard": 0, "found": [idle, idle]}, offline]).offline, "it needed no network"
     somewhere = PLAN.merge([*parts_of(SHARDS[0]), offline])
     assert not somewhere.offline
     assert "1 of 2 shards" in somewhere.error
