@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from celery import Celery
@@ -20,16 +20,29 @@ _TIMEOUT = 0.25
 
 
 def celery_app() -> Celery:
-    """Return the app that is configured from Django's settings, else the current app of this thread.
+    """Return the app that runs our tasks, whichever app is current in this thread.
 
-    A process may have several apps. Which one of them is current differs between its threads.
+    A process may have several: the one that is configured from Django's settings counts, then the one with
+    the schedule of the rounds. Otherwise it is the current app, which differs between threads.
     """
-    paths = ("django.conf:settings", "django.conf.settings", os.environ.get("DJANGO_SETTINGS_MODULE", ""))
-    apps = [
-        app for app in _get_active_apps() if app._config_source is settings or app._config_source in paths
-    ]
-    app: Celery = apps[0] if len(apps) == 1 else get_current_app()
+    apps: list[Celery] = list(_get_active_apps())
+    for is_ours in (_is_of_django, _schedules_rounds):
+        apps = list(filter(is_ours, apps)) or apps
+        if len(apps) == 1:
+            return apps[0]
+    app: Celery = get_current_app()
     return app
+
+
+def _is_of_django(app: Any) -> bool:
+    paths = ("django.conf:settings", "django.conf.settings", os.environ.get("DJANGO_SETTINGS_MODULE", ""))
+    return app._config_source is settings or app._config_source in paths
+
+
+def _schedules_rounds(app: Any) -> bool:
+    with suppress(Exception):  # an app of the host that is not configured yet, or wrongly
+        return any(entry["task"] == TaskName.CHECK_ALL for entry in app.conf.beat_schedule.values())
+    return False
 
 
 @contextmanager

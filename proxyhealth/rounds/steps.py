@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import connections
 
@@ -123,6 +124,8 @@ def log_failure(error: Exception, operation: str) -> RoundFailed:
         failure = error
     elif isinstance(error, Superseded):
         failure = RoundFailed(str(error))
+    elif isinstance(error, SoftTimeLimitExceeded):
+        failure = RoundFailed("a time limit of Celery ended the task: raise it in CELERY_TASK_ANNOTATIONS")
     elif isinstance(error, StoreError):
         failure = RoundFailed(f"the cache cannot be used: {error}")
     else:

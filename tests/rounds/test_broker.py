@@ -163,17 +163,31 @@ def test_queues_of_tasks__annotation_names_queue():
     host.close()
 
 
-@pytest.mark.parametrize("source", ["django.conf:settings", "django.conf.settings", "tests.settings", None])
-def test_celery_app__is_configured_from_django(monkeypatch, source):
-    """Another app is current. Hosts name the settings in several ways."""
-    monkeypatch.setattr(app, "_config_source", source)
+@pytest.fixture
+def other():
+    """Another app of the process, which is current in this thread."""
     other = Celery("other", broker="memory://")
+    yield other
+    other.close()
+    app.set_current()
+
+
+@pytest.mark.parametrize("source", ["django.conf:settings", "django.conf.settings", "tests.settings", None])
+def test_celery_app__is_configured_from_django(other, monkeypatch, source):
+    """Hosts name the settings in several ways."""
+    monkeypatch.setitem(app.conf, "beat_schedule", {})
+    monkeypatch.setattr(app, "_config_source", source)
     other.config_from_object({"timezone": "UTC"})
-    try:
-        assert broker.celery_app() is (app if source else other)
-    finally:
-        other.close()
-        app.set_current()
+    assert broker.celery_app() is (app if source else other)
+
+
+def test_celery_app__of_several_has_the_schedule(other, monkeypatch):
+    """Both are configured from Django's settings, each with a namespace of its own."""
+    other.config_from_object("django.conf:settings", namespace="OTHER")
+    assert broker.celery_app() is app
+    other.config_from_object({"timezone": "UTC"})
+    monkeypatch.setattr(app, "_config_source", None)
+    assert broker.celery_app() is app
 
 
 def test_queue_length__route_to_exchange(routes, monkeypatch):
@@ -211,16 +225,10 @@ def test_queue_length__over_unix_socket(url, tmp_path):
         assert broker.queue_length() == 1
 
 
-def test_queue_length__of_app_of_django(redis_client):
-    """Another app of the process, which is current in this thread, has another broker."""
-    other = Celery("other", broker="memory://")
-    try:
-        assert current_app.main == "other"
-        app.tasks[TaskName.CHECK_ALL].apply_async()
-        assert broker.queue_length() == 1
-    finally:
-        other.close()
-        app.set_current()
+def test_queue_length__of_app_of_django(redis_client, other):
+    assert current_app.main == "other"
+    app.tasks[TaskName.CHECK_ALL].apply_async()
+    assert broker.queue_length() == 1
 
 
 def test_queue_length__broker_down_is_none(url, real_timeout):

@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.core.cache import caches
 from django.db import connection
 
@@ -97,10 +98,17 @@ def test_run_shard__of_closed_round_probes_nothing(shared, serve):
     assert [part["lost"] for part in run_shards(shared)] == 2 * ["the round is over"]
 
 
-def test_run_shard__failure_is_in_part(shared, monkeypatch):
-    monkeypatch.setattr(sharing.pool, "probe_shards", lambda *args: 1 / 0)
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(ZeroDivisionError("by zero"), "by zero"), (SoftTimeLimitExceeded(), "CELERY_TASK_ANNOTATIONS")],
+)
+def test_run_shard__failure_is_in_part(shared, monkeypatch, error, words):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(sharing.pool, "probe_shards", fail)
     part = sharing.run_shard(shared.token, 0, shared.checked_at, shared.shards[0])
-    assert "division by zero" in part["lost"]
+    assert words in part["lost"]
 
 
 def test_finish__delivered_twice_commits_once(shared):
