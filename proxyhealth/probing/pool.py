@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import Self
 from uuid import UUID
@@ -199,17 +199,34 @@ class _Prober:
         return self._waiting.empty() and self._unfinished <= self._limit * 3 // 4
 
     def next_status(self, end: float) -> ProxyStatus | None:
-        """Return the next status, or None if none comes before ``end``. Raise ``RoundFailed`` if stopped."""
+        """Return the next status, or None if none comes before ``end``.
+
+        Raise ``RoundFailed`` if stopped, or if this process stood still.
+        """
         while not (self._stop and self._stop.is_set()):
-            try:
-                status = self._statuses.get(timeout=max(0.0, min(end - time.monotonic(), _STOP_POLL)))
-            except queue.Empty:
-                if time.monotonic() >= end:
-                    return None
-            else:
+            begin, cpu = time.monotonic(), time.process_time()
+            status = None
+            with suppress(queue.Empty):
+                status = self._statuses.get(timeout=max(0.0, min(end - begin, _STOP_POLL)))
+            _require_no_pause(begin, cpu)
+            if status:
                 self._unfinished -= 1
                 return status
+            if time.monotonic() >= end:
+                return None
         raise RoundFailed("another round has begun while this one ran")
+
+
+def _require_no_pause(begin: float, cpu: float) -> None:
+    """Raise ``RoundFailed`` if this process, busy or not, has hardly run for a ``TIMEOUT`` since ``begin``.
+
+    In a paused container or a suspended process, all probes time out, although their proxies responded.
+    """
+    pause = time.monotonic() - begin - (time.process_time() - cpu)
+    if pause >= max(conf.TIMEOUT, 2 * _STOP_POLL):
+        raise RoundFailed(
+            f"this process stood still for {pause:.1f} s, so its probes say nothing about the proxies"
+        )
 
 
 def _timed_out(proxy: Proxy, checked_at: datetime) -> ProxyStatus:

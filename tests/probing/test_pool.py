@@ -1,6 +1,10 @@
+import os
+import signal
 import sys
 import threading
 import time
+import warnings
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,6 +14,7 @@ from proxyhealth.exceptions import ProberOffline, RoundFailed
 from proxyhealth.probing import pool
 from proxyhealth.statuses import Reason, Status
 from tests.support.machine import at_most
+from tests.support.proxies import wait_for
 from tests.support.values import make_proxy, make_status
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
@@ -29,6 +34,27 @@ def test_probe_all__keeps_the_order_and_checked_at(serve):
     assert [status.proxy for status in statuses] == proxies
     assert {status.checked_at for status in statuses} == {NOW}
     assert {status.status for status in statuses} == {Status.OK}
+
+
+def test_probe_all__paused_process_has_no_statuses(serve, configure):
+    """A container that is paused for longer than TIMEOUT would find each proxy silent."""
+    configure(TIMEOUT=1)
+    server = serve()
+    server.gate.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn about such forks
+        pid = os.fork()
+    if pid == 0:
+        with suppress(RoundFailed):
+            pool.probe_all([with_url(server.url)], NOW)
+            os._exit(1)
+        os._exit(0)
+    wait_for(lambda: server.requests)
+    os.kill(pid, signal.SIGSTOP)
+    server.gate.set()
+    time.sleep(1.1)
+    os.kill(pid, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_probe_all__probes_run_simultaneously(serve):
