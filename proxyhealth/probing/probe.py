@@ -23,6 +23,7 @@ from proxyhealth.exceptions import AddressBlocked, BadReport, ProbeFailed, TooMa
 from proxyhealth.probing import tls
 from proxyhealth.probing.addresses import AddressPolicy
 from proxyhealth.probing.bodies import NO_REPORT, NO_RESPONSE, read_beginning, read_body
+from proxyhealth.probing.certificates import Certificate
 from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.excerpts import describe_bad_report, describe_status
 from proxyhealth.probing.sockets import MAX_HEADER_BYTES
@@ -201,7 +202,7 @@ class _Fetch:
             with closing(response):
                 yield response
 
-    def _note_expiry(self, certificate: tls.Certificate) -> None:
+    def _note_expiry(self, certificate: Certificate) -> None:
         moment = certificate.expires_at
         if moment and (self.tls_expires_at is None or moment < self.tls_expires_at):
             self.tls_expires_at = moment

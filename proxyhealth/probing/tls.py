@@ -4,19 +4,18 @@ A proxy is good only if all its users can connect: browsers, Go, and Python with
 what their defaults and the system's ``openssl.cnf`` would decide otherwise.
 """
 
-import _ssl
 import ssl
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import certifi
 
+from proxyhealth.probing.certificates import Certificate, fault_of, read_chain
 from proxyhealth.probing.sockets import TLSSocket
 from proxyhealth.report import clean
 from proxyhealth.utils import PerProcess
@@ -31,15 +30,6 @@ VERIFY_FLAGS = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
 
 _LEGACY_SERVER_CONNECT = 0x4  # ssl.OP_LEGACY_SERVER_CONNECT, since Python 3.12
 
-# Identifiers of algorithms in certificates, as DER. All browsers accept these keys from a server: RSA, and
-# ECDSA with P-256 or P-384. None accepts the Edwards curves anywhere.
-_USABLE_KEYS = (
-    bytes.fromhex("06092a864886f70d010101"),
-    bytes.fromhex("06082a8648ce3d030107"),
-    bytes.fromhex("06052b81040022"),
-)
-_EDWARDS_CURVES = (bytes.fromhex("06032b6570"), bytes.fromhex("06032b6571"))  # Ed25519 and Ed448
-
 # Values of ssl.SSLCertVerificationError.verify_code.
 _NOT_YET_VALID = 9
 _EXPIRED = 10
@@ -47,18 +37,6 @@ _NAME_MISMATCHES = (62, 64)
 
 # All threads of a round need the context at once, but only one of them must build it.
 _build_lock = PerProcess(threading.Lock)
-
-
-class Certificate(NamedTuple):
-    """A certificate of a chain. ``owner`` says whose it is."""
-
-    owner: str
-    starts_at: datetime | None
-    expires_at: datetime | None
-    server_names: tuple[str, ...]
-    is_authority: bool
-    has_usable_key: bool
-    has_edwards_curve: bool
 
 
 def tls_context(ca_bundle: str) -> ssl.SSLContext:
@@ -98,7 +76,7 @@ def shake_hands(sock: TLSSocket) -> Certificate | None:
         error.verify_message = why + _explain(error.verify_code, _chain_of(sock))
         raise
     chain = _chain_of(sock)
-    if fault := _fault_of(chain):
+    if fault := fault_of(chain):
         refusal = ssl.SSLCertVerificationError(1, fault)
         refusal.verify_message = fault
         raise refusal
@@ -127,54 +105,7 @@ def describe(error: ssl.SSLError, phase: str) -> str:
 def _chain_of(sock: TLSSocket) -> list[Certificate]:
     """Return the chain from the server to the trusted authority, also after a failed verification."""
     # Public since Python 3.13, but only as DER, which no public function can read.
-    chain = cast(Any, sock)._sslobj.get_verified_chain() or ()
-    return [_read(certificate, is_authority=False) for certificate in chain[:1]] + [
-        _read_authority(certificate) for certificate in chain[1:]
-    ]
-
-
-@lru_cache(maxsize=256)  # many servers have the same authorities; certificates can be compared
-def _read_authority(certificate: Any) -> Certificate:
-    return _read(certificate, is_authority=True)
-
-
-def _read(certificate: Any, *, is_authority: bool) -> Certificate:
-    role = "the authority" if is_authority else "the server"
-    info: dict[str, Any] = {}
-    with suppress(ValueError):  # a certificate may contain bytes that are not text
-        info = certificate.get_info()
-    subject = {key: value for part in info.get("subject", ()) for key, value in part}
-    name = subject.get("commonName") or next(reversed(subject.values()), "")
-    der = certificate.public_bytes(_ssl.ENCODING_DER)
-    return Certificate(
-        owner=f"{role} “{clean(name, 64)}”" if name else role,
-        starts_at=_moment(info.get("notBefore", "")),
-        expires_at=_moment(info.get("notAfter", "")),
-        server_names=tuple(str(value) for _kind, value in info.get("subjectAltName", ())),
-        is_authority=is_authority,
-        has_usable_key=any(key in der for key in _USABLE_KEYS),
-        has_edwards_curve=any(curve in der for curve in _EDWARDS_CURVES),
-    )
-
-
-def _moment(text: str) -> datetime | None:
-    with suppress(ValueError, OverflowError):
-        return datetime.fromtimestamp(ssl.cert_time_to_seconds(text), UTC)
-    return None
-
-
-def _fault_of(chain: Sequence[Certificate]) -> str:
-    """Return why browsers or Go refuse a chain that OpenSSL accepts, or an empty string.
-
-    The last certificate is trusted for itself.
-    """
-    for certificate in chain[:-1]:
-        if certificate.has_edwards_curve:
-            return f"browsers support no Ed25519 or Ed448, as in that of {certificate.owner}"
-    for certificate in chain[:1]:
-        if not certificate.has_usable_key:
-            return "browsers need a key that is RSA, or ECDSA with P-256 or P-384"
-    return ""
+    return read_chain(cast(Any, sock)._sslobj.get_verified_chain() or ())
 
 
 def _explain(verify_code: int, chain: Sequence[Certificate]) -> str:
@@ -185,7 +116,7 @@ def _explain(verify_code: int, chain: Sequence[Certificate]) -> str:
         names = ", ".join(chain[0].server_names[:5])
         if names:
             return f"; it is for {clean(names, 200)}"
-        return "; it has no subjectAltName, and the common name does not count"
+        return "; it has no host in its subjectAltName, and the common name does not count"
     for certificate in chain:
         if verify_code == _EXPIRED and certificate.expires_at and certificate.expires_at < now:
             ended += f"; that of {certificate.owner} expired on {certificate.expires_at:%Y-%m-%d %H:%M} UTC"

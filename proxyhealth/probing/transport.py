@@ -8,10 +8,11 @@ from typing import Self, cast
 
 from proxyhealth.exceptions import AddressBlocked
 from proxyhealth.probing.addresses import Address, AddressPolicy, IPAddress, address_ip, look_up, routable
+from proxyhealth.probing.certificates import Certificate
 from proxyhealth.probing.deadline import Deadline, WatchedSocket, watchdog
 from proxyhealth.probing.response import Response
 from proxyhealth.probing.sockets import MAX_BODY_BYTES, PlainSocket, TLSSocket
-from proxyhealth.probing.tls import Certificate, shake_hands
+from proxyhealth.probing.tls import shake_hands
 
 
 class Connection(http.client.HTTPConnection):

@@ -12,15 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 
 from tests.probing.asking import DOWN, OK, TLS, Configure, ask, verdict
 from tests.support import servers
-from tests.support.certificates import CLIENT, MAY_SIGN, SERVER, Issued, authority, context_of, issue
+from tests.support.certificates import (
+    AGREES,
+    CLIENT,
+    ENCIPHERS,
+    GATED,
+    MAY_SIGN,
+    SERVER,
+    Issued,
+    authority,
+    context_of,
+    edited,
+    issue,
+)
 from tests.support.servers import Server, report, send
 
 ROOT = authority("Root")
 SUB = authority("Sub", ROOT)
+RSA = rsa.generate_private_key(65537, 2048)
 
 Judge = Callable[..., tuple[Any, str]]
 
@@ -90,7 +104,7 @@ def test_name__refused(judge: Judge, names: Sequence[str], common_name: str, hos
 def test_name__refusal_says_that_the_common_name_does_not_count(judge: Judge) -> None:
     _, message = judge(issue("localhost", ROOT), "localhost")
     assert message.startswith(f"{DOWN}certificate not accepted while connecting to 127.0.0.1 port ")
-    assert message.endswith("; it has no subjectAltName, and the common name does not count")
+    assert message.endswith("; it has no host in its subjectAltName, and the common name does not count")
 
 
 def test_name__refusal_lists_the_names(judge: Judge) -> None:
@@ -102,13 +116,10 @@ def test_name__refusal_lists_the_names(judge: Judge) -> None:
 # Chains.
 
 
-OLD = issue("Old", None, MAY_SIGN)  # without basicConstraints
-
-
 @pytest.mark.parametrize(
     ("issuer", "trusted"),
-    [(SUB, ROOT), (SUB, SUB), (authority("Lone", SUB), SUB), (OLD, OLD)],
-    ids=["root", "intermediate", "upper intermediate", "root without basicConstraints"],
+    [(SUB, ROOT), (SUB, SUB), (authority("Lone", SUB), SUB)],
+    ids=["root", "intermediate", "upper intermediate"],
 )
 def test_chain__accepted(judge: Judge, issuer: Issued, trusted: Issued) -> None:
     assert judge(issue("x", issuer, names=["paris.example"]), trusted=trusted) == (OK, "")
@@ -139,7 +150,108 @@ def test_purpose__accepted(judge: Judge, extensions: Sequence[Any]) -> None:
     assert judge(issue("x", ROOT, *extensions, names=["paris.example"])) == (OK, "")
 
 
+def test_chain__root_without_basic_constraints_is_refused(judge: Judge) -> None:
+    old = issue("Old", None, MAY_SIGN)
+    result, message = judge(issue("x", old, names=["paris.example"]), trusted=old)
+    assert result == TLS
+    assert message.endswith("the authority “Old”: its basicConstraints must have CA:TRUE")
+
+
+# What OpenSSL accepts, but browsers or Go do not.
+
+
+VERSION_3 = b"\xa0\x03\x02\x01\x02"
+NAMES = ["paris.example", "oslo.example"]
+SERVER_FAULTS = {
+    "key for encryption": (
+        issue("x", ROOT, ENCIPHERS, names=NAMES, key=RSA),
+        "its keyUsage must have digitalSignature",
+    ),
+    "key for agreement": (
+        issue("x", ROOT, AGREES, names=NAMES),
+        "its keyUsage must have digitalSignature",
+    ),
+    "old purpose": (issue("x", ROOT, GATED, names=NAMES), "it is not for servers"),
+    "version 1": (
+        edited(issue("x", ROOT, names=NAMES), ROOT, VERSION_3, b""),
+        "it has extensions, but is not of version 3",
+    ),
+    "version 2": (
+        edited(issue("x", ROOT, names=NAMES), ROOT, VERSION_3, b"\xa0\x03\x02\x01\x01"),
+        "it has extensions, but is not of version 3",
+    ),
+    "negative serial number": (
+        edited(issue("x", ROOT, names=NAMES, serial=1), ROOT, b"\x02\x01\x01", b"\x02\x01\xff"),
+        "its serial number is negative",
+    ),
+    "text that is not text": (
+        edited(issue("x", ROOT, names=NAMES), ROOT, b"oslo", b"os\xff\xfe"),
+        "it contains text that cannot be read",
+    ),
+    "no subject": (
+        issue("", ROOT, names=NAMES),
+        "it has no subject, so its subjectAltName must be critical",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SERVER_FAULTS)
+def test_server__refused_by_browsers_or_go(judge: Judge, name: str) -> None:
+    issued, why = SERVER_FAULTS[name]
+    result, message = judge(issued)
+    assert result == TLS
+    assert "browsers or Go refuse the certificate of the server" in message
+    assert message.endswith(why)
+
+
+AUTHORITY_FAULTS = {
+    "Koblitz curve": (
+        authority("y", ROOT, key=ec.generate_private_key(ec.SECP256K1())),
+        "its key must be RSA",
+    ),
+    "P-224": (authority("y", ROOT, key=ec.generate_private_key(ec.SECP224R1())), "its key must be RSA"),
+    "Ed25519": (authority("y", ROOT, key=ed25519.Ed25519PrivateKey.generate()), "its key must be RSA"),
+    "old purpose": (authority("y", ROOT, GATED), "it is not for servers"),
+}
+
+
+@pytest.mark.parametrize("name", AUTHORITY_FAULTS)
+def test_authority__refused_by_browsers_or_go(judge: Judge, name: str) -> None:
+    sub, why = AUTHORITY_FAULTS[name]
+    issued = issue("x", sub, names=["paris.example"])
+    for trusted in (ROOT, sub):
+        result, message = judge(issued, trusted=trusted)
+        assert result == TLS
+        assert f"browsers or Go refuse the certificate of the authority “y”: {why}" in message
+
+
 # Keys and signatures.
+
+RSA_ROOT = authority("RSA", key=RSA)
+
+
+def pss(algorithm: Any, salt: int) -> Any:
+    return padding.PSS(padding.MGF1(algorithm), salt)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "options", "accepted"),
+    [
+        (ROOT, {"algorithm": hashes.SHA384()}, True),
+        (RSA_ROOT, {"algorithm": hashes.SHA512()}, True),
+        (RSA_ROOT, {"padding": pss(hashes.SHA256(), 32)}, True),
+        (RSA_ROOT, {"algorithm": hashes.SHA512(), "padding": pss(hashes.SHA512(), 64)}, True),
+        (authority("P-521", key=ec.generate_private_key(ec.SECP521R1())), {}, True),
+        (ROOT, {"algorithm": hashes.SHA224()}, False),
+        (RSA_ROOT, {"algorithm": hashes.SHA224()}, False),
+        (RSA_ROOT, {"algorithm": hashes.SHA3_256()}, False),
+        (RSA_ROOT, {"padding": pss(hashes.SHA256(), 20)}, False),
+    ],
+)
+def test_signature__of_common_algorithms(judge: Judge, issuer: Issued, options: Any, accepted: bool) -> None:
+    result, message = judge(issue("x", issuer, names=["paris.example"], **options), trusted=issuer)
+    assert result == (OK if accepted else TLS)
+    assert accepted or "of the server “x”: it must be RSA or ECDSA with SHA-256" in message
 
 
 @pytest.mark.parametrize(
@@ -158,9 +270,12 @@ def test_key__accepted(judge: Judge, make: Callable[[], Any]) -> None:
     ("make", "why"),
     [
         (lambda: rsa.generate_private_key(65537, 1024), "EE certificate key too weak"),
-        (lambda: ec.generate_private_key(ec.SECP521R1()), "a key that is RSA, or ECDSA with P-256 or P-384"),
-        (ed25519.Ed25519PrivateKey.generate, "browsers support no Ed25519 or Ed448"),
-        (ed448.Ed448PrivateKey.generate, "browsers support no Ed25519 or Ed448"),
+        (
+            lambda: ec.generate_private_key(ec.SECP521R1()),
+            "its key must be RSA, or ECDSA with P-256 or P-384",
+        ),
+        (ed25519.Ed25519PrivateKey.generate, "its key must be RSA, or ECDSA with P-256 or P-384"),
+        (ed448.Ed448PrivateKey.generate, "its key must be RSA, or ECDSA with P-256 or P-384"),
     ],
     ids=["RSA 1024", "P-521", "Ed25519", "Ed448"],
 )
@@ -170,18 +285,11 @@ def test_key__refused(judge: Judge, make: Callable[[], Any], why: str) -> None:
     assert why in message
 
 
-def test_key__authority_with_ed25519_is_refused(judge: Judge) -> None:
-    sub = authority("y", ROOT, key=ed25519.Ed25519PrivateKey.generate())
-    result, message = judge(issue("x", sub, names=["paris.example"]))
-    assert result == TLS
-    assert "browsers support no Ed25519" in message
-
-
 # Versions and ciphers.
 
 
 def rsa_server() -> Issued:
-    return issue("x", ROOT, names=["paris.example"], key=rsa.generate_private_key(65537, 2048))
+    return issue("x", ROOT, names=["paris.example"], key=RSA)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
