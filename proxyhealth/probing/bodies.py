@@ -71,7 +71,7 @@ def read_beginning(response: requests.Response) -> bytes:
 
 def _encoding(value: str) -> str:
     """Return the name of a compression, or an empty string for none."""
-    name = value.strip().lower()
+    name = value.lower()
     return "" if name == "identity" else name
 
 

@@ -69,6 +69,9 @@ _HINTS = (
     ),
 )
 
+_NOT_IN_LOCATIONS = re.compile(r"[\x00-\x1f\x7f\\]")
+_HOST_IS_MISSING = re.compile("https?:(?!//[^/])|///", re.IGNORECASE)
+
 # Errors of this machine: a lack of file descriptors, buffers or memory. They say nothing of the proxy.
 _LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -156,7 +159,7 @@ class _Fetch:
         for _ in range(MAX_REDIRECTS + 1):
             with self.get(url, target) as response:
                 self.responded = True
-                location = response.headers["location"].strip() if response.is_redirect else ""
+                location = response.headers["location"] if response.is_redirect else ""
                 if not location:
                     return _read_report(response, self.deadline, self.warnings)
                 self.responded = False  # a redirect does not count
@@ -169,8 +172,7 @@ class _Fetch:
         try:
             if len(location) > MAX_URL_LENGTH:
                 raise ValueError(f"it is longer than {MAX_URL_LENGTH:,} characters")
-            # http.client decodes headers as Latin-1, but servers send UTF-8.
-            location = location.encode("latin-1", "replace").decode("utf-8", "replace")
+            location = _decode_location(location)
             parts = split_url(location, base=target)
             url = parse_proxy_url(f"{parts.scheme}://{parts.netloc}")
         except ValueError as error:
@@ -220,6 +222,19 @@ class _Fetch:
             if isinstance(error, kind):
                 return ProbeFailed(status, reason, prefix + clean(_describe(error, self.deadline), 500))
         return error
+
+
+def _decode_location(header: str) -> str:
+    """Return the header ``Location`` as text. Raise ``ValueError`` if clients would follow it differently."""
+    try:
+        location = header.encode("latin-1").decode()  # headers are read as Latin-1, but servers send UTF-8
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    if _NOT_IN_LOCATIONS.search(location):
+        raise ValueError("it contains a control character or a backslash")
+    if _HOST_IS_MISSING.match(location):
+        raise ValueError("it has no host")
+    return location
 
 
 @lru_cache(maxsize=16_384)  # each round uses the same URLs; targets of redirects are not cached
@@ -277,7 +292,8 @@ def _describe(error: Exception, deadline: Deadline) -> str:
         case http.client.BadStatusLine(args=(line,)) if not isinstance(error, ConnectionError):
             hint = next((f"; {hint}" for start, hint in _HINTS if start.match(str(line))), "")
             return f"the response is not HTTP: it begins with {str(line)[:64]!r}{hint}"
-    return f"{getattr(error, 'strerror', None) or error} while {deadline.phase}"
+    hint = "; does it expect https:// or HTTP/2?" if isinstance(error, http.client.RemoteDisconnected) else ""
+    return f"{getattr(error, 'strerror', None) or error} while {deadline.phase}{hint}"
 
 
 def _read_report(response: requests.Response, deadline: Deadline, warnings: list[str]) -> HealthReport:

@@ -2,6 +2,7 @@
 
 import http.client
 import re
+from contextlib import suppress
 
 from proxyhealth.exceptions import TooManyBytes
 from proxyhealth.probing.deadline import Deadline
@@ -10,7 +11,11 @@ from proxyhealth.probing.sockets import PlainSocket, TLSSocket
 MAX_HEADERS = 100
 MAX_CHUNK_LINE = 4 * 1024
 
-_VERSION = re.compile(rb"HTTP/(?:1\.[0-9]|0\.9)")
+# Bytes of another protocol that tell which one it is, and seconds to wait for them.
+_FRAME_HEADER = 9
+_FRAME_TIMEOUT = 0.2
+
+_VERSION = re.compile(rb"HTTP/1\.[0-9]")
 _STATUS_LINE = re.compile(rb"(HTTP/[0-9.]{3}) ([1-9][0-9]{2})(?: ([^\0\r\n]*))?(\r?\n)")
 _HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\0\r\n]*)(\r?\n)")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;[^\0\r\n]*)?\r\n")
@@ -53,8 +58,8 @@ class Response:
                 raise http.client.HTTPException("Transfer-Encoding is not chunked")
             if length is not None:
                 raise http.client.HTTPException("both Transfer-Encoding and Content-Length")
-            if version in (b"HTTP/0.9", b"HTTP/1.0"):
-                raise http.client.HTTPException(f"Transfer-Encoding in {version.decode()}")
+            if version == b"HTTP/1.0":
+                raise http.client.HTTPException("Transfer-Encoding in HTTP/1.0")
         elif length is not None:
             if not _CONTENT_LENGTH.fullmatch(length):
                 raise http.client.HTTPException("Content-Length is not a number of bytes")
@@ -86,12 +91,11 @@ class Response:
 
     def _read_head(self) -> bytes:
         """Read a status line and headers. Return the version."""
-        start = self._file.peek(1)[:64]
+        start = self._file.peek(1)[:5]
         if not start:
-            raise ConnectionResetError("Remote end closed connection without response")
-        if not b"HTTP/".startswith(start[:5]):
-            # The line may never end.
-            raise http.client.BadStatusLine(start.decode("latin-1"))
+            raise http.client.RemoteDisconnected("Remote end closed connection without response")
+        if not b"HTTP/".startswith(start):
+            raise http.client.BadStatusLine(self._read_frame_header().decode("latin-1"))
         line = self._read_line()
         version = line.split(None, 1)[0]
         if not _VERSION.fullmatch(version):
@@ -103,6 +107,15 @@ class Response:
         self.reason = (status_line[3] or b"").decode("latin-1").strip()
         self._read_headers(status_line[4])
         return version
+
+    def _read_frame_header(self) -> bytes:
+        """Return the beginning of a response that is not HTTP. Its first line may never end."""
+        start = b""
+        with suppress(OSError):
+            self.hurry(_FRAME_TIMEOUT)
+            while len(start) < _FRAME_HEADER and (piece := self._file.read1(64)):
+                start += piece
+        return start
 
     def _read_headers(self, line_end: bytes) -> None:
         """Read header lines. A line with another end than the status line could be one line or two."""

@@ -84,6 +84,27 @@ def shake_hands(sock: TLSSocket) -> Certificate | None:
     return min(dated, key=attrgetter("expires_at"), default=None)
 
 
+# Hints by parts of OpenSSL's reasons. The first match counts.
+_NO_CIPHER = "the server may lack the ciphers of browsers, or demand a client certificate"
+_NO_VERSION = "the server may lack TLS 1.2 and 1.3"
+_NO_CLIENT = "the server may demand a client certificate"
+_NO_NAME = "the server may have no certificate for this host name"
+_HINTS = {
+    "NO_APPLICATION_PROTOCOL": "the server refuses HTTP/1.1 and probably speaks only HTTP/2",
+    "HANDSHAKE_FAILURE": _NO_CIPHER,
+    "INSUFFICIENT_SECURITY": _NO_CIPHER,
+    "PROTOCOL_VERSION": _NO_VERSION,
+    "UNSUPPORTED_PROTOCOL": _NO_VERSION,
+    "CERTIFICATE": _NO_CLIENT,
+    "UNKNOWN_CA": _NO_CLIENT,
+    "ACCESS_DENIED": _NO_CLIENT,
+    "UNRECOGNIZED_NAME": _NO_NAME,
+    "INTERNAL_ERROR": _NO_NAME,
+    "EOF": f"{_NO_NAME}, or speak no TLS: should the URL begin with http://?",
+}
+HANDSHAKE = "in the TLS handshake"
+
+
 def describe(error: ssl.SSLError, phase: str) -> str:
     """Describe a failed handshake for operators: the fault, and the step of the probe."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -91,14 +112,10 @@ def describe(error: ssl.SSLError, phase: str) -> str:
     reason = error.reason or str(error)
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
         return f"the server speaks no TLS (while {phase}); should the URL begin with http://?"
-    hints = {
-        "NO_APPLICATION_PROTOCOL": "the server refuses HTTP/1.1 and probably speaks only HTTP/2",
-        "HANDSHAKE_FAILURE": "the server may lack the ciphers of browsers, or demand a client certificate",
-        "PROTOCOL_VERSION": "the server may lack TLS 1.2 and 1.3",
-        "UNSUPPORTED_PROTOCOL": "the server may lack TLS 1.2 and 1.3",
-    }
     name = reason.upper().replace(" ", "_")
-    hint = next((f"; {hint}" for part, hint in hints.items() if part in name), "")
+    if "EOF" in name and HANDSHAKE not in phase:
+        name = "CERTIFICATE"  # TLS 1.3 demands it after the handshake, and closing may overtake the alert
+    hint = next((f"; {hint}" for part, hint in _HINTS.items() if part in name), "")
     return f"TLS failed while {phase}: {reason}{hint}"
 
 

@@ -12,7 +12,7 @@ from proxyhealth.probing.certificates import Certificate
 from proxyhealth.probing.deadline import Deadline, WatchedSocket, watchdog
 from proxyhealth.probing.response import Response
 from proxyhealth.probing.sockets import MAX_BODY_BYTES, PlainSocket, TLSSocket
-from proxyhealth.probing.tls import shake_hands
+from proxyhealth.probing.tls import HANDSHAKE, shake_hands
 
 
 class Connection(http.client.HTTPConnection):
@@ -51,7 +51,7 @@ class Connection(http.client.HTTPConnection):
         if self._context is None:
             self.sock = sock
         else:
-            self.deadline.phase += ", in the TLS handshake"
+            self.deadline.phase += f", {HANDSHAKE}"
             self.sock = self._wrap(sock, self._context)
         self.sock.deadline = self.deadline
         at = "" if str(peer) == self.host else f" at {peer}"

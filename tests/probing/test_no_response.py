@@ -108,7 +108,11 @@ def test_probe__connection_refused() -> None:
 @pytest.mark.parametrize(
     ("script", "read", "why"),
     [
-        (send(b""), True, f"Remote end closed connection without response {WAITING}"),
+        (
+            send(b""),
+            True,
+            f"Remote end closed connection without response {WAITING}; does it expect https:// or HTTP/2?",
+        ),
         (send_and_reset(b""), True, f"Connection reset by peer {WAITING}"),
         (send_and_reset(HEAD), True, f"Connection reset by peer {WAITING}"),
         (send_and_reset(b"HTTP/1.1 20"), True, f"Connection reset by peer {WAITING}"),

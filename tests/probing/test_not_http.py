@@ -10,12 +10,14 @@ from tests.probing.asking import (
     PROTOCOL,
     WAITING,
     ask,
+    ask_in_time,
     verdict,
 )
 from tests.support import servers
 from tests.support.machine import at_most
 from tests.support.servers import (
     Server,
+    drip,
     flood,
     response,
     send,
@@ -71,6 +73,17 @@ def test_probe__bytes_that_are_not_http(
     assert ("HTTP/2, but the probe needs HTTP/1.1" in result.report.errors[0]) == (data[3:4] == b"\x04")
     assert len(result.report.errors[0]) < 500
     assert result.latency is None
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [(HTTP2_SETTINGS, "the server speaks only HTTP/2"), (TLS_ALERT, "the server speaks TLS")],
+)
+def test_probe__knows_other_protocols_by_pieces(data: bytes, hint: str) -> None:
+    with Server(drip(data, 0.005)) as server:
+        result = ask_in_time(server)
+    assert verdict(result) == PROTOCOL
+    assert f"; {hint}" in result.report.errors[0]
 
 
 @pytest.mark.parametrize(

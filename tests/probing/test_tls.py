@@ -159,6 +159,45 @@ def test_probe__tls_handshake_that_is_broken_off(script: servers.Script) -> None
     assert result.report.errors[0].startswith(DOWN)
 
 
+@pytest.mark.parametrize(
+    ("alert", "hint"),
+    [
+        (40, "demand a client certificate"),
+        (42, "the server may demand a client certificate"),
+        (116, "the server may demand a client certificate"),
+        (71, "the server may lack the ciphers of browsers"),
+        (70, "the server may lack TLS 1.2 and 1.3"),
+        (80, "the server may have no certificate for this host name"),
+        (112, "the server may have no certificate for this host name"),
+        (0, "should the URL begin with http://?"),  # close_notify
+    ],
+)
+def test_probe__alert_in_the_tls_handshake_is_explained(alert: int, hint: str) -> None:
+    def script(sock: socket.socket) -> None:
+        sock.recv(65536)  # unread bytes would turn the close into a reset
+        sock.sendall(bytes([0x15, 3, 3, 0, 2, 1 if alert == 0 else 2, alert]))
+
+    with Server(script, read=False) as server:
+        result = ask(f"https://127.0.0.1:{server.port}")
+    assert verdict(result) == TLS
+    assert hint in result.report.errors[0]
+
+
+def test_probe__client_certificate_demanded_after_the_handshake(
+    ca: trustme.CA, ca_file: Path, configure: Configure
+) -> None:
+    configure(CA_BUNDLE=ca_file)
+    tls = servers.server_context(ca, "127.0.0.1")
+    tls.verify_mode = ssl.CERT_REQUIRED
+    with Server(send(report()), tls=tls) as server:
+        result = ask(server)
+    # With TLS 1.3, the alert may be lost in a reset.
+    assert verdict(result) in (TLS, CONNECT)
+    assert (
+        verdict(result) == CONNECT or "the server may demand a client certificate" in result.report.errors[0]
+    )
+
+
 def test_wrap_socket__connection_already_reset_is_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sock = PlainSocket(socket.AF_INET, socket.SOCK_STREAM)
