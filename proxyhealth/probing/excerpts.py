@@ -14,7 +14,19 @@ from proxyhealth.statuses import Reason
 MAX_EXCERPT = 300
 
 # Parts of error messages in JSON, in this order.
-_TEXT_KEYS = ("message", "error", "errors", "title", "detail", "error_description", "reason")
+_TEXT_KEYS = (
+    "message",
+    "msg",
+    "error",
+    "errors",
+    "title",
+    "detail",
+    "error_description",
+    "error_message",
+    "errormessage",
+    "description",
+    "reason",
+)
 _MAX_DEPTH = 3
 _MAX_TEXTS = 5
 
@@ -22,6 +34,13 @@ _HIDDEN = re.compile(
     r"<(script|style|svg|template)\b.*?(?:</\1[^>]*>?|\Z)|<!--.*?(?:-->|\Z)", re.DOTALL | re.IGNORECASE
 )
 _TAG = re.compile(r"<[^>]*(?:>|\Z)")
+
+# Other encodings of texts that pages declare. Those of Python are more, and some of them take quadratic time.
+_CHARSET = re.compile(
+    r"""charset=["']?(iso-8859-\d+|windows-125\d|koi8-[ru]|utf-16(?:[bl]e)?|shift_jis|euc-(?:jp|kr)|big5"""
+    r"""|gbk|gb2312|gb18030)\b""",
+    re.IGNORECASE,
+)
 
 _NO_HTTP_1 = "a server that does not accept HTTP/1.1, but perhaps HTTP/2"
 _USUAL_SENDERS = {
@@ -37,7 +56,7 @@ _USUAL_SENDERS = {
     503: "a load balancer without a healthy server behind it, or a server in maintenance",
     504: "a load balancer that gets no response in time from the proxy behind it",
     505: _NO_HTTP_1,
-    **dict.fromkeys(range(520, 528), "Cloudflare, if the proxy behind it does not respond to it"),
+    **dict.fromkeys((*range(520, 528), 530), "Cloudflare, if the proxy behind it does not respond to it"),
 }
 
 
@@ -47,13 +66,16 @@ def describe_status(response: requests.Response, beginning: bytes) -> str:
     reason = f": {response.reason}" if response.reason else ""
     sender = f"; this usually comes from {_USUAL_SENDERS[code]}" if code in _USUAL_SENDERS else ""
     return (
-        clean(f"unexpected status code {code}{reason}", 200) + sender + _server(response) + _says(beginning)
+        clean(f"unexpected status code {code}{reason}", 200)
+        + sender
+        + _server(response)
+        + _says(response, beginning)
     )
 
 
 def describe_bad_report(bad: BadReport, response: requests.Response) -> str:
     """Describe a body that is not a report for operators."""
-    says = _says(bad.beginning)
+    says = _says(response, bad.beginning)
     if bad.reason is not Reason.NOT_JSON:
         return str(bad) + _server(response) + says
     content_type = clean(response.headers.get("content-type", "none"), 100)
@@ -71,15 +93,16 @@ def _server(response: requests.Response) -> str:
     return f"; its header Server is {server}" if server else ""
 
 
-def _says(body: bytes) -> str:
-    text = excerpt(body)
+def _says(response: requests.Response, body: bytes) -> str:
+    text = excerpt(body, response.headers.get("content-type", ""))
     return f"; the body says “{text}”" if text else ""
 
 
-def excerpt(body: bytes) -> str:
+def excerpt(body: bytes, content_type: str = "") -> str:
     """Return the error message in ``body``, the text of a page, or the beginning, without controls."""
     cut = body[:MAX_BEGINNING_BYTES]
-    text = cut.decode("utf-8-sig", "replace").strip().rstrip("\ufffd")
+    charset = _CHARSET.search(content_type)
+    text = _decode(cut, charset[1] if charset else "utf-8-sig")
     if "\0" in text or 10 * text.count("\ufffd") > len(text):
         return ""  # not a text
     if text.startswith("<"):
@@ -89,11 +112,18 @@ def excerpt(body: bytes) -> str:
     return clean(" ".join(text.split()), MAX_EXCERPT).strip()
 
 
+def _decode(text: bytes, encoding: str) -> str:
+    try:
+        return text.decode(encoding, "replace").strip("\ufeff \t\r\n").rstrip("\ufffd")
+    except LookupError:  # for example, there is no ISO-8859-12
+        return _decode(text, "utf-8-sig")
+
+
 def _message_of(text: str) -> str:
     """Return the message of an error in JSON, or an empty string."""
     try:
         document = json.loads(text, parse_int=str)
-        return " ".join(dict.fromkeys(_texts(document, _MAX_DEPTH)))
+        return " ".join(dict.fromkeys(_texts(document, _MAX_DEPTH))).strip()
     except (ValueError, RecursionError):
         return ""
 

@@ -173,7 +173,7 @@ class Response:
 def _combined(name: str, first: str, second: str) -> str:
     """Return the value of a repeated header. Raise ``HTTPException`` if only one of the values can count."""
     match name:
-        case "transfer-encoding" | "content-encoding":
+        case "transfer-encoding" | "content-encoding" | "server":
             return f"{first}, {second}"
         case "content-length" | "location" if first != second:
             raise http.client.HTTPException(f"different values of {name.title()}")

@@ -51,6 +51,10 @@ def message_of(script: Script) -> str:
         ('{"errors": ["a", "b"], "warnings": []}', "a b"),
         ('{"title": "t", "status": 400, "detail": "d"}', "t d"),
         ('{"message": "m", "detail": "m"}', "m"),
+        ('{"detail": [{"loc": ["query"], "msg": "m", "type": "missing"}]}', "m"),
+        ('{"errors": [{"message": "m", "path": []}, {"title": "t"}]}', "m t"),
+        ('{"Error": {"Description": "d", "errorMessage": "m"}}', "m d"),
+        ('{"message": " "}', '{"message": " "}'),
         ('{"message": null, "detail": []}', '{"message": null, "detail": []}'),
         ('{"code": 5}', '{"code": 5}'),
         ('"only text"', "only text"),
@@ -59,6 +63,7 @@ def message_of(script: Script) -> str:
         ('{"message": "' + "x" * 1000 + '"}', "x" * (MAX_EXCERPT - 1) + "…"),
         ("[" * 3000 + "]" * 3000, "[" * (MAX_EXCERPT - 1) + "…"),
         ("9" * 4000, "9" * (MAX_EXCERPT - 1) + "…"),
+        ("a\u061c\u200e\u2067b", "ab"),
         ("plain\r\n  text\x1b[2J\u202e\x00"[:-1], "plain text[2J"),
         ("1 < 2 & 3 > 2 &amp;", "1 < 2 & 3 > 2 &amp;"),
         (PAGE, "502 Bad Gateway No server is available Try[31m again<1>."),
@@ -78,6 +83,32 @@ def message_of(script: Script) -> str:
 def test_excerpt__of_a_body(body: str | bytes, says: str) -> None:
     content = body if isinstance(body, bytes) else body.encode("utf-8", "surrogatepass")
     assert excerpt(content) == says
+
+
+@pytest.mark.parametrize(
+    ("charset", "encoding"),
+    [
+        ("iso-8859-1", "latin-1"),
+        ("Windows-1252", "cp1252"),
+        ('"iso-8859-15"', "iso8859-15"),
+        ("utf-16le", "utf-16-le"),
+        ("UTF-16", "utf-16"),
+        ("utf-8", "utf-8"),
+        ("iso-8859-12", "utf-8"),  # it does not exist
+        ("idna", "utf-8"),
+        ("unicode_escape", "utf-8"),
+        ("zlib", "utf-8"),
+    ],
+)
+def test_excerpt__of_a_declared_charset(charset: str, encoding: str) -> None:
+    page = "<p>Accès refusé à la région"
+    assert excerpt(page.encode(encoding), f"text/html; Charset={charset}") == page[3:]
+
+
+@pytest.mark.parametrize("charset", ["windows-1251", "koi8-r", "shift_jis", "gb2312", "big5", "euc-kr"])
+def test_excerpt__of_any_bytes_in_a_charset(charset: str) -> None:
+    for body in (bytes(range(1, 256)) * 20, b"\xff" * 5000, b"<" + b"\x81" * 5000):
+        assert len(excerpt(body, f"text/html; charset={charset}")) <= MAX_EXCERPT
 
 
 @pytest.mark.parametrize(
@@ -197,6 +228,11 @@ def test_error__body_of_tiny_chunks_without_end() -> None:
 def test_error__server_header_is_clean_and_limited() -> None:
     message = message_of(send(response("", "Server: \x1b[31m" + "y" * 5000, status="500 Oops")))
     assert message == f"unexpected status code 500: Oops; its header Server is [31m{'y' * 95}…"
+
+
+def test_error__shows_all_server_headers() -> None:
+    message = message_of(send(response("", "Server: nginx", "Server: envoy", status="500 Oops")))
+    assert message == "unexpected status code 500: Oops; its header Server is nginx, envoy"
 
 
 @pytest.mark.parametrize(
