@@ -236,7 +236,6 @@ def test_probe__is_ok_without_errors(body: str, warnings: list[str]) -> None:
         response("{}", version="HTTP/1.0"),
         response("{}", version="HTTP/1.0", length=""),
         response("{}", version="HTTP/1.9"),
-        response("{}", version="HTTP/0.9"),
         response("{}", length=""),
         response("{}", "Content-Length: 2"),
         response("{}", content_type="text/html"),
