@@ -116,7 +116,12 @@ def _clean_item(item: str) -> str:
 def clean(text: str, length: int = MAX_ITEM_LENGTH) -> str:
     """Return ``text`` on one line without control characters, cut to ``length`` characters with a final …."""
     cut = text[: 8 * length]  # limits the work for a megabyte of controls
-    result = _UNWANTED.sub("", _WHITE_SPACE.sub(" ", cut))
+    result = without_controls(_WHITE_SPACE.sub(" ", cut))
     if len(result) > length or len(cut) < len(text):
         result = result[: length - 1] + "…"
     return result
+
+
+def without_controls(text: str) -> str:
+    """Return ``text`` without control characters, marks of direction, and lone surrogates."""
+    return text if text.isprintable() else _UNWANTED.sub("", text)

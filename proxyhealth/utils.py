@@ -64,7 +64,9 @@ def aware(moment: datetime) -> datetime:
 
 def rfc3339(moment: datetime) -> str:
     """Return an aware ``moment`` as RFC 3339 in UTC, to the microsecond."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def parse_rfc3339(text: str | None) -> datetime | None:

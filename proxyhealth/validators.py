@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import socket
+from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -15,10 +16,16 @@ RESERVED_NAMES = frozenset({"primary"})
 MAX_URL_LENGTH = 2_000
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f-\x9f\\]|\s")
+# White space, controls, and characters that change how others are shown, such as marks of direction.
+_UNSEEN = r"\s\x00-\x20\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
+_NOT_IN_URLS = re.compile(rf"[{_UNSEEN}\\]")
+_PATH = re.compile(r"[!$%&()*+,./0-9:;=@A-Z_a-z~-]*")
 _BRACKETED = re.compile(r"\[[^][]*\](:[^][]*)?$")
 _HOST_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_ICON = re.compile(r"(https?:/)?/[^\s\\\"'<>]*")
+_ICON = re.compile(
+    # Not "//host/path", which is a URL of another host.
+    rf"""(https?://[^/?#@{_UNSEEN}\\"'<>]+(?![^/?#])|/(?!/))[^{_UNSEEN}\\"'<>]*"""
+)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
@@ -63,16 +70,20 @@ def parse_proxy_url(url: str) -> ProxyURL:
     if "[" in parts.netloc and not _BRACKETED.match(parts.netloc):
         raise ValueError("its host cannot be read")  # urlsplit() takes "[::1]x" for "[::1]"
     host = _ascii_host(parts.hostname, bracketed="[" in parts.netloc)
-    try:
-        port = parts.port
-    except ValueError:
-        raise ValueError("its port must be a number from 1 to 65535") from None
-    if port == 0 or (port is None and parts.netloc.endswith(":")):
-        raise ValueError("its port must be a number from 1 to 65535")
+    port = _port_of(parts)
+    if not _PATH.fullmatch(parts.path):
+        raise ValueError("its path contains a character that must be percent-encoded")
     netloc = f"[{host}]" if ":" in host else host
     if port is not None:
         netloc = f"{netloc}:{port}"
     return ProxyURL(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme], netloc, parts.path)
+
+
+def _port_of(parts: SplitResult) -> int | None:
+    with suppress(ValueError):
+        if parts.port or (parts.port is None and not parts.netloc.endswith(":")):
+            return parts.port
+    raise ValueError("its port must be a number from 1 to 65535")
 
 
 def split_url(url: str, base: str = "") -> SplitResult:

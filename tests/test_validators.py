@@ -11,6 +11,7 @@ USER = "it must not contain a user name or a password"
 QUERY = "it must not contain a query (?) or a fragment (#)"
 SPACE = "it contains a space, a control character or a backslash"
 HOST = "it has no host"
+PATH = "its path contains a character that must be percent-encoded"
 UNREADABLE = "its host cannot be read"
 
 GOOD = {
@@ -107,6 +108,11 @@ BAD = {
     "http://example.com\u00a0": SPACE,
     "http://example.com\\": SPACE,
     "http:\\\\example.com": SPACE,
+    "http://example.com\u200b": SPACE,
+    "http://example.com/\u202e": SPACE,
+    "http://example.com/é": PATH,
+    'http://example.com/"><script>': PATH,
+    "http://example.com/{x}": PATH,
     "http://127.1": "'127.1' is not an IPv4 address",
     "http://2130706433": "'2130706433' is not an IPv4 address",
     "http://0x7f000001": "'0x7f000001' is not an IPv4 address",

@@ -7,14 +7,17 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Self
+from unicodedata import normalize
 
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.utils.http import http_date, parse_etags
 
 from proxyhealth.conf import Primary
+from proxyhealth.report import without_controls
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 from proxyhealth.utils import rfc3339
 from proxyhealth.validators import (
@@ -32,29 +35,49 @@ _GZIP_LEVEL = 5
 
 
 # Clients show names as text, and put them into paths. More characters than the form permits do no harm.
-_USABLE_NAME = re.compile(
-    rf"(?!(?:{'|'.join(sorted(RESERVED_NAMES))})$)[^/\\\x00-\x1f\x7f-\x9f]{{1,64}}", re.IGNORECASE
+_UNUSABLE_NAME = re.compile(
+    rf"|\.+|openapi\.json|\s*({'|'.join(RESERVED_NAMES)})\s*|.*[/\\].*", re.IGNORECASE
+)
+
+# Values as they usually are. Checking these takes a fraction of the time of the validators.
+_NAME = rf"(?!(?i:{'|'.join(RESERVED_NAMES)})$)[A-Za-z0-9_-]{{1,64}}"
+_HOST = r"[a-z0-9][a-z0-9.-]{0,61}\.[a-z]{2,63}"  # if it has none of ".." ".-" "-."
+_PLAIN_NAME = re.compile(_NAME)
+_PLAIN_ROW = re.compile(
+    rf"{_NAME}\n(?:https?://{_HOST}(?::[1-9][0-9]{{0,3}})?/?)?\n"
+    rf"(?:(?:https?://{_HOST})?/[A-Za-z0-9_.-][A-Za-z0-9_./-]*)?\n(?:\*\.{_HOST})?",
+    re.MULTILINE,
 )
 
 
 def public_name(proxy: Proxy) -> str:
     """Return the name of ``proxy``, or its id if clients must not use the name."""
-    return proxy.name if _USABLE_NAME.fullmatch(proxy.name) else str(proxy.id)
+    name = proxy.name
+    if _PLAIN_NAME.fullmatch(name):
+        return name
+    usable = len(name) <= 64 and name.isprintable() and not _UNUSABLE_NAME.fullmatch(normalize("NFKC", name))
+    return name if usable else str(proxy.id)
 
 
-def public_values(proxy: Proxy, host: str) -> Proxy:
+def public_values(proxy: Proxy) -> Proxy:
     """Return ``proxy`` with only those values that clients may use in links and pages.
 
     Rows may have skipped validation, for example in ``bulk_create()``. An invalid value becomes empty, and
-    an unusable name the id. ``host`` is the host that the probe found in the URL, or empty.
+    an unusable name the id. Other texts lose their control characters.
     """
-    name = public_name(proxy)
-    url = proxy.url if host else _valid(proxy.url, parse_proxy_url)
-    icon = _valid(proxy.icon, validate_icon)
-    wildcard = _valid(proxy.wildcard_hostname, validate_wildcard_hostname)
-    if (name, url, icon, wildcard) == (proxy.name, proxy.url, proxy.icon, proxy.wildcard_hostname):
+    row = f"{proxy.name}\n{proxy.url}\n{proxy.icon}\n{proxy.wildcard_hostname}"
+    is_plain = _PLAIN_ROW.fullmatch(row) and not (".." in row or ".-" in row or "-." in row)
+    if is_plain and f"{proxy.display_name}{proxy.version}".isprintable():
         return proxy
-    return replace(proxy, name=name, url=url, icon=icon, wildcard_hostname=wildcard)
+    return replace(
+        proxy,
+        name=public_name(proxy),
+        display_name=without_controls(proxy.display_name),
+        url=_valid(proxy.url, parse_proxy_url),
+        icon=_valid(proxy.icon, validate_icon),
+        wildcard_hostname=_valid(proxy.wildcard_hostname, validate_wildcard_hostname),
+        version=without_controls(proxy.version),
+    )
 
 
 def _valid(value: str, validate: Callable[[str], object]) -> str:
@@ -85,12 +108,16 @@ def region_json(proxy: Proxy | Primary, healthy: bool) -> dict[str, Any]:
     }
 
 
+# All proxies of a round have the same time.
+_round_time = lru_cache(maxsize=64)(rfc3339)
+
+
 def status_json(status: ProxyStatus) -> dict[str, Any]:
     return {
         "status": status.status,
         "reason": status.reason,
         "report": {"errors": status.report.errors, "warnings": status.report.warnings},
-        "checked_at": status.checked_at and rfc3339(status.checked_at),
+        "checked_at": status.checked_at and _round_time(status.checked_at),
         "latency_ms": _milliseconds(status.latency),
     }
 

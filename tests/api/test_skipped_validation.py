@@ -6,8 +6,11 @@ import json
 
 import pytest
 from django.test import Client
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from proxyhealth import health
+from proxyhealth.api.representation import _PLAIN_ROW
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.probing.probe import probe
 from proxyhealth.statuses import Reason, Status
@@ -26,8 +29,12 @@ BAD_URLS = [
     "https://paris.example.com:0",
     "https://[::1",
     "https://2130706433",
+    'https://paris.example.com/"><script>',
+    "https://paris.example.com/\u202e",
+    "https://par\u200bis.example.com",
 ]
 BAD_NAMES = ["primary", "PRIMARY", "a/b", "../x", "a\\b", "a" * 65, "a\nb", "a\x00", "a\x85", ""]
+BAD_NAMES += [" primary ", "ｐｒｉｍａｒｙ", "primary\u200b", "\u202eabc", ".", "..", "openapi.json"]
 
 
 def insert(**values):
@@ -87,17 +94,39 @@ def test_url__cannot_be_searched_for_its_secret(viewer):
 
 
 @pytest.mark.parametrize(
-    "icon", ["javascript:alert(1)", "data:text/html,x", '/a"onload=', "/a b", "ftp://x/y", "x"]
+    ("field", "key", "values"),
+    [
+        ("icon", "icon_url", ["javascript:alert(1)", "data:text/html,x", '/a"onload=', "/a b", "ftp://x/y"]),
+        ("icon", "icon_url", ["x", "//evil.example/x", "///x", "http:///x", "https://", "https://u:p@x/y"]),
+        ("icon", "icon_url", ["/a\x00b", "/a\u202eb", "https://x\u200b/y", "/\t/x", "/\\x"]),
+        ("wildcard_hostname", "wildcard_hostname", ["*", "evil.example", "*.x/..", "*.x; script-src *"]),
+        ("wildcard_hostname", "wildcard_hostname", ["*.a b", "*.a.example\n", "http://*.a.example", "*.a:0"]),
+        (
+            "wildcard_hostname",
+            "wildcard_hostname",
+            ["*.u@a.example", "*.a\u200b.example", "*.-a.com", "*.*.a"],
+        ),
+    ],
 )
-def test_icon__is_not_served(viewer, icon):
-    insert(icon=icon)
-    assert region_of(viewer)["icon_url"] == ""
+def test_link__is_not_served(viewer, field, key, values):
+    rows = [WorkspaceProxy(name=f"p{i}", **{field: value}) for i, value in enumerate(values)]
+    WorkspaceProxy.objects.bulk_create(rows)
+    assert {region[key] for region in viewer.get(REGIONS).json()["regions"]} == {""}
 
 
-@pytest.mark.parametrize("name", ["*", "evil.example", "*.x/..", "*.x; script-src *", "*.a b"])
-def test_wildcard_hostname__is_not_served(viewer, name):
-    insert(wildcard_hostname=name)
-    assert region_of(viewer)["wildcard_hostname"] == ""
+def test_text__has_no_control_characters(viewer):
+    insert(display_name="Paris\x00\u202e é\n", version="v2\u2066\x1b[31m")
+    (proxy,) = viewer.get(LIST).json()["regions"]
+    assert (proxy["display_name"], proxy["version"]) == ("Paris é", "v2[31m")
+
+
+@given(st.from_regex(_PLAIN_ROW, fullmatch=True))
+def test_plain_row__is_what_the_form_accepts(text):
+    """A shortcut past the validators must not accept more than they do."""
+    assume(not any(pair in text for pair in ("..", ".-", "-.")))
+    name, url, icon, wildcard_hostname = text.split("\n")
+    row = WorkspaceProxy(name=name, url=url, icon=icon, wildcard_hostname=wildcard_hostname)
+    row.clean_fields(exclude=["display_name", "version"])
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
