@@ -1,9 +1,12 @@
+import logging
 import uuid
+from collections.abc import Iterable
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, ClassVar, Self
 
 from django.conf import settings
-from django.db import models, router
+from django.db import DataError, models, router
 from django.db.models.functions import Lower
 
 from proxyhealth.snapshot import Proxy
@@ -15,8 +18,11 @@ from proxyhealth.validators import (
     validate_wildcard_hostname,
 )
 
+logger = logging.getLogger(__name__)
+
 _COLUMNS = tuple(field.name for field in fields(Proxy))
 _TIMES = ("created_at", "updated_at")
+_texts_of = attrgetter("name", "display_name", "icon", "url", "wildcard_hostname", "version")
 
 
 class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
@@ -29,9 +35,13 @@ class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
         return self.filter(deleted=False)
 
     def as_proxies(self) -> list[Proxy]:
-        """Return the rows, sorted by name, as values that threads can share."""
-        rows = self.order_by(Lower("name")).values(*_COLUMNS)
-        return [Proxy(**row) for row in (rows if settings.USE_TZ else map(_with_time_zone, rows))]
+        """Return the rows, sorted by name, as values that threads can share. Omit and log unreadable ones."""
+        try:
+            return _to_proxies(self.order_by(Lower("name")).values(*_COLUMNS))
+        except Exception as error:
+            if not is_of_a_row(error):
+                raise
+        return _readable_proxies(self.order_by(Lower("name"), "pk").values(*_COLUMNS), 0, self.count())
 
 
 class WorkspaceProxy(models.Model):
@@ -98,6 +108,37 @@ class WorkspaceProxy(models.Model):
         """Return the values of the row."""
         row = {column: getattr(self, column) for column in _COLUMNS}
         return Proxy(**(row if settings.USE_TZ else _with_time_zone(row)))
+
+
+def is_of_a_row(error: Exception) -> bool:
+    """Return True if a value in the database caused ``error``, not the connection.
+
+    Raw SQL and other programs can write such values: into SQLite everything, into PostgreSQL ``infinity``.
+    """
+    kinds = (ValueError, TypeError, AttributeError, OverflowError, DataError)
+    return isinstance(error, kinds) or "decode to UTF-8" in str(error)
+
+
+def _readable_proxies(rows: Any, begin: int, end: int) -> list[Proxy]:
+    # Halves that can be read need one query, so that a few bad rows among many cost few queries.
+    try:
+        return _to_proxies(rows[begin:end])
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+        if end - begin <= 1:
+            logger.error("a row of the proxies cannot be read, correct or delete it: %r", error)
+            return []
+    middle = (begin + end) // 2
+    return [*_readable_proxies(rows, begin, middle), *_readable_proxies(rows, middle, end)]
+
+
+def _to_proxies(rows: Iterable[dict[str, Any]]) -> list[Proxy]:
+    proxies = [Proxy(**row) for row in (rows if settings.USE_TZ else map(_with_time_zone, rows))]
+    for proxy in proxies:
+        "".join(_texts_of(proxy))  # raises TypeError for bytes
+        _ = proxy.created_at.tzinfo, proxy.updated_at.tzinfo  # raises AttributeError for None
+    return proxies
 
 
 def _with_time_zone(row: dict[str, Any]) -> dict[str, Any]:

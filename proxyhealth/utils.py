@@ -59,7 +59,12 @@ class FrozenList(list[V]):
 
 def aware(moment: datetime) -> datetime:
     """Return ``moment`` with a time zone. Without ``USE_TZ``, rows have local times without one."""
-    return moment if moment.tzinfo else moment.astimezone(UTC)
+    if moment.tzinfo:
+        return moment
+    try:
+        return moment.astimezone(UTC)
+    except (OverflowError, ValueError):  # in the first or the last year of all
+        return moment.replace(tzinfo=UTC)
 
 
 def rfc3339(moment: datetime) -> str:

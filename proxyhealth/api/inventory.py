@@ -13,7 +13,7 @@ from django.db.models import Count, Max, Q
 
 from proxyhealth.api.representation import public_name
 from proxyhealth.conf import conf
-from proxyhealth.models import WorkspaceProxy
+from proxyhealth.models import WorkspaceProxy, is_of_a_row
 from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy
 from proxyhealth.utils import PerProcess, aware
@@ -141,9 +141,13 @@ def _read_rows(before: Inventory | None, fingerprint: _Fingerprint) -> Inventory
 
 def _take_fingerprint() -> _Fingerprint:
     rows = WorkspaceProxy.objects.primary()
-    return _Fingerprint(
-        **rows.aggregate(active=Count("pk", filter=Q(deleted=False)), changed_at=Max("updated_at"))
-    )
+    active = Count("pk", filter=Q(deleted=False))
+    try:
+        return _Fingerprint(**rows.aggregate(active=active, changed_at=Max("updated_at")))
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+        return _Fingerprint(**rows.aggregate(active=active), changed_at=None)
 
 
 _inventory = PerProcess[SharedCopy[_State]](lambda: SharedCopy(mark_late=_mark_late))
