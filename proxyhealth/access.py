@@ -186,8 +186,17 @@ def _boolean(name: str, value: Any) -> bool:
     _close(value)
     raise TypeError(
         f"{name} must be True or False, not of type {type(value).__name__}. "
-        "The JSON views call it synchronously: an async function must have a synchronous version."
+        "It is called synchronously: an async function must have a synchronous version."
     )
+
+
+def is_granted(permission: Any) -> bool:
+    """Return True only if a result of ``has_perm()`` is True. Log other truthy ones."""
+    try:
+        return _boolean("has_perm()", permission)
+    except TypeError as error:
+        logger.error("permission denied: %s", error)
+        return False
 
 
 def _close(value: Any) -> None:

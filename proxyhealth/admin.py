@@ -74,6 +74,20 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
         # A replica may lag behind a saved row.
         return super().get_queryset(request).using(router.db_for_write(WorkspaceProxy))
 
+    # The coroutine of an "async def has_perm()" of a custom user would let everyone in.
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return access.is_granted(super().has_view_permission(request, obj))
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return access.is_granted(super().has_add_permission(request))
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return access.is_granted(super().has_change_permission(request, obj))
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return access.is_granted(super().has_delete_permission(request, obj))
+
     # The list
 
     @admin.display(description="status")
@@ -96,7 +110,10 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
     def last_check(self, row: WorkspaceProxy) -> str | None:
         if checked_at := health.status_of(row).checked_at:
             return localtime(checked_at).strftime("%Y-%m-%d %H:%M:%S")
-        return "not known" if health.snapshot().fault else None
+        snapshot = health.snapshot()
+        if snapshot.fault:
+            return "not known"
+        return "not at this URL" if row.pk in snapshot.statuses else None
 
     @admin.action(description="Check now", permissions=["change"])
     def check_now(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:

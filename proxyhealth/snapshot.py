@@ -229,18 +229,25 @@ class Snapshot:
         cause = f"Rounds cannot be stored: {self.refusal}" if self.refusal else ""
         if self.fault or self.offline:
             return f"{self.fault or self.offline} {cause}".rstrip()
+        # Failed rounds have ended, too.
+        kind = "full round" if self.last_round_failed else "round"
+        question = "Are the Celery worker and beat running?"
+        hint = "Are the Celery worker and beat running, and does the last round's error say more?"
         if self.checked_at is None or self.stale_at is None:
-            return f"No round has ended yet. {cause or 'Are the Celery worker and beat running?'}"
+            return f"No {kind} has ended yet. {cause or (hint if self.last_round_failed else question)}"
         if self.fresh_until is None:
             late = datetime.now(UTC) >= self.stale_at
         else:
             late = time.monotonic() >= self.fresh_until
         if late:
-            cause = cause or (
-                "Are the Celery worker and beat running, and does the last round's error say more?"
-            )
-            return f"No round has ended since the one of {self.checked_at:%Y-%m-%d %H:%M:%S} UTC. {cause}"
+            since = f"{self.checked_at:%Y-%m-%d %H:%M:%S} UTC"
+            return f"No {kind} has ended since the one of {since}. {cause or hint}"
         return ""
+
+    @property
+    def last_round_failed(self) -> bool:
+        """True if a round failed or was incomplete after the last full round."""
+        return bool(self.error_at and (self.checked_at is None or self.error_at > self.checked_at))
 
     @LazyProperty
     def hosts(self) -> FrozenList[str]:

@@ -241,6 +241,37 @@ def test_health_page__before_any_round(admin):
     assert "There are no workspace proxies." in text
 
 
+def test_health_page__before_a_full_round(admin, fleet, redis_client):
+    redis_client.flushall()
+    reader.forget()
+    count_round("failure", "the database is gone")
+    text = text_of(admin.get(HEALTH))
+    assert text.count("No full round has ended yet.") == 2
+    assert "No round" not in text, "the failed one has ended"
+    assert text.count("No result of a probe at this URL yet.") == 4
+
+
+def test_list__url_changed_since_the_last_check(admin, fleet):
+    WorkspaceProxy.objects.filter(name="good").update(url="http://127.0.0.1:1")
+    text = text_of(admin.get(LIST))
+    assert text.count('<td class="field-last_check">not at this URL</td>') == 1
+    assert text.count('<td class="field-last_check">never</td>') == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("get", LIST), ("get", HEALTH), ("post", f"{HEALTH}check/"), ("get", f"{LIST}add/"), ("post", LIST)],
+)
+def test_permissions__async_has_perm_is_denied(admin, sent, monkeypatch, caplog, method, path):
+    async def has_perm(self, *args):
+        return True
+
+    monkeypatch.setattr("django.contrib.auth.models.User.has_perm", has_perm)
+    assert getattr(admin, method)(path).status_code == 403
+    assert "has_perm() must be True or False, not of type coroutine." in caplog.text
+    assert sent == []
+
+
 def test_health_page__redis_down_in_a_fresh_process(admin, fleet, stopped):
     """The process has never read the snapshot, so it knows nothing of rounds and probes."""
     reader.forget()

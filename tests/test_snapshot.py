@@ -152,6 +152,18 @@ def test_snapshot_stale__when_rounds_stopped() -> None:
     )
 
 
+def test_snapshot_stale__after_failed_rounds() -> None:
+    """A failed round has ended, so no sentence may say that none has."""
+    failed = Snapshot(error="gone", error_at=MOMENT)
+    assert failed.stale_reason.startswith("No full round has ended yet. ")
+    failed = replace(failed, checked_at=MOMENT - timedelta(hours=1), stale_at=MOMENT)
+    assert failed.stale_reason.startswith(
+        "No full round has ended since the one of 2024-02-29 22:59:59 UTC. "
+    )
+    succeeded = replace(failed, checked_at=MOMENT, stale_at=MOMENT)
+    assert succeeded.stale_reason.startswith("No round has ended since the one of ")
+
+
 def test_snapshot_stale__exactly_at_stale_at() -> None:
     moment = datetime.now(UTC)
     assert Snapshot(checked_at=moment, stale_at=moment).stale
