@@ -63,7 +63,7 @@ def aware(moment: datetime) -> datetime:
         return moment
     try:
         return moment.astimezone(UTC)
-    except (OverflowError, ValueError):  # in the first or the last year of all
+    except (OverflowError, ValueError, OSError):  # the first or the last year of all; on Windows, before 1970
         return moment.replace(tzinfo=UTC)
 
 
