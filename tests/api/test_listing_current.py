@@ -152,6 +152,7 @@ def test_current__a_hanging_query_blocks_no_other_thread(paris):
         commit([status], take_token(), full_round=a_round())
         results.append(listing.current())
         proceed.set()
+        connection.connection.close()  # Django does not close that of a database in memory
 
     thread = threading.Thread(target=other)
     thread.start()
