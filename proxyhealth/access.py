@@ -86,7 +86,7 @@ def endpoint(
 
 
 def outside_transactions(view: View) -> View:
-    """Mark ``view``. With ATOMIC_REQUESTS, it would otherwise not be called if the database is down."""
+    """Exempt ``view`` from ATOMIC_REQUESTS, so that it is called even if the database is down."""
     for alias in connections:
         transaction.non_atomic_requests(alias)(view)
     return view
@@ -109,9 +109,10 @@ def _with_json_errors(view: View) -> View:
 
 
 def page(view: View) -> View:
-    """Return ``view`` with 503 in place of 500 if the database is down, also while its template is rendered.
+    """Wrap ``view`` so that it returns 503, not 500, if the database is down.
 
-    Only errors of the connection count. Others, such as those of a missing table, are still 500.
+    This includes the time in which its template is rendered. Only connection errors count: others, such as
+    a missing table, are still 500.
     """
 
     @functools.wraps(view)
@@ -179,7 +180,7 @@ def _require_permission(user: Any, permission: str) -> None:
 def _boolean(name: str, value: Any) -> bool:
     """Return a result of the project's code. Raise ``TypeError`` if it is neither a boolean nor falsy.
 
-    Such values are mistakes, and would grant access to everyone: the coroutine of an ``async def``, a method.
+    Such a value, for example a method or the coroutine of an ``async def``, would grant access to everyone.
     """
     if value is True or not value:
         return value is True

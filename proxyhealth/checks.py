@@ -102,13 +102,11 @@ def _check_client() -> list[CheckMessage]:
     try:
         require_client()
     except StoreError as error:
-        hint = (
-            "Use the DefaultClient or the SentinelClient of django-redis, and correct LOCATION and OPTIONS."
-        )
+        reason = str(error).rstrip(".")
         return [
             Error(
-                f"No client can be made from CACHES[{conf.CACHE!r}]: {error}.",
-                hint=hint,
+                f"No client can be made from CACHES[{conf.CACHE!r}]: {reason}.",
+                hint="Correct LOCATION and OPTIONS. With django-redis, use DefaultClient or SentinelClient.",
                 id="proxyhealth.E008",
             )
         ]
@@ -163,7 +161,7 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
         messages.append(
             Error(
                 f"CELERY_WORKER_POOL is {app.conf.worker_pool!r}, but probes need real threads.",
-                hint="Use 'prefork' or 'threads' for the workers of proxyhealth. If others need this pool, "
+                hint="Use 'prefork' or 'threads' for the workers of proxyhealth. If other workers need it, "
                 "start them with --pool and --queues, and remove this setting.",
                 id="proxyhealth.E030",
             )
@@ -234,7 +232,7 @@ def _check_fractions(scheduler: str) -> list[CheckMessage]:
     return [
         Error(
             f"PROXYHEALTH['INTERVAL'] is {interval}, but django-celery-beat stores whole seconds.",
-            hint=f"Set {max(1, round(interval))}, or use the default scheduler of Celery beat.",
+            hint=f"Set it to {max(1, round(interval))}, or use the default scheduler of Celery beat.",
             id="proxyhealth.E032",
         )
     ]

@@ -83,14 +83,14 @@ def status_of(row: WorkspaceProxy) -> ProxyStatus:
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:
-    """Return ``status`` with the values of ``proxy``. One of another URL does not count."""
+    """Return ``status`` with the values of ``proxy``. Ignore a status of another URL."""
     if status is None or status.proxy.url != proxy.url:
-        return _before_a_probe(proxy)
+        return _unprobed(proxy)
     return status if status.proxy == proxy else replace(status, proxy=proxy)
 
 
-def _before_a_probe(proxy: Proxy) -> ProxyStatus:
-    """Return ``unknown``, or what every probe will find if the URL of the row is not valid."""
+def _unprobed(proxy: Proxy) -> ProxyStatus:
+    """Return ``unknown``, or ``unhealthy`` if the URL of the row is not valid."""
     try:
         if proxy.url:
             parse_proxy_url(proxy.url)

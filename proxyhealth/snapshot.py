@@ -106,8 +106,8 @@ class ProxyStatus:
     ) -> Iterator[Self]:
         """Yield a status for each proxy. Each column has one value, or None, per proxy.
 
-        All columns may be missing. A status that only a newer version knows is ``unknown``, and such a reason
-        is ``NONE``: the other statuses must not suffer.
+        All columns may be missing. A status of a newer version becomes ``unknown``, and a reason of a newer
+        version ``NONE``, so that the other statuses can be read.
         """
         nothing = [None] * len(proxies)
         column = {name: columns.get(name, nothing) for name in JUDGEMENT}

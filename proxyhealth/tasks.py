@@ -37,13 +37,13 @@ _DAY = 24 * 3_600  # seconds
 
 def _serializer(task: Any) -> str:
     """Return JSON if the workers accept it. With YAML, Celery cannot send the shards of a round."""
-    conf = task.app.conf
-    is_json_accepted = {"json", "application/json"} & set(conf.accept_content or ())
-    return "json" if is_json_accepted else str(conf.task_serializer)
+    options = task.app.conf
+    is_json_accepted = {"json", "application/json"} & set(options.accept_content or ())
+    return "json" if is_json_accepted else str(options.task_serializer)
 
 
 def _soft_time_limit(task: Any) -> float:
-    """Return the other limit, which an annotation may lower. Celery refuses tasks with a higher one."""
+    """Return the hard limit, which an annotation may lower: Celery refuses a higher soft limit."""
     return float(task.time_limit or _DAY)
 
 
@@ -129,7 +129,7 @@ def _request_first_round(sender: Any, **kwargs: Any) -> None:
 
 # Runs are counted in the cache, because Prometheus does not scrape workers.
 
-# The tasks that end with the round if their process is killed.
+# The tasks whose round fails if their process is killed.
 _ROUNDS = frozenset({TaskName.CHECK_ALL, TaskName.FIRST_ROUND, TaskName.FINISH_ROUND})
 
 _start_times: dict[str, float] = {}  # by task id

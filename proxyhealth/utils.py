@@ -104,7 +104,7 @@ _REPLACED = ("socket", "ssl", "select", "thread", "threading", "queue")
 
 
 def green_threads() -> str:
-    """Return the name of the library that replaced the threads or sockets of this process, or ""."""
+    """Return the library that replaced the threads or sockets of this process, or an empty string."""
     gevent: Any = sys.modules.get("gevent.monkey")
     if gevent and any(map(gevent.is_module_patched, _REPLACED)):
         return "gevent"

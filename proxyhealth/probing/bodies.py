@@ -51,11 +51,11 @@ def read_body(response: requests.Response, deadline: Deadline) -> bytes:
 
 
 def read_beginning(response: requests.Response) -> bytes:
-    """Return the decoded beginning of the body that arrives within half a second. Never fail."""
+    """Return the decoded beginning of the body that arrives within half a second. Never raise."""
     body = bytearray()
     with suppress(http.client.HTTPException, OSError):
         raw: Any = response.raw  # a probing.response.Response
-        raw.hurry(_BEGINNING_TIMEOUT)
+        raw.shorten_deadline(_BEGINNING_TIMEOUT)
         while len(body) < MAX_BEGINNING_BYTES:
             if not (piece := raw.read(MAX_BEGINNING_BYTES - len(body))):
                 break

@@ -66,16 +66,13 @@ def describe_status(response: requests.Response, beginning: bytes) -> str:
     reason = f": {response.reason}" if response.reason else ""
     sender = f"; this usually comes from {_USUAL_SENDERS[code]}" if code in _USUAL_SENDERS else ""
     return (
-        clean(f"unexpected status code {code}{reason}", 200)
-        + sender
-        + _server(response)
-        + _says(response, beginning)
+        clean(f"unexpected status code {code}{reason}", 200) + sender + _server(response) + _quote(beginning)
     )
 
 
 def describe_bad_report(bad: BadReport, response: requests.Response) -> str:
     """Describe a body that is not a report for operators."""
-    says = _says(response, bad.beginning)
+    says = _quote(bad.beginning)
     if bad.reason is not Reason.NOT_JSON:
         return str(bad) + _server(response) + says
     content_type = clean(response.headers.get("content-type", "none"), 100)
@@ -93,18 +90,18 @@ def _server(response: requests.Response) -> str:
     return f"; its header Server is {server}" if server else ""
 
 
-def _says(response: requests.Response, body: bytes) -> str:
-    text = excerpt(body, response.headers.get("content-type", ""))
+def _quote(body: bytes) -> str:
+    text = excerpt(body)
     return f"; the body says “{text}”" if text else ""
 
 
-def excerpt(body: bytes, content_type: str = "") -> str:
-    """Return the error message in ``body``, the text of a page, or the beginning, without controls."""
+def excerpt(body: bytes) -> str:
+    """Return the message in ``body``, the text of a page, or the beginning, without control characters."""
     cut = body[:MAX_BEGINNING_BYTES]
     charset = _CHARSET.search(content_type)
     text = _decode(cut, charset[1] if charset else "utf-8-sig")
     if "\0" in text or 10 * text.count("\ufffd") > len(text):
-        return ""  # not a text
+        return ""  # binary data
     if text.startswith("<"):
         text = html.unescape(_TAG.sub(" ", _HIDDEN.sub(" ", text)))
     elif len(cut) < MAX_BEGINNING_BYTES:

@@ -26,7 +26,7 @@ _BAD_CHUNKS = "the chunks of the body are malformed"
 
 
 class Response:
-    """A response. Unlike that of ``http.client``, it is refused where clients would read it differently.
+    """An HTTP response. It is refused if clients could read it in different ways.
 
     ``http.client`` also guesses the length of a body from invalid headers, and accepts what a closed
     connection cuts off.
@@ -81,7 +81,7 @@ class Response:
             self._left -= len(data)
         return data
 
-    def hurry(self, seconds: float) -> None:
+    def shorten_deadline(self, seconds: float) -> None:
         """Let the rest of the body take at most ``seconds``."""
         self._sock.deadline = Deadline(min(seconds, self._sock.deadline.remaining()))
 

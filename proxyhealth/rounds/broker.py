@@ -101,7 +101,7 @@ class _QueueLengthQuery:
 def _count_messages(app: Celery) -> int:
     with connection(app) as link:
         if link is None:
-            raise LookupError("other brokers than Redis cannot be queried")
+            raise LookupError("only a broker on Redis can be queried")
         for _ in link.alt[1:]:  # the broker URLs to fail over to
             try:
                 return _count_on(link, app)
@@ -136,7 +136,7 @@ def queues_of_tasks(app: Celery) -> set[str]:
 
 
 def _bound_queues(app: Celery, exchange: str, routing_key: str | None) -> set[str]:
-    """Return the queues of the host that get messages with this key from an exchange."""
+    """Return the names of the queues that get messages with this key from an exchange."""
     return {
         queue.name
         for queue in app.amqp.queues.values()

@@ -39,9 +39,9 @@ def request_check(ids: Iterable[UUID] | None = None) -> Future[None]:
 
 
 def request_next_round() -> None:
-    """Ask the workers for a round that the caller did not ask for. Without workers, do nothing.
+    """Request a round that no caller requested. In eager mode, do nothing.
 
-    In eager mode, a save must not run a whole round in the process of its caller.
+    Otherwise a save would run a whole round in its own process.
     """
     if not broker.celery_app().conf.task_always_eager:
         request_check()

@@ -36,8 +36,8 @@ def split(
 ) -> list[list[Proxy]]:
     """Divide ``proxies`` into shards for this many processes; ``previous`` has their last statuses.
 
-    The slow proxies go first, in equal shares, into one shard per process, then the next ones into one more
-    shard per process, and so on. A shard has at most ``SHARD_SIZE`` proxies, and no more slow ones than a
+    The slowest proxies go into one shard per process, in equal shares. The next ones go into one more shard
+    per process, and so on. A shard has at most ``SHARD_SIZE`` proxies, and no more slow ones than a
     process can wait for in one ``TIMEOUT``.
 
     There are more shards than known processes, so that one more process can take a shard and become known.
@@ -73,7 +73,7 @@ class Plan:
         return cls(token, checked_at, shards, [str(uuid4()) for _ in shards])
 
     def messages(self) -> list[list[dict[str, str]]]:
-        """Return the proxies of each shard, with only what a probe needs of them."""
+        """Return the proxies of each shard, with only the fields that a probe needs."""
         return [
             [{"id": str(proxy.id), "name": proxy.name, "url": proxy.url} for proxy in shard]
             for shard in self.shards

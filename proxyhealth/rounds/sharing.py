@@ -74,8 +74,8 @@ def share_round(plan: Plan) -> None:
 def run_shard(token: int, index: int, checked_at: datetime, proxies: Sequence[Proxy]) -> Part:
     """Return the part of a shard of the round with this token, as :meth:`Plan.merge` expects it.
 
-    Probe the shard, and more of them while probes only wait. If another process has taken this shard, probe
-    others, and wait for the part of that process. Never raise: a failed task would break the chord.
+    Probe the shard, and more shards while the probes only wait. If another process has taken this shard,
+    probe others, and wait for the part of that process. Never raise: a failed task would break the chord.
     """
     run = _ShardRun(token, index, checked_at, proxies)
     try:
@@ -108,7 +108,7 @@ class _ShardRun:
                 try:
                     shard = self._claim()
                 except StoreError:
-                    return None  # the tasks of the other shards run them
+                    return None  # the tasks of the other shards probe them
                 lease.extend(steps.lease_limit(sum(self._claimed.values())))
                 return shard
 
@@ -152,7 +152,7 @@ class _ShardRun:
 
 
 def _slot() -> str:
-    """Return a name for the place of this process in its worker. A process that replaces it has the same."""
+    """Return the name of this process's slot in its worker. A process that replaces it has the same name."""
     place = current_process_index()
     worker = current_task.request.hostname if current_task else ""
     if place is None:
@@ -168,7 +168,7 @@ def _lost(index: int, error: Exception) -> Part:
 def _wait_for_part(token: int, index: int) -> Part:
     """Return the part of a shard that another process has taken, as soon as it is stored."""
     while (text := load_part(token, index)) == "":
-        time.sleep(_PART_POLL)  # without a renewal: the lease expires if that process was killed
+        time.sleep(_PART_POLL)  # without renewing the lease: it expires if that process was killed
     if text is None:
         return {"shard": index, "lost": "the round is over"}
     part: Part = json.loads(text)

@@ -29,7 +29,7 @@ def refuse_green_threads(worker: Any) -> None:
         raise SystemExit(
             f"proxyhealth: probes need real threads, so a worker with {library} must not take tasks from the "
             f"queue {_names(queues)}. Start it with --pool prefork, threads or solo. Or give it other queues "
-            "with --queues, and start another worker for this one."
+            "with --queues, and start another worker for this queue."
         )
 
 
@@ -43,7 +43,7 @@ def library_of_pool(pool: Any) -> str:
 
 
 def report_unconsumed_queues(app: Celery) -> None:
-    """Record a failed round if neither this worker nor another one takes the tasks of a queue of ours."""
+    """Record a failed round if no worker takes the tasks from one of our queues."""
     queues = broker.queues_of_tasks(app) - set(app.amqp.queues.consume_from)
     if queues:
         threading.Thread(

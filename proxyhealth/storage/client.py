@@ -43,8 +43,8 @@ local function is_superseded(lease, stats, token)
 end
 """
 
-# The remedies of errors, by a part of their texts. Servers before Redis 7 repeat the text of an error in a
-# script within another one.
+# Remedies, by a part of the text of an error. Before Redis 7, the text of an error in a script is within
+# another text.
 _REMEDIES = {
     "when used memory": "Redis is full: raise its maxmemory, or make room.",
     "read only replica": "This is a replica: the address in CACHES must lead to the primary.",

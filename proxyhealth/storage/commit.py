@@ -83,8 +83,8 @@ def commit(
     Per proxy, the higher token wins. The commit of a round also removes every proxy that the round did not
     read, and counts the round. It needs the round's own lease, or the one with the token ``lease``.
 
-    Only a round replaces a document that cannot be read, or that belongs to another deployment. For a check,
-    the first is not ``complete``, and the second raises ``ForeignSnapshot``.
+    Only a round replaces a document that cannot be read, or that belongs to another deployment. A check
+    changes neither: for the first, the result is not ``complete``; for the second, raise ``ForeignSnapshot``.
 
     Raise ``Superseded`` if a later round took over; the snapshot is then unchanged. Raise ``StoreError`` if
     the cache fails; the commit may still have succeeded, and it is safe to repeat it. Pass the same

@@ -27,7 +27,7 @@ if outcome == 'offline' and not is_superseded(lease, stats, token) then
 end
 """
 
-# Does what a round needs, without an effect. ``SET`` comes first: it fails if Redis is full.
+# Makes the writes of a round, and leaves nothing behind. ``SET`` comes first: it fails if Redis is full.
 _TEST = """
 redis.call('SET', KEYS[1], '')
 redis.call('DEL', KEYS[1])
@@ -44,7 +44,7 @@ class _Result(NamedTuple):
     token: int
 
 
-# The results that the cache did not take. They are counted when it takes them.
+# The rounds that could not be counted. They are counted when the cache accepts writes again.
 _uncounted = PerProcess(lambda: deque[_Result](maxlen=1_000))
 
 # Drops them, for tests.
@@ -94,7 +94,7 @@ def find_refusal() -> str:
     except StoreRefused as error:
         return str(error)
     except StoreError:
-        return ""  # it does not refuse, it fails: the next read reports that
+        return ""  # the cache fails, and the next read reports that
     return ""
 
 

@@ -1,8 +1,8 @@
 """The identity of this deployment, so that two deployments with the same Redis keys notice each other.
 
-It is the time at which the first migration of this app was applied: each database of a deployment has
-recorded one, it differs between databases, and it survives releases, upgrades, new secret keys, new addresses
-of the database, and restored backups. Nobody has to set it.
+It is the time at which the first migration of this app was applied, as recorded in the database. It differs
+between databases. It survives releases, upgrades, new secret keys, new addresses of the database, and
+restored backups. Nobody has to set it.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The stored plan of the last shared round: its shards, who probes them, and their results.
+"""The stored plan of the last shared round: its shards, their claims, and their results.
 
 Failures raise ``StoreError``.
 """
@@ -32,7 +32,7 @@ redis.call('SADD', slots, slot)
 redis.call('EXPIRE', slots, ttl)
 local last = (tonumber(redis.call('HGET', plan, 'shards') or '') or 0) - 1
 if anew == '1' then
-  -- A slot runs one task at a time. What it left without a part, it left because it was killed.
+  -- A slot runs one task at a time, so its claims without a part are those of a killed process.
   for i = 0, last do
     if redis.call('HGET', plan, 'slot:' .. i) == slot and redis.call('HEXISTS', plan, 'part:' .. i) == 0 then
       redis.call('HDEL', plan, 'slot:' .. i)

@@ -152,7 +152,7 @@ class _State:
     contents: CacheContents = field(default_factory=CacheContents)  # without the document, which is large
     lines: PreviousLines = field(default_factory=PreviousLines)  # of the document
     source: str = ""  # the cache that was read
-    deployment: str = ""  # whose snapshot the cache holds, if its document says so
+    deployment: str = ""  # the identity in the document, or empty
     refusal: str = ""  # the reason why the cache refuses to store rounds
     tested_at: float = -math.inf  # the time of the last test of the cache (monotonic)
 
@@ -261,13 +261,13 @@ def _refresh(previous: _State | None) -> tuple[_State, float]:
             if cache.source != state.source:
                 state = _State(source=cache.source)  # the state belongs to another cache
             if is_foreign(state.deployment):
-                state = _State(source=cache.source)  # it was read before the identity of this one was known
+                state = _State(source=cache.source)  # read before our own identity was known
             contents = read_contents(cache, state.contents.head)
         after = _after_read(state, contents)
     except ForeignSnapshot as error:
         after = _unreadable(state, f"The snapshot in the cache cannot be used: {error} {_last(state)}")
     except StoreError as error:
-        after = _unreadable(state, f"The cache cannot be read ({error}). {_last(state)}")
+        after = _unreadable(state, f"The cache cannot be read ({str(error).rstrip('.')}). {_last(state)}")
     except Exception as error:
         if state.condition is _Condition.FRESH:
             logger.exception("reading the snapshot failed")

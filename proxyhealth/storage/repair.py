@@ -10,8 +10,8 @@ from proxyhealth.storage.client import run_script
 
 logger = logging.getLogger(__name__)
 
-# Every key: its type, and the rule for its contents. A number is the maximum of its time to live in
-# milliseconds: such a key is never without one. The last token comes first, because others refer to it.
+# Every key: its type, and the rule for its contents. A number is the maximum time to live in milliseconds;
+# such a key always has one. The last token comes first, because others refer to it.
 KEYS: dict[str, tuple[str, str]] = {
     "token": ("string", "integer"),
     "tick": ("string", "integer"),
