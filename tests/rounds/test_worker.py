@@ -131,6 +131,7 @@ def test_unconsumed_queue__is_shown(impatient, redis_client, monkeypatch):
     app.tasks[TaskName.CHECK_PROXIES].apply_async()
     try:
         with start_worker(app, pool="solo", perform_ping_check=False, loglevel="WARNING", queues="celery"):
+            wait_for(app.control.inspect(timeout=0.5).active_queues, 10)  # it may not listen yet
             monkeypatch.setattr(worker, "_REPLY_TIMEOUT", 2)
             tasks._request_first_round(None)
             wait_for(lambda: reader.read_anew().error, 10)
