@@ -1,4 +1,4 @@
-"""Messages on responses without a report: what the server says, and what usually sends them."""
+"""Messages about responses without a report: the text of the server, and the usual sender of its code."""
 
 import html
 import json

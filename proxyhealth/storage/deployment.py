@@ -1,4 +1,4 @@
-"""The identity of this deployment, so that two deployments with the same Redis keys notice each other.
+"""The identity of this deployment, so that two deployments with the same Redis keys detect each other.
 
 It is the time at which the first migration of this app was applied, as recorded in the database. It differs
 between databases. It survives releases, upgrades, new secret keys, new addresses of the database, and
