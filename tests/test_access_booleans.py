@@ -1,4 +1,4 @@
-"""Results of the project's code that are no booleans: they must not grant access."""
+"""Results of the project's code that are not booleans: they must not grant access."""
 
 import asyncio
 import functools

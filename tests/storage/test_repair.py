@@ -86,7 +86,7 @@ def test_force_update__runs_whatever_a_key_holds(fleet, redis_client, name):
 
 
 def assert_good(redis_client):
-    """Another round, a check, and a shared round's plan work as if nothing had been."""
+    """Another round, a check, and a shared round's plan work as if nothing had happened."""
     begun = begin_round()
     assert save_plan(begun.token, "x")
     end_round(begun.token)

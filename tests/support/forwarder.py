@@ -15,7 +15,7 @@ _COMMAND = re.compile(rb"(?:^|\r\n)\*\d+\r\n")
 
 
 class Forwarder:
-    """Forwards connections to ``target``. Those that are open stay with the target that they had.
+    """A port that forwards connections to ``target``. Open connections keep the target that they had.
 
     After ``refuse(b"-READONLY …")``, the open connections respond to each command with these bytes.
     """

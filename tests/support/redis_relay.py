@@ -26,7 +26,7 @@ class RedisRelay:
 
     @property
     def left(self) -> int:
-        """Return how many replies are still to be lost."""
+        """The number of replies that are still to be lost."""
         return self._times
 
     @contextlib.contextmanager
