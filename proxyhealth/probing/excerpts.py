@@ -72,15 +72,15 @@ def describe_status(response: requests.Response, beginning: bytes) -> str:
 
 def describe_bad_report(bad: BadReport, response: requests.Response) -> str:
     """Describe a body that is not a report for operators."""
-    says = _quote(bad.beginning)
+    quote = _quote(bad.beginning)
     if bad.reason is not Reason.NOT_JSON:
-        return str(bad) + _server(response) + says
+        return str(bad) + _server(response) + quote
     content_type = clean(response.headers.get("content-type", "none"), 100)
     beginning = bad.beginning.strip()[:60].decode(errors="replace")
-    if not says or not beginning.startswith("<"):
-        says = f", it begins with {beginning!r}" if beginning else ""
+    if not quote or not beginning.startswith("<"):
+        quote = f", it begins with {beginning!r}" if beginning else ""
     return (
-        f"{clean(str(bad), 200)}{says}; its content type is {content_type}{_server(response)}. "
+        f"{clean(str(bad), 200)}{quote}; its content type is {content_type}{_server(response)}. "
         "A page that is not JSON usually means that the URL is not that of a workspace proxy"
     )
 

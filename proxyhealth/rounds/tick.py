@@ -7,9 +7,9 @@ from celery import Task
 
 
 class Tick(Task):  # type: ignore[type-arg]  # generic for type checkers only
-    """A task whose sender connects to its broker anew after a failure.
+    """A task whose sender reconnects to its broker after a failure.
 
-    Beat keeps one connection. After a failover, the old primary may live on as a replica that refuses each
+    Beat keeps one connection. After a failover, the old primary may continue as a replica that refuses each
     message. Celery takes such a reply for an error of the message, and would send the next one there, too.
     """
 
