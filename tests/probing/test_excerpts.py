@@ -1,4 +1,4 @@
-"""What a server says of itself is shown: cleaned, bounded, and without a wait for it."""
+"""The text of a server in error messages: clean, short, and read without a wait."""
 
 from __future__ import annotations
 
