@@ -40,7 +40,7 @@ _build_lock = PerProcess(threading.Lock)
 
 
 class Certificate(NamedTuple):
-    """A certificate of a chain. ``owner`` names the server or the authority in messages."""
+    """A certificate of a chain. ``owner`` says whose it is."""
 
     owner: str
     starts_at: datetime | None
@@ -177,15 +177,15 @@ def _fault_of(chain: Sequence[Certificate]) -> str:
     """
     for certificate in chain[:-1]:
         if certificate.has_edwards_curve:
-            return f"that of {certificate.owner} uses Ed25519 or Ed448, which browsers do not support"
+            return f"browsers support no Ed25519 or Ed448, as in that of {certificate.owner}"
     for certificate in chain[:1]:
         if not certificate.has_usable_key:
-            return "browsers accept only RSA keys, and ECDSA keys with P-256 or P-384"
+            return "browsers need a key that is RSA, or ECDSA with P-256 or P-384"
     return ""
 
 
 def _explain(verify_code: int, chain: Sequence[Certificate]) -> str:
-    """Return the end of OpenSSL's message: the certificate of ``chain`` that is at fault."""
+    """Return which certificate of ``chain`` is at fault, as the end of OpenSSL's message."""
     now = datetime.now(UTC)
     ended = ""
     if verify_code in _NAME_MISMATCHES and chain:
