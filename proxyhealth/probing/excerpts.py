@@ -1,4 +1,4 @@
-"""Messages about responses without a report: the text of the server, and the usual sender of its code."""
+"""Messages on responses without a report: what the server says, and what usually sends them."""
 
 import html
 import json
@@ -66,21 +66,21 @@ def describe_status(response: requests.Response, beginning: bytes) -> str:
     reason = f": {response.reason}" if response.reason else ""
     sender = f"; this usually comes from {_USUAL_SENDERS[code]}" if code in _USUAL_SENDERS else ""
     return (
-        clean(f"unexpected status code {code}{reason}", 200) + sender + _server(response) + _quote(beginning)
+        clean(f"unexpected status code {code}{reason}", 200) + sender + _server(response) + _says(beginning)
     )
 
 
 def describe_bad_report(bad: BadReport, response: requests.Response) -> str:
     """Describe a body that is not a report for operators."""
-    quote = _quote(bad.beginning)
+    says = _says(bad.beginning)
     if bad.reason is not Reason.NOT_JSON:
-        return str(bad) + _server(response) + quote
+        return str(bad) + _server(response) + says
     content_type = clean(response.headers.get("content-type", "none"), 100)
     beginning = bad.beginning.strip()[:60].decode(errors="replace")
-    if not quote or not beginning.startswith("<"):
-        quote = f", it begins with {beginning!r}" if beginning else ""
+    if not says or not beginning.startswith("<"):
+        says = f", it begins with {beginning!r}" if beginning else ""
     return (
-        f"{clean(str(bad), 200)}{quote}; its content type is {content_type}{_server(response)}. "
+        f"{clean(str(bad), 200)}{says}; its content type is {content_type}{_server(response)}. "
         "A page that is not JSON usually means that the URL is not that of a workspace proxy"
     )
 
@@ -90,18 +90,18 @@ def _server(response: requests.Response) -> str:
     return f"; its header Server is {server}" if server else ""
 
 
-def _quote(body: bytes) -> str:
+def _says(body: bytes) -> str:
     text = excerpt(body)
     return f"; the body says “{text}”" if text else ""
 
 
 def excerpt(body: bytes) -> str:
-    """Return the message in ``body``, the text of a page, or the beginning, without control characters."""
+    """Return the error message in ``body``, the text of a page, or the beginning, without controls."""
     cut = body[:MAX_BEGINNING_BYTES]
     charset = _CHARSET.search(content_type)
     text = _decode(cut, charset[1] if charset else "utf-8-sig")
     if "\0" in text or 10 * text.count("\ufffd") > len(text):
-        return ""  # binary data
+        return ""  # not a text
     if text.startswith("<"):
         text = html.unescape(_TAG.sub(" ", _HIDDEN.sub(" ", text)))
     elif len(cut) < MAX_BEGINNING_BYTES:

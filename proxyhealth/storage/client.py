@@ -140,7 +140,7 @@ def _client(alias: str, source: str) -> Any:
     defaults = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, "socket_read_size": 1 << 20}
     options = {**defaults, **configured}
     # The first use of an old connection fails after a restart of the server. After a failover, the server may
-    # continue as a replica that refuses writes. Reconnect, and try once more.
+    # live on as a replica that refuses writes. Connect anew, and try once more.
     options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError, ResponseError))
     pool.connection_class(**options)  # raises TypeError for an unknown option, which a pool does only later
     return redis.Redis(
