@@ -81,7 +81,7 @@ class Response:
             self._left -= len(data)
         return data
 
-    def shorten_deadline(self, seconds: float) -> None:
+    def hurry(self, seconds: float) -> None:
         """Let the rest of the body take at most ``seconds``."""
         self._sock.deadline = Deadline(min(seconds, self._sock.deadline.remaining()))
 
