@@ -1,7 +1,8 @@
 """The connection to the Redis cache, and the Lua functions that the scripts share."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import copy
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from django.core.cache import caches
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from redis.retry import Retry
-from redis.sentinel import SentinelConnectionPool
+from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError, StoreRefused
@@ -57,6 +58,11 @@ _REMEDIES = {
 
 # The errors of a client in use: those of redis-py, and those of its parser and of Python's resolver.
 _FAILURES = (RedisError, RedisClusterException, OSError, ValueError, TypeError, LookupError, AttributeError)
+
+# Options of connections: those that the host may change, and those that it may not. Reading a snapshot of
+# megabytes in chunks of 64 KB takes three times as long.
+_DEFAULTS = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, "socket_read_size": 1 << 20}
+_FIXED = {"decode_responses": False, "encoding": "utf-8", "encoding_errors": "strict"}
 
 
 class Cache(NamedTuple):
@@ -107,19 +113,18 @@ def _message(error: Exception) -> str:
     # The text of a KeyError, for example, says nothing without the name of its class.
     unclear = isinstance(error, TypeError | LookupError | AttributeError)
     text = repr(error) if unclear else str(error) or repr(error)
-    if isinstance(error, redis.exceptions.AskError):  # also MovedError, which shows only the other address
+    # redis-py 8 has classes for both, which show only the other address.
+    if isinstance(error, redis.exceptions.AskError) or text.startswith(("ASK ", "MOVED ")):
         return f"another node of a Redis Cluster has the keys ({text}). Use a server without cluster mode."
+    if isinstance(error, MasterNotFoundError):  # the rest has the settings of all connections
+        text = f"{text.partition(' : ')[0]}. A Sentinel must respond, and know a primary that does"
     remedy = next((remedy for part, remedy in _REMEDIES.items() if part in text), "")
     return f"{text.rstrip('.')}. {remedy}" if remedy else text
 
 
 @lru_cache(maxsize=1)
 def _client(alias: str, source: str) -> Any:
-    """Return a client with the connection settings of the cache, but with short timeouts and one retry.
-
-    The cache's own client may wait forever for a server that hangs, and Django's cache methods pickle values
-    and have no conditional writes. A fork needs no new client, because redis-py's pools detect it.
-    """
+    """Return a client of redis-py: Django's cache methods pickle values, and have no conditional writes."""
     backend: Any = caches[alias]
     try:
         if hasattr(backend, "client"):  # django-redis
@@ -132,20 +137,43 @@ def _client(alias: str, source: str) -> Any:
         raise StoreError(f"the cache {alias!r} spreads its keys over several servers") from None
     if not isinstance(client, redis.Redis):
         raise StoreError(f"the cache {alias!r} has a client of another kind: {type(client).__name__}")
+    return _with_our_options(client)
+
+
+def _with_our_options(client: Any) -> Any:
+    """Return a client of the same server, with short timeouts, one retry, and replies in bytes.
+
+    The cache's own client may wait forever for a server that hangs. A fork needs no new client, because
+    redis-py's pools detect it.
+    """
     pool = client.connection_pool
-    if not isinstance(pool, redis.ConnectionPool) or isinstance(pool, SentinelConnectionPool):
-        return client  # Sentinel and cluster clients keep the host's timeouts: they choose their servers
-    configured = {name: value for name, value in pool.connection_kwargs.items() if value is not None}
-    # Reading a snapshot of megabytes in chunks of 64 KB takes three times as long.
-    defaults = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, "socket_read_size": 1 << 20}
-    options = {**defaults, **configured}
+    if not isinstance(pool, redis.ConnectionPool):
+        return client
+    options = _options(pool.connection_kwargs)
+    pool.connection_class(**options)  # raises TypeError for an unknown option, which a pool does only later
+    options["connection_class"] = pool.connection_class
+    if not isinstance(pool, SentinelConnectionPool):
+        return redis.Redis(connection_pool=redis.ConnectionPool(**options))
+    del options["connection_pool"]  # the one of the host
+    manager = copy(pool.sentinel_manager)
+    addresses = [sentinel.get_connection_kwargs() for sentinel in manager.sentinels]
+    manager.sentinels = [
+        redis.Redis(address["host"], address["port"], **_options(manager.sentinel_kwargs))
+        for address in addresses
+    ]
+    new_pool: Any = SentinelConnectionPool  # without types
+    return redis.Redis(connection_pool=new_pool(pool.service_name, manager, **options))
+
+
+def _options(configured: Mapping[str, Any]) -> dict[str, Any]:
     # The first use of an old connection fails after a restart of the server. After a failover, the server may
     # live on as a replica that refuses writes. Connect anew, and try once more.
-    options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError, ResponseError))
-    pool.connection_class(**options)  # raises TypeError for an unknown option, which a pool does only later
-    return redis.Redis(
-        connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options)
-    )
+    errors = [redis.ConnectionError, ResponseError]
+    retry = Retry(NoBackoff(), 1, supported_errors=tuple(errors))
+    configured = {name: value for name, value in configured.items() if value is not None}
+    configured.pop("retry_on_timeout", None)  # it would double the timeout
+    # Before redis-py 6, pools look at ``retry_on_error``, too.
+    return {**_DEFAULTS, **configured, **_FIXED, "retry": retry, "retry_on_error": errors}
 
 
 def run_script(script: str, keys: Iterable[str], *args: Any) -> Any:

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from redis.exceptions import LockError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from proxyhealth.exceptions import StoreError, Superseded, UnusableSnapshot
 from proxyhealth.snapshot import ProxyStatus
-from proxyhealth.storage.client import Cache, open_cache, run_script
+from proxyhealth.storage.client import open_cache, run_script
 from proxyhealth.storage.counters import MAX_ERROR
 from proxyhealth.storage.deployment import read_identity
 from proxyhealth.storage.document import HEAD_BYTES, Change, Round, dump, merged
@@ -102,20 +102,20 @@ def commit(
         deployment=deployment,
         replace_foreign=full_round is not None and lease is None,
     )
-    with open_cache() as cache, _commit_lock(cache):
-        args = *_round_args(full_round, lease or token), deployment
+    args = *_round_args(full_round, lease or token), deployment
+    with _commit_lock():
         for _ in range(_COMMIT_ATTEMPTS):
-            if written := _try_to_write(cache, merge, earlier, token, *args):
+            if written := _try_to_write(merge, earlier, token, *args):
                 return written
             # Another process committed in the meantime: merge into its document.
     raise StoreError(f"the snapshot changed during each of {_COMMIT_ATTEMPTS} attempts to commit to it")
 
 
 def _try_to_write(
-    cache: Cache, merge: Callable[..., Any], earlier: dict[str, Change], token: int, *args: Any
+    merge: Callable[..., Any], earlier: dict[str, Change], token: int, *args: Any
 ) -> Commit | None:
     """Merge and write once. Return None if the document changed in between."""
-    value, last_token = _read(cache, token)
+    value, last_token = _read(token)
     try:
         document, changes = merge(value, last_token=last_token)
     except UnusableSnapshot as error:
@@ -140,32 +140,34 @@ def _round_args(full_round: Round | None, lease: int) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _commit_lock(cache: Cache) -> Iterator[None]:
+def _commit_lock() -> Iterator[None]:
     """Wait for other commits. Of simultaneous commits, all but one would have to merge again.
 
     The script alone keeps the snapshot consistent, so after a timeout the commit goes on without the lock.
     """
-    lock = cache.client.lock(cache.key("commit"), timeout=_LOCK_TIMEOUT, sleep=0.01, thread_local=False)
-    acquired = lock.acquire(blocking_timeout=_LOCK_WAIT)
+    with open_cache() as cache:
+        lock = cache.client.lock(cache.key("commit"), timeout=_LOCK_TIMEOUT, sleep=0.01, thread_local=False)
+        acquired = lock.acquire(blocking_timeout=_LOCK_WAIT)
     try:
         yield
     finally:
         if acquired:
-            with suppress(LockError, RedisError):  # the lock has expired, or the cache fails
+            with suppress(StoreError), open_cache():  # the lock has expired, or the cache fails
                 lock.release()
 
 
-def _read(cache: Cache, token: int) -> tuple[bytes | None, int]:
+def _read(token: int) -> tuple[bytes | None, int]:
     """Return the document, and the last token that was taken: ``token`` or a later one."""
-    pipe = cache.client.pipeline(transaction=True)
-    pipe.get(cache.key("snapshot"))
-    pipe.get(cache.key("token"))
-    value, last_token = pipe.execute(raise_on_error=False)
-    if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
-        logger.error("snapshot replaced: its key holds another type: %s", value)
-        value = None
-    if isinstance(value, RedisError):
-        raise value  # for example, a user without the permission to read the key
+    with open_cache() as cache:
+        pipe = cache.client.pipeline(transaction=True)
+        pipe.get(cache.key("snapshot"))
+        pipe.get(cache.key("token"))
+        value, last_token = pipe.execute(raise_on_error=False)
+        if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
+            logger.error("snapshot replaced: its key holds another type: %s", value)
+            value = None
+        if isinstance(value, RedisError):
+            raise value  # for example, a user without the permission to read the key
     try:
         return value, max(token, int(last_token))
     except (TypeError, ValueError):

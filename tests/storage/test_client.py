@@ -76,3 +76,10 @@ def test_key_prefix__keeps_deployments_apart(settings):
     other = {**django_settings.CACHES["default"], "KEY_PREFIX": "another"}
     settings.CACHES = {"default": other}
     assert reader.read().number == 0
+
+
+def test_open_cache__does_not_hide_a_bug_of_ours():
+    """A commit of something that is no status is not a failure of the cache."""
+    for full_round in (None, a_round()):
+        with pytest.raises(AttributeError):
+            commit([None], take_token(), full_round=full_round)

@@ -280,10 +280,9 @@ def test_commit__a_check_leaves_what_it_cannot_read(redis_client, snapshot_key, 
 def test_commit__the_lock_of_a_killed_process_expires(redis_client):
     """Before, the next commit waited for ten seconds."""
     key = caches["default"].make_key("proxyhealth:commit")
-    with commit_module.open_cache() as cache:
-        lock = commit_module._commit_lock(cache)
-        lock.__enter__()  # and the process dies
-        assert 0 < redis_client.pttl(key) <= 1_000
+    lock = commit_module._commit_lock()
+    lock.__enter__()  # and the process dies
+    assert 0 < redis_client.pttl(key) <= 1_000
     with at_most(3):
         commit([make_status(make_proxy())], take_token())
     assert reader.read().number == 1
