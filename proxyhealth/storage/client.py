@@ -156,13 +156,15 @@ def _with_our_options(client: Any) -> Any:
         return redis.Redis(connection_pool=redis.ConnectionPool(**options))
     del options["connection_pool"]  # the one of the host
     manager = copy(pool.sentinel_manager)
-    addresses = [sentinel.get_connection_kwargs() for sentinel in manager.sentinels]
-    manager.sentinels = [
-        redis.Redis(address["host"], address["port"], **_options(manager.sentinel_kwargs))
-        for address in addresses
-    ]
+    manager.sentinels = [_sentinel(each, manager.sentinel_kwargs) for each in manager.sentinels]
     new_pool: Any = SentinelConnectionPool  # without types
     return redis.Redis(connection_pool=new_pool(pool.service_name, manager, **options))
+
+
+def _sentinel(client: Any, configured: Mapping[str, Any]) -> Any:
+    address = client.get_connection_kwargs()
+    options = {"host": address["host"], "port": address["port"], **_options(configured)}
+    return redis.Redis(connection_pool=redis.ConnectionPool(**options))
 
 
 def _options(configured: Mapping[str, Any]) -> dict[str, Any]:
