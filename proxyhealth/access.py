@@ -192,7 +192,7 @@ def _boolean(name: str, value: Any) -> bool:
 
 
 def is_granted(permission: Any) -> bool:
-    """Return True only if a result of ``has_perm()`` is True. Log other truthy ones."""
+    """Return True only if a result of ``has_perm()`` is True. Log other truthy results."""
     try:
         return _boolean("has_perm()", permission)
     except TypeError as error:

@@ -214,7 +214,7 @@ def _check_results(app: Any) -> list[CheckMessage]:
             messages.append(
                 Error(
                     f"CELERY_RESULT_EXPIRES is {seconds:g} s, but a shard of a round may take {needed:g} s.",
-                    hint="Remove it for the default of one day, or set more.",
+                    hint="Remove the setting, because the default is one day, or set a longer time.",
                     id="proxyhealth.E035",
                 )
             )

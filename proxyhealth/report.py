@@ -123,5 +123,5 @@ def clean(text: str, length: int = MAX_ITEM_LENGTH) -> str:
 
 
 def without_controls(text: str) -> str:
-    """Return ``text`` without control characters, marks of direction, and lone surrogates."""
+    """Return ``text`` without control characters, direction marks, and lone surrogates."""
     return text if text.isprintable() else _UNWANTED.sub("", text)

@@ -16,7 +16,7 @@ RESERVED_NAMES = frozenset({"primary"})
 MAX_URL_LENGTH = 2_000
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# White space, controls, and characters that change how others are shown, such as marks of direction.
+# White space, controls, and characters that change how others are shown, such as direction marks.
 _UNSEEN = r"\s\x00-\x20\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
 _NOT_IN_URLS = re.compile(rf"[{_UNSEEN}\\]")
 _PATH = re.compile(r"[!$%&()*+,./0-9:;=@A-Z_a-z~-]*")

@@ -55,7 +55,7 @@ def read_beginning(response: requests.Response) -> bytes:
     body = bytearray()
     with suppress(http.client.HTTPException, OSError):
         raw: Any = response.raw  # a probing.response.Response
-        raw.hurry(_BEGINNING_TIMEOUT)
+        raw.shorten_deadline(_BEGINNING_TIMEOUT)
         while len(body) < MAX_BEGINNING_BYTES:
             if not (piece := raw.read(MAX_BEGINNING_BYTES - len(body))):
                 break

@@ -1,4 +1,4 @@
-"""Certificates: what messages say about them, and what browsers or Go refuse although OpenSSL accepts it."""
+"""Certificates: their names in messages, and the faults that OpenSSL accepts, but browsers or Go refuse."""
 
 import _ssl
 import re
@@ -33,7 +33,7 @@ _SIGNS_NO_HANDSHAKE = re.compile(rb"\x06\x03\x55\x1d\x0f(?:\x01\x01\xff)?\x04.\x
 
 
 class Certificate(NamedTuple):
-    """A certificate of a chain. ``owner`` says whose it is, and ``fault`` why clients refuse it."""
+    """A certificate of a chain. Messages show ``owner``, and ``fault``, the reason of a refusal."""
 
     owner: str
     starts_at: datetime | None
@@ -53,7 +53,7 @@ def read_chain(certificates: Sequence[Any]) -> list[Certificate]:
 
 
 def fault_of(chain: Sequence[Certificate]) -> str:
-    """Return why browsers or Go refuse a chain that OpenSSL accepts, or an empty string."""
+    """Return the reason why browsers or Go refuse a chain that OpenSSL accepts, or an empty string."""
     for certificate in chain:
         if certificate.fault:
             return f"browsers or Go refuse the certificate of {certificate.owner}: {certificate.fault}"
@@ -92,7 +92,7 @@ def _read(certificate: Any, *, is_authority: bool) -> Certificate:
 
 
 def _fault(der: bytes, info: dict[str, Any], is_authority: bool) -> str:
-    """Return why browsers or Go refuse a certificate wherever it is in the chain, or an empty string."""
+    """Return the reason why browsers or Go refuse a certificate at any place, or an empty string."""
     if not info:
         return "it contains text that cannot be read"
     if info["serialNumber"].startswith("-"):

@@ -1,4 +1,4 @@
-"""Messages on responses without a report: what the server says, and what usually sends them."""
+"""Messages about responses without a report: the text of the server, and the usual sender of its code."""
 
 import html
 import json
@@ -35,7 +35,7 @@ _HIDDEN = re.compile(
 )
 _TAG = re.compile(r"<[^>]*(?:>|\Z)")
 
-# Other encodings of texts that pages declare. Those of Python are more, and some of them take quadratic time.
+# Other encodings that pages may declare. Python has more, and some of them take quadratic time.
 _CHARSET = re.compile(
     r"""charset=["']?(iso-8859-\d+|windows-125\d|koi8-[ru]|utf-16(?:[bl]e)?|shift_jis|euc-(?:jp|kr)|big5"""
     r"""|gbk|gb2312|gb18030)\b""",
@@ -95,13 +95,13 @@ def _says(body: bytes) -> str:
     return f"; the body says “{text}”" if text else ""
 
 
-def excerpt(body: bytes) -> str:
-    """Return the error message in ``body``, the text of a page, or the beginning, without controls."""
+def excerpt(body: bytes, content_type: str = "") -> str:
+    """Return the message in ``body``, the text of a page, or the beginning, without control characters."""
     cut = body[:MAX_BEGINNING_BYTES]
     charset = _CHARSET.search(content_type)
     text = _decode(cut, charset[1] if charset else "utf-8-sig")
     if "\0" in text or 10 * text.count("\ufffd") > len(text):
-        return ""  # not a text
+        return ""  # binary data
     if text.startswith("<"):
         text = html.unescape(_TAG.sub(" ", _HIDDEN.sub(" ", text)))
     elif len(cut) < MAX_BEGINNING_BYTES:

@@ -81,7 +81,7 @@ class Response:
             self._left -= len(data)
         return data
 
-    def hurry(self, seconds: float) -> None:
+    def shorten_deadline(self, seconds: float) -> None:
         """Let the rest of the body take at most ``seconds``."""
         self._sock.deadline = Deadline(min(seconds, self._sock.deadline.remaining()))
 
@@ -112,7 +112,7 @@ class Response:
         """Return the beginning of a response that is not HTTP. Its first line may never end."""
         start = b""
         with suppress(OSError):
-            self.hurry(_FRAME_TIMEOUT)
+            self.shorten_deadline(_FRAME_TIMEOUT)
             while len(start) < _FRAME_HEADER and (piece := self._file.read1(64)):
                 start += piece
         return start

@@ -185,7 +185,7 @@ def _fault_of(chain: Sequence[Certificate]) -> str:
 
 
 def _explain(verify_code: int, chain: Sequence[Certificate]) -> str:
-    """Return which certificate of ``chain`` is at fault, as the end of OpenSSL's message."""
+    """Return the end of OpenSSL's message: the certificate of ``chain`` that is at fault."""
     now = datetime.now(UTC)
     ended = ""
     if verify_code in _NAME_MISMATCHES and chain:

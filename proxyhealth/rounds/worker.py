@@ -34,7 +34,10 @@ def refuse_green_threads(worker: Any) -> None:
 
 
 def library_of_pool(pool: Any) -> str:
-    """Return the library of green threads that a pool uses, or "". Hosts may have a class of their own."""
+    """Return the library of green threads that a pool uses, or an empty string.
+
+    The pool may be a class of the host.
+    """
     with suppress(Exception):  # an alias or a path; the worker itself reports one that cannot be imported
         pool = get_implementation(pool)
     names = [cls.__module__ for cls in getattr(pool, "__mro__", ())] or [str(pool)]

@@ -169,7 +169,7 @@ def _sentinel(client: Any, configured: Mapping[str, Any]) -> Any:
 
 def _options(configured: Mapping[str, Any]) -> dict[str, Any]:
     # The first use of an old connection fails after a restart of the server. After a failover, the server may
-    # live on as a replica that refuses writes. Connect anew, and try once more.
+    # continue as a replica that refuses writes. Reconnect, and try once more.
     errors = [redis.ConnectionError, ResponseError]
     retry = Retry(NoBackoff(), 1, supported_errors=tuple(errors))
     configured = {name: value for name, value in configured.items() if value is not None}

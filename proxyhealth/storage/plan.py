@@ -98,7 +98,7 @@ def claim_shard(token: int, index: int, slot: str, *, anew: bool) -> tuple[int, 
 
 
 def store_part(token: int, index: int, part: str, *, found: bool = True) -> None:
-    """Store the result of a shard, unless the round is over. One that is not ``found`` replaces no other."""
+    """Store the result of a shard, unless the round is over. A failure replaces no result."""
     run_script(_STORE_PART, ["plan"], token, f"part:{index}", part, int(found))
 
 
