@@ -45,9 +45,9 @@ coverage: $(VENV)/.installed-dev node_modules/.installed
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-## Run the tests that take little time; another Python and Django: make quick PYTHON=python3.13 DJANGO=6.1
+## Run the tests that take little time, except those of SKIP; another Python and Django: make quick PYTHON=python3.13 DJANGO=6.1
 quick: $(VENV)/.installed-dev
-	$(DEVMODE) $(BIN)/python $(PYTEST) $(SLOW:%=--ignore=%)
+	$(DEVMODE) $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(SLOW) $(SKIP))
 
 ## Kill real processes while clients read, and check what the clients see (about five minutes)
 # Each of these tests starts a whole deployment and has time limits. On two cores, three at once are too slow.
