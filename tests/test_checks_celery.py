@@ -42,7 +42,33 @@ def test_checks__serializer_without_shards(monkeypatch, accepted, serializer, ex
     assert all("'json' to CELERY_ACCEPT_CONTENT" in message.hint for message in messages)
 
 
-@pytest.mark.parametrize(("interval", "hint"), [(2.5, "Set it to 2, or"), (0.5, "Set it to 1, or"), (60.0, ""), (0, "")])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"accept_content": ["json"], "result_serializer": "json"}, []),
+        ({"accept_content": ["pickle"], "task_serializer": "pickle"}, ["proxyhealth.E034"]),
+        ({"result_accept_content": ["pickle"]}, ["proxyhealth.E034"]),
+        ({"result_serializer": "pickle"}, ["proxyhealth.E034"]),
+        ({"result_serializer": "pickle", "result_accept_content": ["pickle"]}, []),
+        ({"result_serializer": "pickle", "result_backend": "disabled://"}, []),
+        ({"result_expires": 5}, ["proxyhealth.E035"]),
+        ({"result_expires": timedelta(seconds=5)}, ["proxyhealth.E035"]),
+        ({"result_expires": timedelta(hours=1)}, []),
+        ({"result_expires": None}, []),
+        ({"task_create_missing_queues": False, "task_routes": {"*": {"queue": "no"}}}, ["proxyhealth.E033"]),
+    ],
+)
+def test_checks__results_and_routes(monkeypatch, options, expected):
+    host = Celery(set_as_current=False, broker="memory://", backend="cache+memory://")
+    host.conf.update(options)
+    monkeypatch.setattr(broker, "celery_app", lambda: host)
+    assert ids(check_celery()) == expected
+    host.close()
+
+
+@pytest.mark.parametrize(
+    ("interval", "hint"), [(2.5, "Set it to 2, or"), (0.5, "Set it to 1, or"), (60.0, ""), (0, "")]
+)
 def test_checks__fractions_in_table_of_schedules(configure, monkeypatch, interval, hint):
     configure(INTERVAL=interval)
     assert check_celery() == []

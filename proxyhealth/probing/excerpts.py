@@ -66,13 +66,16 @@ def describe_status(response: requests.Response, beginning: bytes) -> str:
     reason = f": {response.reason}" if response.reason else ""
     sender = f"; this usually comes from {_USUAL_SENDERS[code]}" if code in _USUAL_SENDERS else ""
     return (
-        clean(f"unexpected status code {code}{reason}", 200) + sender + _server(response) + _says(beginning)
+        clean(f"unexpected status code {code}{reason}", 200)
+        + sender
+        + _server(response)
+        + _says(response, beginning)
     )
 
 
 def describe_bad_report(bad: BadReport, response: requests.Response) -> str:
     """Describe a body that is not a report for operators."""
-    says = _says(bad.beginning)
+    says = _says(response, bad.beginning)
     if bad.reason is not Reason.NOT_JSON:
         return str(bad) + _server(response) + says
     content_type = clean(response.headers.get("content-type", "none"), 100)
@@ -90,8 +93,8 @@ def _server(response: requests.Response) -> str:
     return f"; its header Server is {server}" if server else ""
 
 
-def _says(body: bytes) -> str:
-    text = excerpt(body)
+def _says(response: requests.Response, body: bytes) -> str:
+    text = excerpt(body, response.headers.get("content-type", ""))
     return f"; the body says “{text}”" if text else ""
 
 

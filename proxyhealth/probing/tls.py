@@ -39,18 +39,6 @@ _NAME_MISMATCHES = (62, 64)
 _build_lock = PerProcess(threading.Lock)
 
 
-class Certificate(NamedTuple):
-    """A certificate of a chain. ``owner`` says whose it is."""
-
-    owner: str
-    starts_at: datetime | None
-    expires_at: datetime | None
-    server_names: tuple[str, ...]
-    is_authority: bool
-    has_usable_key: bool
-    has_edwards_curve: bool
-
-
 def tls_context(ca_bundle: str) -> ssl.SSLContext:
     """Return the context of all probes. It trusts public authorities, and those in the file ``ca_bundle``.
 
@@ -134,54 +122,7 @@ def describe(error: ssl.SSLError, phase: str) -> str:
 def _chain_of(sock: TLSSocket) -> list[Certificate]:
     """Return the chain from the server to the trusted authority, also after a failed verification."""
     # Public since Python 3.13, but only as DER, which no public function can read.
-    chain = cast(Any, sock)._sslobj.get_verified_chain() or ()
-    return [_read(certificate, is_authority=False) for certificate in chain[:1]] + [
-        _read_authority(certificate) for certificate in chain[1:]
-    ]
-
-
-@lru_cache(maxsize=256)  # many servers have the same authorities; certificates can be compared
-def _read_authority(certificate: Any) -> Certificate:
-    return _read(certificate, is_authority=True)
-
-
-def _read(certificate: Any, *, is_authority: bool) -> Certificate:
-    role = "the authority" if is_authority else "the server"
-    info: dict[str, Any] = {}
-    with suppress(ValueError):  # a certificate may contain bytes that are not text
-        info = certificate.get_info()
-    subject = {key: value for part in info.get("subject", ()) for key, value in part}
-    name = subject.get("commonName") or next(reversed(subject.values()), "")
-    der = certificate.public_bytes(_ssl.ENCODING_DER)
-    return Certificate(
-        owner=f"{role} “{clean(name, 64)}”" if name else role,
-        starts_at=_moment(info.get("notBefore", "")),
-        expires_at=_moment(info.get("notAfter", "")),
-        server_names=tuple(str(value) for _kind, value in info.get("subjectAltName", ())),
-        is_authority=is_authority,
-        has_usable_key=any(key in der for key in _USABLE_KEYS),
-        has_edwards_curve=any(curve in der for curve in _EDWARDS_CURVES),
-    )
-
-
-def _moment(text: str) -> datetime | None:
-    with suppress(ValueError, OverflowError):
-        return datetime.fromtimestamp(ssl.cert_time_to_seconds(text), UTC)
-    return None
-
-
-def _fault_of(chain: Sequence[Certificate]) -> str:
-    """Return why browsers or Go refuse a chain that OpenSSL accepts, or an empty string.
-
-    The last certificate is trusted for itself.
-    """
-    for certificate in chain[:-1]:
-        if certificate.has_edwards_curve:
-            return f"browsers support no Ed25519 or Ed448, as in that of {certificate.owner}"
-    for certificate in chain[:1]:
-        if not certificate.has_usable_key:
-            return "browsers need a key that is RSA, or ECDSA with P-256 or P-384"
-    return ""
+    return read_chain(cast(Any, sock)._sslobj.get_verified_chain() or ())
 
 
 def _explain(verify_code: int, chain: Sequence[Certificate]) -> str:
