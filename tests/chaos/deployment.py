@@ -251,11 +251,11 @@ class Deployment:
                         continue
         return None
 
-    def python(self, code: str) -> str:
+    def python(self, code: str, folder: Path = ROOT) -> str:
         """Run ``code`` in a process of the project, with Django set up, and return what it prints."""
         done = subprocess.run(
             [sys.executable, "-c", f"import django\ndjango.setup()\n{code}"],
-            cwd=ROOT,
+            cwd=folder,
             env=self.env,
             capture_output=True,
             text=True,

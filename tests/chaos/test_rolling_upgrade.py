@@ -20,6 +20,14 @@ LIMIT = 5  # seconds for an answer, and until it shows a change: processes start
 CODE = Path(__file__).parent / "previous_version.zip"
 ADMIN = "/admin/proxyhealth/workspaceproxy/"
 
+# Chance decides which worker gets the task of a round, so that one of them may never begin a round.
+_BEGIN = """
+import logging, sys
+from celery import current_app
+logging.getLogger("proxyhealth.rounds.sharing").addHandler(logging.StreamHandler(sys.stdout))
+current_app.tasks["proxyhealth.tasks.check_all"].apply().get()
+"""
+
 _EVENT = re.compile(r"(round shared|shard end|round end) token=(\d+)")
 
 
@@ -114,20 +122,23 @@ class Upgrade:
             reader.wait_until(lambda poll: poll.statuses["changing"] == proxy.status, "a changed status")
 
     def share_rounds(self):
-        """Request rounds until each version has ended one that the other began, and that both probed."""
-        before = self.tokens("round end")
-        requesters = cycle(self.readers)
-
-        def have_shared():
-            self.request_round(next(requesters))
-            probed = (self.old.tokens("shard end") & self.new.tokens("shard end")) - before
-            return all(
-                probed & begun.tokens("round shared") & ended.tokens("round end")
-                for begun, ended in ((self.old, self.new), (self.new, self.old))
+        """Begin rounds in a process of each version, until both workers have probed one of each version."""
+        for version in (self.old, self.new):
+            wait_for(
+                lambda version=version: self.begin_round(version) & self.probed_by_both(),
+                START_TIMEOUT,
+                f"both workers probe a round that the {version.name} version has begun",
             )
 
-        # Chance decides which worker gets a task.
-        wait_for(have_shared, 2 * START_TIMEOUT, "each version ends a round that the other began")
+    def begin_round(self, version):
+        """Return the token of a round that a process of this version begins. Wait until it has ended."""
+        log = self.deployment.python(_BEGIN, version.worker.folder)
+        tokens = {token for _, token in _EVENT.findall(log)}  # none if another round was running
+        wait_for(lambda: tokens <= self.tokens("round end"), LIMIT, "the round ends")
+        return tokens
+
+    def probed_by_both(self):
+        return self.old.tokens("shard end") & self.new.tokens("shard end")
 
     def stop_worker_in_round(self, version):
         begun = self.tokens("round shared")
@@ -141,7 +152,7 @@ class Upgrade:
     def check_polls(self):
         """Check every poll of every web server. Return their number."""
         statuses = {"fine": "ok", "sick": "unhealthy", "down": "unreachable", "blank": "unregistered"}
-        statuses |= {name: "ok" for name in self.deployment.proxies if name.startswith("slow")}
+        statuses |= {name: "ok" for name in self.deployment.proxies if name.startswith("a-slow")}
         statuses["moved"] = ("ok", *["unknown", "unhealthy", "unknown", "ok"] * self.saved)
         statuses["changing"] = ("ok", *["unhealthy", "ok"] * self.changed)
         pollers = [*self.old.pollers, *self.new.pollers]
@@ -173,16 +184,16 @@ class Upgrade:
 
 @pytest.fixture
 def upgrade(deploy, tmp_path):
-    """A deployment of the previous version with one proxy per status, in shards of three."""
+    """A deployment of the previous version with one proxy per status, and as many shards."""
     old_code = tmp_path / "previous_version"
     zipfile.ZipFile(CODE).extractall(old_code)
-    deployment = deploy(interval=INTERVAL, webs=2, workers=2, env={"PROXYHEALTH_SHARD_SIZE": 3})
+    deployment = deploy(interval=INTERVAL, webs=2, workers=2, env={"PROXYHEALTH_SHARD_SIZE": 1})
     deployment.add("fine")
     deployment.add("sick", errors=("It is sick.",))
     deployment.add("changing")
     deployment.add("down").stop()
-    for n in range(4):  # a round lasts long enough for each worker to take a shard
-        deployment.add(f"slow{n}", delay=0.3)
+    for n in range(4):  # the first by name: meanwhile, a new process takes shards of an old one, too
+        deployment.add(f"a-slow{n}", delay=0.6)
     deployment.add_rows({"blank": "", "moved": deployment.proxies["fine"].url})
     upgrade = Upgrade(deployment, old_code)
     deployment.start_redis()
