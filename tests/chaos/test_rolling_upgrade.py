@@ -207,6 +207,7 @@ def upgrade(deploy, tmp_path):
     upgrade.new.polling.close()
 
 
+@pytest.mark.alone
 @pytest.mark.fault("rolling upgrade, and the way back")
 def test_rolling_upgrade__never_stale_never_wrong(upgrade, verdict):
     old, new = upgrade.old, upgrade.new
