@@ -24,6 +24,7 @@ from proxyhealth.validators import parse_proxy_url
 _STOP_POLL = 0.5  # seconds between two checks of the stop event
 _CLAIM_PAUSE = 0.25  # seconds after a shard before a process takes the next one, so that others get theirs
 _SWITCH_THRESHOLD = 64  # with more threads, fewer switches between them save time
+_COLLECT_PAUSE = 0.02  # seconds in which the statuses of so many probes gather
 
 
 def time_limit(count: int) -> float:
@@ -86,9 +87,10 @@ def probe_batches(
     with _Prober(checked_at, stop) as prober:
         prober.add(proxies)
         while missing:
-            if status := prober.next_status(batch_end):
-                del missing[status.proxy.id]
-                batch.append(status)
+            if statuses := prober.next_statuses(batch_end):
+                for status in statuses:
+                    del missing[status.proxy.id]
+                batch += statuses
                 batch_end = min(end, time.monotonic() + batch_idle)
             elif time.monotonic() >= end:
                 break
@@ -126,14 +128,15 @@ def probe_shards(
                 prober.add(proxies)
                 end, next_claim = now + time_limit(len(missing)), now + _CLAIM_PAUSE
                 shard = None
-            if status := prober.next_status(min(end, max(next_claim, now + _CLAIM_PAUSE))):
+            found = prober.next_statuses(min(end, max(next_claim, now + _CLAIM_PAUSE)))
+            for status in found:
                 number = missing.pop(status.proxy.id)
                 statuses[status.proxy.id] = status
                 left[number] -= 1
                 if not left[number]:
                     yield number, [statuses.pop(proxy.id) for proxy in shards.pop(number)]
             now = time.monotonic()
-            if not status and now >= end:
+            if not found and now >= end:
                 break
             if missing and now >= next_claim and prober.only_waits:
                 shard = claim()
@@ -198,23 +201,30 @@ class _Prober:
         """True if every proxy has a thread, and a quarter of the threads is free."""
         return self._waiting.empty() and self._unfinished <= self._limit * 3 // 4
 
-    def next_status(self, end: float) -> ProxyStatus | None:
-        """Return the next status, or None if none comes before ``end``.
+    def next_statuses(self, end: float) -> list[ProxyStatus]:
+        """Return the next statuses, or none if there is none before ``end``.
 
         Raise ``RoundFailed`` if stopped, or if this process stood still.
         """
         while not (self._stop and self._stop.is_set()):
             begin, cpu = time.monotonic(), time.process_time()
-            status = None
+            if self._unfinished > _SWITCH_THRESHOLD and self._statuses.empty():
+                # Otherwise each probe that ends would wake this thread, and take time from the other probes.
+                time.sleep(_COLLECT_PAUSE)
+            statuses = []
             with suppress(queue.Empty):
-                status = self._statuses.get(timeout=max(0.0, min(end - begin, _STOP_POLL)))
+                statuses.append(self._statuses.get(timeout=max(0.0, min(end - begin, _STOP_POLL))))
+                while len(statuses) < self._unfinished:
+                    statuses.append(self._statuses.get_nowait())
             _require_no_pause(begin, cpu)
-            if status:
-                self._unfinished -= 1
-                return status
+            if statuses:
+                self._unfinished -= len(statuses)
+                return statuses
             if time.monotonic() >= end:
-                return None
-        raise RoundFailed("another round has begun while this one ran")
+                break
+        else:
+            raise RoundFailed("another round has begun while this one ran")
+        return []
 
 
 def _require_no_pause(begin: float, cpu: float) -> None:
