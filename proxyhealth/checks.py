@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from inspect import unwrap
+from ipaddress import ip_network
 from typing import Any
 
 from celery import signature
@@ -19,7 +20,7 @@ from django.utils.module_loading import import_string
 from django_prometheus.exports import ExportToDjangoView
 from kombu.serialization import dumps
 
-from proxyhealth.conf import NAMES, conf
+from proxyhealth.conf import LINK_LOCAL_NETWORKS, METADATA_NETWORKS, NAMES, Network, conf, is_within
 from proxyhealth.exceptions import StoreError
 from proxyhealth.metrics import exposition
 from proxyhealth.rounds import broker, steps
@@ -239,11 +240,31 @@ def _check_fractions(scheduler: str) -> list[CheckMessage]:
 
 
 def check_deployment(**kwargs: Any) -> list[CheckMessage]:
-    """Warn of public metrics, but only in ``manage.py check --deploy``."""
+    """Warn of public metrics and of metadata services, but only in ``manage.py check --deploy``."""
     try:
-        token = conf.METRICS_TOKEN
+        return [
+            *_check_metrics_token(conf.METRICS_TOKEN),
+            *_check_metadata(conf.ADDRESS_DENY, conf.ADDRESS_ALLOW),
+        ]
     except ImproperlyConfigured:
         return []  # check_settings reports it
+
+
+def _check_metadata(deny: tuple[Network, ...], allow: tuple[Network, ...]) -> list[CheckMessage]:
+    networks = map(ip_network, LINK_LOCAL_NETWORKS + METADATA_NETWORKS)
+    missing = [str(network) for network in networks if not is_within(network, deny)]
+    if allow or not missing:
+        return []
+    return [
+        Warning(
+            f"Probes may connect to metadata services of clouds: ADDRESS_DENY omits {', '.join(missing)}.",
+            hint="Add LINK_LOCAL_NETWORKS and METADATA_NETWORKS of proxyhealth.conf, or silence this.",
+            id="proxyhealth.W005",
+        )
+    ]
+
+
+def _check_metrics_token(token: str) -> list[CheckMessage]:
     if token or not _is_served(exposition.metrics):
         return []
     return [

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -21,6 +21,20 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 DEFAULT_INTERVAL = 60.0
 SECONDS_PER_YEAR = 365 * 24 * 3600
 LINK_LOCAL_NETWORKS = ("169.254.0.0/16", "fe80::/10")
+# Metadata services of clouds. Most others are at a link-local address.
+METADATA_NETWORKS = (
+    "100.100.100.200/32",  # Alibaba Cloud
+    "168.63.129.16/32",  # Azure
+    "192.0.0.192/32",  # Oracle Cloud Classic
+    "fd00:42::42/128",  # Scaleway
+    "fd00:100::100:200/128",  # Alibaba Cloud
+    "fd00:a9fe:a9fe::1/128",  # Akamai
+    "fd00:c1::a9fe:a9fe/128",  # Oracle Cloud
+    "fd00:ec2::/32",  # AWS, also its DNS and EKS Pod Identity
+    "fd20:ce::254/128",  # Google Cloud
+)
+# IPv6 networks whose last 32 bits are an IPv4 address of the same machine: mapped, translated, NAT64.
+IPV4_AS_IPV6 = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")))
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,23 @@ def _networks(value: Any) -> tuple[Network, ...]:
 
 @lru_cache(maxsize=16)
 def _parse_networks(items: tuple[Any, ...]) -> tuple[Network, ...]:
-    return tuple(map(ipaddress.ip_network, items))
+    return tuple(map(_network, items))
+
+
+def _network(item: Any) -> Network:
+    network = ipaddress.ip_network(item)
+    if network.prefixlen > 96 and any(network.network_address in form for form in IPV4_AS_IPV6):
+        address = int(network.network_address) & 0xFFFFFFFF
+        return ipaddress.IPv4Network((address, network.prefixlen - 96))
+    return network
+
+
+def is_within(network: Network, others: Iterable[Network]) -> bool:
+    """Return True if all addresses of ``network`` are in one of ``others``."""
+    return any(
+        network.version == other.version and network.subnet_of(other)  # type: ignore[arg-type]
+        for other in others
+    )
 
 
 def _urls(value: Any) -> tuple[str, ...]:
@@ -241,7 +271,7 @@ class Settings:
     """Path of a PEM file with certificate authorities to trust besides the public ones, or empty."""
     TLS_EXPIRY_WARNING = _Setting(14, _days)
     """Days before the expiry of a certificate at which warnings begin. 0 turns them off."""
-    ADDRESS_DENY = _Setting(LINK_LOCAL_NETWORKS, _networks)
+    ADDRESS_DENY = _Setting(LINK_LOCAL_NETWORKS + METADATA_NETWORKS, _networks)
     """Networks that probes must not connect to."""
     ADDRESS_ALLOW = _Setting((), _networks)
     """Only networks that probes may connect to, unless empty. Takes precedence over ADDRESS_DENY."""

@@ -11,7 +11,7 @@ from django.views.decorators.cache import never_cache
 from django_prometheus.exports import ExportToDjangoView
 
 from proxyhealth.checks import SETTINGS, check_deployment, check_settings
-from proxyhealth.conf import NAMES, conf
+from proxyhealth.conf import LINK_LOCAL_NETWORKS, METADATA_NETWORKS, NAMES, conf
 from proxyhealth.metrics import exposition
 
 
@@ -229,7 +229,8 @@ def test_settings__defaults(settings):
         "AUTHENTICATE": None,
         "METRICS_TOKEN": "",
     }
-    assert [str(network) for network in conf.ADDRESS_DENY] == ["169.254.0.0/16", "fe80::/10"]
+    denied = [str(network) for network in conf.ADDRESS_DENY]
+    assert denied == [*LINK_LOCAL_NETWORKS, *METADATA_NETWORKS]
 
 
 def test_checks__misspelt_name(configure):

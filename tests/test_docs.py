@@ -10,6 +10,8 @@ from django.contrib.auth.models import Permission, User
 from django.core import signing
 from django.test import Client
 
+from proxyhealth.checks import check_settings
+from proxyhealth.conf import conf
 from tests.support.api import LIST, REGIONS, assert_error, signed_in
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -40,6 +42,18 @@ def test_json__token_example_works(paris, sent, host_api):
     session = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
     assert session.get(REGIONS).status_code == 200
     assert_error(session.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
+
+
+def test_settings__lists_the_denied_networks(configure):
+    text = (DOCS / "settings.md").read_text().partition("## Addresses")[2].partition("\n## ")[0]
+    networks = re.findall(r"`([^`]+/\d+)`", text.partition("Your own")[0].partition("| cloud |")[2])
+    assert sorted(networks) == sorted(map(str, conf.ADDRESS_DENY))
+    for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        namespace = {}
+        exec(example, namespace)
+        configure(**namespace["PROXYHEALTH"])
+        assert check_settings() == []
+    assert sorted(map(str, conf.ADDRESS_DENY)) == sorted([*networks, "10.0.0.0/8"])
 
 
 def test_json__lists_every_error_and_parameter():

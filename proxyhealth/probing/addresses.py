@@ -1,4 +1,4 @@
-"""The addresses of a host: name resolution, address policy and routes."""
+"""The addresses of a host: name resolution and routes."""
 
 import ipaddress
 import queue
@@ -8,40 +8,12 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from proxyhealth.conf import Network
 from proxyhealth.probing.deadline import Deadline
+from proxyhealth.probing.policy import IPAddress
 from proxyhealth.utils import PerProcess
 
 # Limit of simultaneous name resolutions in one process. Each one that hangs keeps a thread.
 MAX_LOOK_UPS = 1_024
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
-
-
-class AddressPolicy(NamedTuple):
-    """The networks that probes may connect to. ``allow``, unless empty, takes precedence over ``deny``."""
-
-    deny: tuple[Network, ...] = ()
-    allow: tuple[Network, ...] = ()
-
-    def permits(self, address: IPAddress) -> bool:
-        forms = [address]
-        if isinstance(address, ipaddress.IPv6Address):
-            # An IPv4 address inside an IPv6 address reaches the same machine.
-            embedded = address.ipv4_mapped or address.sixtofour
-            if address in _NAT64:
-                embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-            if embedded:
-                forms.append(embedded)
-        if any(form.is_unspecified for form in forms):
-            # Connecting to 0.0.0.0 or :: reaches this machine.
-            forms += _LOOPBACK
-        if self.allow:
-            return any(form in network for form in forms for network in self.allow)
-        return not any(form in network for form in forms for network in self.deny)
 
 
 class Address(NamedTuple):

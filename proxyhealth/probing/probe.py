@@ -21,11 +21,11 @@ from proxyhealth import __version__
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import AddressBlocked, BadReport, ProbeFailed, TooManyBytes
 from proxyhealth.probing import tls
-from proxyhealth.probing.addresses import AddressPolicy
 from proxyhealth.probing.bodies import NO_REPORT, NO_RESPONSE, read_beginning, read_body
 from proxyhealth.probing.certificates import Certificate
 from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.excerpts import describe_bad_report, describe_status
+from proxyhealth.probing.policy import AddressPolicy
 from proxyhealth.probing.sockets import MAX_HEADER_BYTES
 from proxyhealth.probing.transport import Connection
 from proxyhealth.report import HealthReport, clean
@@ -163,6 +163,7 @@ class _Fetch:
                 if not location:
                     return _read_report(response, self.deadline, self.warnings)
                 self.responded = False  # a redirect does not count
+                self.policy = self.policy.after(self._peer)
                 url, target = self._follow(target, location)
         raise ProbeFailed(
             Status.UNREACHABLE, Reason.PROTOCOL, f"{NO_RESPONSE}more than {MAX_REDIRECTS} redirects"
@@ -201,6 +202,7 @@ class _Fetch:
             finally:
                 if connection.first_to_expire:
                     self._note_expiry(connection.first_to_expire)
+            self._peer = connection.peer
             with closing(response):
                 yield response
 

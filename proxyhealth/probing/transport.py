@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Self, cast
 
 from proxyhealth.exceptions import AddressBlocked
-from proxyhealth.probing.addresses import Address, AddressPolicy, IPAddress, address_ip, look_up, routable
+from proxyhealth.probing.addresses import Address, address_ip, look_up, routable
 from proxyhealth.probing.certificates import Certificate
 from proxyhealth.probing.deadline import Deadline, WatchedSocket, watchdog
+from proxyhealth.probing.policy import AddressPolicy, IPAddress
 from proxyhealth.probing.response import Response
 from proxyhealth.probing.sockets import MAX_BODY_BYTES, PlainSocket, TLSSocket
 from proxyhealth.probing.tls import HANDSHAKE, shake_hands
@@ -19,6 +20,7 @@ class Connection(http.client.HTTPConnection):
     """An HTTP connection that resolves its host, checks the addresses, and connects once."""
 
     sock: PlainSocket | TLSSocket
+    peer: IPAddress
 
     def __init__(
         self,
@@ -44,17 +46,18 @@ class Connection(http.client.HTTPConnection):
         addresses = look_up(self.host, self.port, self.deadline)
         permitted = [address for address in addresses if self._policy.permits(address_ip(address))]
         if not permitted:
-            blocked = ", ".join(dict.fromkeys(str(address_ip(address)) for address in addresses))
+            ips = dict.fromkeys(map(address_ip, addresses))
+            blocked = ", ".join(map(str, ips))
             name = self.host if blocked == self.host else f"{self.host} ({blocked})"
-            raise AddressBlocked(f"ADDRESS_DENY or ADDRESS_ALLOW refuses {name}")
-        sock, peer = self._connect_to_any(routable(permitted))
+            raise AddressBlocked(self._policy.refusal(name, ips))
+        sock, self.peer = self._connect_to_any(routable(permitted))
         if self._context is None:
             self.sock = sock
         else:
             self.deadline.phase += f", {HANDSHAKE}"
             self.sock = self._wrap(sock, self._context)
         self.sock.deadline = self.deadline
-        at = "" if str(peer) == self.host else f" at {peer}"
+        at = "" if str(self.peer) == self.host else f" at {self.peer}"
         self.deadline.phase = f"waiting for {self.host}{at} to answer"
 
     def _connect_to_any(self, addresses: Sequence[Address]) -> tuple[PlainSocket, IPAddress]:
