@@ -16,7 +16,7 @@ from proxyhealth.checks import check_deployment
 from proxyhealth.conf import LINK_LOCAL_NETWORKS, METADATA_NETWORKS, conf
 from proxyhealth.probing.policy import AddressPolicy
 from proxyhealth.probing.probe import is_reachable
-from tests.probing.asking import BLOCKED, OK, Configure, ask, verdict
+from tests.probing.asking import BLOCKED, OK, PROTOCOL, Configure, ask, verdict
 from tests.support import servers
 from tests.support.servers import Script, Server, redirect, report, response, send
 
@@ -185,10 +185,18 @@ def test_redirect__further_in_needs_the_network_in_address_allow(
     assert inner.connections == (expected == OK)
 
 
-@pytest.mark.parametrize("target", ["①②⑦.0.0.1", "127。0。0。1", "[::ffff:7f00:1]", "[::127.0.0.1]", "[::]"])
-def test_redirect__other_forms_of_loopback_are_blocked(target: str, host: Host) -> None:
-    location = f"http://{target}:1/".encode().decode("latin-1")
-    assert verdict(ask(host(PUBLIC, send(redirect(location))))) == BLOCKED
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("①②⑦.0.0.1 127。0。0。1 localhost [::ffff:7f00:1] [::127.0.0.1] [::]", BLOCKED),
+        ("127.1 0x7f.1 0177.0.0.1 2130706433 127.0.0.1. 127.0.0.0x1 %31%32%37.0.0.1 [::1%25lo]", PROTOCOL),
+    ],
+    ids=["addresses", "no addresses"],
+)
+def test_redirect__other_forms_of_loopback_are_refused(targets: str, expected: Any, host: Host) -> None:
+    for target in targets.split():
+        location = f"http://{target}:1/".encode().decode("latin-1")
+        assert verdict(ask(host(PUBLIC, send(redirect(location))))) == expected, target
 
 
 def test_canary__redirects_are_not_followed(host: Host) -> None:
