@@ -219,7 +219,7 @@ def _proxy_gauges(prefix: str, ids: Sequence[str], statuses: Sequence[ProxyStatu
     return [
         ProxyGauge(
             f"{prefix}health_check_results",
-            "Status: unreachable -2, unhealthy -1, unregistered 0, ok 1.",
+            "Status: unknown to this version -3, unreachable -2, unhealthy -1, unregistered 0, ok 1.",
             [numbers[status.status] for status in statuses],
             {"proxy_id": ids},
         ),

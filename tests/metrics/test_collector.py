@@ -13,6 +13,7 @@ from proxyhealth import health
 from proxyhealth.metrics.collector import SnapshotCollector
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.rounds.recheck import run_check
+from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import count_round
@@ -50,6 +51,15 @@ def test_results__number_per_status(fleet):
         name: series["proxyhealth_health_check_results", ("proxy_id", id)] for name, id in fleet.items()
     }
     assert results == {"good": 1, "sick": -1, "dead": -2, "new": 0}
+
+
+def test_results__unprobed_and_unknown_to_this_version():
+    newer, unprobed = make_status(make_proxy(), Status.UNKNOWN), WorkspaceProxy.objects.create(name="oslo")
+    commit([newer], take_token())
+    series = samples(scrape())
+    assert series["proxyhealth_health_check_results", ("proxy_id", str(newer.proxy.id))] == -3
+    assert series["proxyhealth_proxies", ("status", "unknown")] == 1
+    assert not [key for key in series if str(unprobed.pk) in str(key)]
 
 
 def test_info_and_failures__labels_and_values(fleet):
@@ -102,6 +112,12 @@ def test_offline__sets_stale_too(fleet):
     series = samples(scrape())
     assert series["proxyhealth_prober_offline",] == series["proxyhealth_snapshot_stale",] == 1
     assert series["proxyhealth_rounds_total", ("outcome", "offline")] == 1
+    count_round("failure", "the database is down", begun.token)
+    count_round("incomplete", "a shard was lost", begun.token)
+    assert samples(scrape())["proxyhealth_prober_offline",] == 1, "until the next full round"
+    end_round(begun.token)
+    health.force_update()
+    assert samples(scrape())["proxyhealth_prober_offline",] == 0
 
 
 def test_tls__expiry_date():
