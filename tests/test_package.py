@@ -22,6 +22,20 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = (ROOT / "docs" / "pages.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
+
+# Runs several commands of Celery in one process, because the imports take most of their time.
+CELERY = """
+import shlex, sys
+from celery.__main__ import main
+for command in sys.argv[1:]:
+    sys.argv = shlex.split(command)
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, command
+    print(end="\\0", flush=True)
+"""
 
 
 def run(*command, cwd, **env):
@@ -74,7 +88,7 @@ def host(wheel, valkey, tmp_path_factory):
         first, _, rest = block.partition("\n")
         if first.startswith("# host/"):
             with (folder / first.removeprefix("# ")).open("a") as file:
-                file.write(rest)
+                file.write(rest.replace('{"INTERVAL": 60}', '{"INTERVAL": 3}'))  # ticks come soon
     run(python, "manage.py", "check", cwd=folder)
     run(python, "manage.py", "migrate", cwd=folder)
     return folder
@@ -181,6 +195,36 @@ def test_readme__python_samples_run(deployment):
     assert samples
     for sample in samples:
         run("python", "manage.py", "shell", "-v0", "-c", sample, cwd=host, **environ)
+
+
+def test_runbook__log_and_celery_commands_of_the_readme(deployment):
+    """The README's worker and beat log what the runbook looks for, and answer its commands."""
+    host, _, environ = deployment
+    log = host / "log"
+    sources = RUNBOOK.partition("## Proxyhealth")[0]
+    lines = [" ".join(line.split()) for line in re.findall(r"`([^`]+=…[^`]*)`", sources)]
+    assert [line.partition(" ")[0] for line in lines] == ["round", "round", "status"]
+    lines += [
+        "Scheduler: Sending due task proxyhealth-round",
+        "Task proxyhealth.tasks.check_all[…] received",
+        "round skipped: early",
+        "status change proxy=… name=oslo from=none to=ok",  # at the level INFO, as a recovery
+    ]
+    commands = sorted(set(re.findall(r"celery -A host (?:status|inspect \w+)", RUNBOOK)))
+    extra_tick = """celery -A host call proxyhealth.tasks.check_all --kwargs '{"gap": 60}'"""
+    with WorkspaceProxyServer() as server:
+        create = f"WorkspaceProxy.objects.create(name='oslo', url='{server.url}')"
+        code = f"from proxyhealth.models import WorkspaceProxy\n{create}"
+        run("python", "manage.py", "shell", "-v0", "-c", code, cwd=host, **environ)
+        outputs = run("python", "-c", CELERY, *commands, extra_tick, cwd=host, **environ).split("\0")
+        for line in lines:
+            pattern = re.compile(".*".join(map(re.escape, line.split("…"))))
+            wait_for(lambda pattern=pattern: pattern.search(log.read_text()), 30, f"the log has {line}")
+    for command, output in zip(commands, outputs, strict=False):
+        assert "1 node online." in output, (command, output)
+        assert ("'name': 'celery'" in output) == ("active_queues" in command)
+    (grep,) = re.findall(r"^\$ (grep 'status change.*)$", RUNBOOK, re.MULTILINE)
+    assert "to=ok" in run("sh", "-c", grep.replace("<name>", "oslo").replace("worker.log", "log"), cwd=host)
 
 
 def test_readme__make_commands_exist():
