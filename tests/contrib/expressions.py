@@ -79,6 +79,7 @@ RECORDS = {rule["record"] for rule in rules() if "record" in rule}
 # The expressions without a result while all proxies are healthy: alerts, and lists of failing proxies.
 EMPTY_WHEN_HEALTHY = {
     *(f"rules: {name}" for name in ALERTS),
+    "rules: job_proxy:proxyhealth_failing_since:rounds",
     "rules: job_proxy:proxyhealth_failing_since:timestamp_seconds",
     *(
         f"dashboard: {name}"
