@@ -3,8 +3,10 @@
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Literal, NamedTuple, Self
 from uuid import UUID
 
@@ -85,7 +87,7 @@ class Listing:
         self._lock = threading.Lock()
         self._full: dict[Kind, Representation] = {}
         self._requested: set[Kind] = set()
-        self._filtered: dict[tuple[Kind, Selection], Representation] = {}  # the oldest one first
+        self._filtered: dict[tuple[Kind, Selection], Representation] = {}  # the last used one last
         rows, snapshot, *_ = parts
         self._entries: _Entries
         if before and before.parts.rows is rows and before.parts.snapshot.statuses is snapshot.statuses:
@@ -114,7 +116,7 @@ class Listing:
     def select(self, kind: Kind, selection: Selection) -> Representation:
         """Return the JSON of the selected proxies."""
         if selection != EVERYTHING:
-            return self._select_some(kind, selection)
+            return self._select_some(kind, self._entries.canonical(selection))
         with self._lock:
             if kind not in self._full:
                 self._full[kind] = self._represent(kind, selection)
@@ -123,24 +125,30 @@ class Listing:
 
     def _select_some(self, kind: Kind, selection: Selection) -> Representation:
         key = (kind, selection)
-        if cached := self._filtered.get(key):
-            return cached
-        new = self._represent(kind, selection)
-        if len(new.body) > _MAX_KEPT_BYTES:
-            return new
         with self._lock:
-            self._filtered[key] = new
-            size = sum(len(cached.body) for cached in self._filtered.values())
-            while size > _MAX_KEPT_BYTES or len(self._filtered) > _MAX_KEPT_LISTS:
-                size -= len(self._filtered.pop(next(iter(self._filtered))).body)
+            if cached := self._filtered.pop(key, None):
+                self._filtered[key] = cached
+                return cached
+        new = self._represent(kind, selection)
+        with self._lock:
+            # Many queries have the same result, which is compressed only once.
+            kept = (*self._full.values(), *self._filtered.values())
+            new = next(filter(new.same_as, kept), new)
+            if len(new.body) <= _MAX_KEPT_BYTES:
+                self._filtered[key] = new
+            while len(self._filtered) > _MAX_KEPT_LISTS or self._kept_bytes() > _MAX_KEPT_BYTES:
+                del self._filtered[next(iter(self._filtered))]
         return new
+
+    def _kept_bytes(self) -> int:
+        return sum(len(cached.body) for cached in set(self._filtered.values()))
 
     def _represent(self, kind: Kind, selection: Selection) -> Representation:
         regions, cursor = self._page(kind, selection)
         parts = [b'{"regions":[', b",".join(regions), b"]"]
         if kind == "proxies":
             parts += b',"snapshot":', encode(snapshot_json(self.parts.snapshot, self.parts.stale_reason))
-        if selection.paged:
+        if selection.limit is not None:
             parts += b',"next_cursor":', encode(cursor)
         return Representation(b"".join([*parts, b"}"]), self._changes())
 
@@ -148,22 +156,26 @@ class Listing:
         """Return the JSON of each selected proxy, and the cursor of the next page or None."""
         entries = self._entries
         texts = entries.regions if kind == "regions" else entries.proxies
-        selected = []
-        if kind == "regions" and self.parts.primary and selection.after is None:
-            primary = region_json(self.parts.primary, healthy=True)
-            if selection.admits(None, True, _search_text(self.parts.primary)):
-                selected.append((PRIMARY_CURSOR, encode(primary)))
+        primary = self._primary(selection) if kind == "regions" else []
         if selection == EVERYTHING:
-            return [*(text for _, text in selected), *texts], None
-        begin = 0 if selection.after is None else bisect_right(entries.names, selection.after)
-        for index in range(begin, len(texts)):
-            status = entries.statuses[index]
-            if selection.limit and len(selected) > selection.limit:
-                break
-            if selection.admits(status.status, status.healthy, entries.search_texts[index]):
-                selected.append((cursor_after(entries.names[index]), texts[index]))
-        page = selected[: selection.limit]
-        return [text for _, text in page], page[-1][0] if len(selected) > len(page) else None
+            return [*primary, *texts], None
+        indices = entries.select(selection)
+        if selection.limit is None:
+            return [*primary, *(texts[index] for index in indices)], None
+        limit = selection.limit - len(primary)
+        found = list(islice(indices, limit + 1))
+        page = [*primary, *(texts[index] for index in found[:limit])]
+        if len(found) <= limit:
+            return page, None
+        return page, cursor_after(entries.names[found[limit - 1]]) if limit else PRIMARY_CURSOR
+
+    def _primary(self, selection: Selection) -> list[bytes]:
+        """Return the JSON of the primary region if it is selected. It precedes all proxies."""
+        primary = self.parts.primary
+        if primary is None or selection.after is not None:
+            return []
+        is_selected = selection.healthy is not False and selection.text in _search_text(primary)
+        return [encode(region_json(primary, healthy=True))] if is_selected else []
 
     def _changes(self) -> list[datetime | None]:
         """Return the times of the last changes. A snapshot that turns stale is a change, too."""
@@ -223,6 +235,26 @@ class _Entries:
     @LazyProperty
     def search_texts(self) -> list[str]:
         return [_search_text(fragment.public) for fragment in self._fragments.values()]
+
+    def canonical(self, selection: Selection) -> Selection:
+        """Return the same selection for each cursor of the same page, whatever name the cursor has."""
+        if selection.after is None:
+            return selection
+        begin = bisect_right(self.names, selection.after)
+        return replace(selection, after=self.names[begin - 1] if begin else "")
+
+    def select(self, selection: Selection) -> Iterator[int]:
+        """Return the indices of the selected proxies, lazily, because a page needs only the first ones."""
+        begin = 0 if selection.after is None else bisect_right(self.names, selection.after)
+        indices: Iterable[int] = range(begin, len(self.names))
+        if text := selection.text:
+            search_texts = self.search_texts
+            indices = (index for index in indices if text in search_texts[index])
+        if chosen := selection.statuses:
+            indices = (index for index in indices if self.statuses[index].status in chosen)
+        if selection.healthy is not None:
+            indices = (index for index in indices if self.statuses[index].healthy is selection.healthy)
+        return iter(indices)
 
     @LazyProperty
     def _by_id(self) -> dict[UUID, int]:

@@ -367,9 +367,9 @@ export interface components {
         Status: components["schemas"]["Status"][];
         /** @description Return only entries with this text in the name, display name, or URL, in upper or lower case. */
         Text: string;
-        /** @description The maximum size of a page. Without it, the response contains all entries. */
+        /** @description The maximum size of a page. Without `limit` and `cursor`, the response contains all entries. */
         Limit: number;
-        /** @description The `next_cursor` of the previous page */
+        /** @description The `next_cursor` of the previous page. Without `limit`, the page has up to 1,000 entries. */
         Cursor: string;
         /** @description The `ETag` of the client's copy */
         IfNoneMatch: string;
@@ -431,9 +431,9 @@ export interface operations {
                 healthy?: components["parameters"]["Healthy"];
                 /** @description Return only entries with this text in the name, display name, or URL, in upper or lower case. */
                 q?: components["parameters"]["Text"];
-                /** @description The maximum size of a page. Without it, the response contains all entries. */
+                /** @description The maximum size of a page. Without `limit` and `cursor`, the response contains all entries. */
                 limit?: components["parameters"]["Limit"];
-                /** @description The `next_cursor` of the previous page */
+                /** @description The `next_cursor` of the previous page. Without `limit`, the page has up to 1,000 entries. */
                 cursor?: components["parameters"]["Cursor"];
             };
             header?: {
@@ -474,9 +474,9 @@ export interface operations {
                 status?: components["parameters"]["Status"];
                 /** @description Return only entries with this text in the name, display name, or URL, in upper or lower case. */
                 q?: components["parameters"]["Text"];
-                /** @description The maximum size of a page. Without it, the response contains all entries. */
+                /** @description The maximum size of a page. Without `limit` and `cursor`, the response contains all entries. */
                 limit?: components["parameters"]["Limit"];
-                /** @description The `next_cursor` of the previous page */
+                /** @description The `next_cursor` of the previous page. Without `limit`, the page has up to 1,000 entries. */
                 cursor?: components["parameters"]["Cursor"];
             };
             header?: {

@@ -22,7 +22,7 @@ class Selection:
     """The requested part of a list; by default, all of it.
 
     ``text`` is case-folded. ``after`` is the lower-case name of the entry that precedes the page: None for
-    the first page, empty after the primary region.
+    the first page, empty after the primary region. A page after another one always has a ``limit``.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -30,18 +30,6 @@ class Selection:
     text: str = ""
     limit: int | None = None
     after: str | None = None
-
-    @property
-    def paged(self) -> bool:
-        return self.limit is not None or self.after is not None
-
-    def admits(self, status: Status | None, healthy: bool, text: str) -> bool:
-        """Return True if the filters match a proxy with this status and this case-folded search text."""
-        return (
-            (not self.statuses or status in self.statuses)
-            and self.healthy in (None, healthy)
-            and self.text in text
-        )
 
 
 EVERYTHING = Selection()
@@ -67,12 +55,14 @@ def parse_selection(query: QueryDict, filter: str) -> Selection:
             )
         if len(values) > 1 and name != "status":
             raise InvalidQuery(f"{name!r} must be given once, not {len(values)} times.")
+    after = _after(query.get("cursor"))
+    limit = _limit(query.get("limit"))
     return Selection(
         statuses=frozenset(map(_status, query.getlist("status"))),
         healthy=_healthy(query.get("healthy")),
         text=_text(query.get("q", "")),
-        limit=_limit(query.get("limit")),
-        after=_after(query.get("cursor")),
+        limit=MAX_LIMIT if limit is None and after is not None else limit,
+        after=after,
     )
 
 

@@ -170,12 +170,15 @@ class Representation:
                 self._gzipped = gzip.compress(self.body, _GZIP_LEVEL, mtime=0)
             return self._gzipped
 
+    def same_as(self, other: Self) -> bool:
+        return self._hash == other._hash
+
     def reuse_or_replace(self, before: Self) -> Self:
         """Return ``before`` if it has the same bytes, else this one.
 
         If clients requested ``before`` compressed, compress this one now, so that no request waits for it.
         """
-        if self._hash == before._hash:
+        if self.same_as(before):
             return before
         if before._gzipped is not None:
             _ = self.gzipped

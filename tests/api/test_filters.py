@@ -103,6 +103,13 @@ def test_pages__names_that_only_the_form_rejects(viewer):
     assert pages == sorted(all_names, key=str.lower)
 
 
+def test_pages__after_a_cursor_have_a_limit(viewer):
+    WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i}") for i in range(1_002))
+    body = viewer.get(f"{REGIONS}?cursor=0").json()
+    assert len(body["regions"]) == 1_000
+    assert len(viewer.get(f"{REGIONS}?cursor={body['next_cursor']}").json()["regions"]) == 2
+
+
 @pytest.mark.parametrize("path", [LIST, REGIONS])
 def test_invalid_query__is_400(viewer, path):
     response = viewer.get(f"{path}?limit=many")

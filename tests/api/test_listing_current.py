@@ -207,7 +207,37 @@ def test_select__keeps_a_limited_number_of_filtered_lists(paris, monkeypatch):
     monkeypatch.setattr(listing, "_MAX_KEPT_BYTES", 1_000)
     for number in range(5):
         assert current.select("proxies", Selection(text="par", limit=number + 1)).body
-    assert sum(len(part.body) for part in current._filtered.values()) <= 1_000
+    assert sum(len(part.body) for part in set(current._filtered.values())) <= 1_000
+
+
+def test_select__any_cursor_of_a_page_is_the_same(paris):
+    WorkspaceProxy.objects.create(name="rome")
+    current = listing.current()
+    pages = [current.select("regions", Selection(after=f"parma{n}", limit=9)) for n in range(100)]
+    assert set(pages) == {pages[0]}
+    assert len(current._filtered) == 1
+    assert b"rome" in pages[0].body
+    assert b"paris" in current.select("regions", Selection(after="", limit=9)).body
+
+
+def test_select__equal_results_are_compressed_once(paris, monkeypatch):
+    current = listing.current()
+    everything = current.select("regions", EVERYTHING)
+    for text in ("p", "pa", "http"):
+        assert current.select("regions", Selection(text=text)) is everything
+    pages = {current.select("regions", Selection(limit=limit)) for limit in range(1, 9)}
+    assert len(pages) == 1
+    monkeypatch.setattr(listing, "_MAX_KEPT_BYTES", len(everything.body) + len(pages.pop().body))
+    current.select("regions", Selection(text="par", limit=9))
+    assert len(current._filtered) > 9, "equal lists count once"
+
+
+def test_select__keeps_the_lists_in_use(paris):
+    current = listing.current()
+    used = current.select("regions", Selection(text="par", limit=2))
+    for number in range(1_000):
+        current.select("regions", Selection(text=f"not {number}"))
+        assert current.select("regions", Selection(text="par", limit=2)) is used
 
 
 def test_select__a_list_above_the_limit_is_not_kept(paris, monkeypatch):

@@ -21,9 +21,9 @@ def test_parse_selection__of_an_empty_query_is_everything(query):
         ("limit=1", Selection(limit=1)),
         ("limit=1000", Selection(limit=1000)),
         ("limit=007", Selection(limit=7)),
-        ("cursor=1paris-2_x", Selection(after="paris-2_x")),
-        ("cursor=1oslo%202%0A%C3%A9", Selection(after="oslo 2\né")),
-        ("cursor=0", Selection(after="")),
+        ("cursor=1paris-2_x", Selection(after="paris-2_x", limit=1000)),
+        ("cursor=1oslo%202%0A%C3%A9&limit=2", Selection(after="oslo 2\né", limit=2)),
+        ("cursor=0", Selection(after="", limit=1000)),
     ],
 )
 def test_parse_selection__valid_values(query, selection):
