@@ -14,12 +14,14 @@ PICKER_POLICY = "default-src 'self'; img-src 'self' https: data:; connect-src 's
 
 @access.page
 def home(request: HttpRequest) -> HttpResponse:
-    """Return the home page: the version, the number of proxies per status, and links."""
-    statuses = [proxy_status.status for proxy_status in health.health_status().values()]
+    """Return the home page: the version, links, and what the user may know about the proxies."""
+    snapshot = health.snapshot()
+    statuses = [proxy_status.status for proxy_status in snapshot.statuses.values()]
     context = {
         "version": __version__,
-        "snapshot": health.snapshot(),
+        "snapshot": snapshot,
         "counts": [(status, statuses.count(status)) for status in Status if status in statuses],
+        "sees_regions": access.may_see_regions(request),
     }
     return render(request, "home.html", context)
 

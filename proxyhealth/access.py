@@ -139,6 +139,17 @@ def _or_unavailable(respond: Callable[[], HttpResponseBase]) -> HttpResponseBase
     return response
 
 
+def may_see_regions(request: HttpRequest) -> bool:
+    """Return True if ``request`` has a user, or if the regions are public. A failed database counts as no."""
+    if conf.PUBLIC_REGIONS:
+        return True
+    try:
+        _authorize(request, "")
+    except (APIError, DatabaseError):
+        return False
+    return True
+
+
 def _authorize(request: HttpRequest, permission: str) -> Authenticated:
     """Return the user of ``request``. Raise ``APIError`` unless the user is active and has ``permission``."""
     try:

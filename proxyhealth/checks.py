@@ -27,6 +27,7 @@ from proxyhealth.rounds import broker, steps
 from proxyhealth.rounds.worker import library_of_pool
 from proxyhealth.storage.client import require_client
 from proxyhealth.task_names import TaskName
+from proxyhealth.utils import without_passwords
 
 # The id and the hint of each setting. Ids are public: never change one, never reuse one.
 SETTINGS = {
@@ -45,6 +46,7 @@ SETTINGS = {
     "METRICS_NAMESPACE": ("E022", "Set the prefix of all metric names, for example 'coderd', or ''."),
     "PRIMARY": ("E023", "Set a dictionary with the 'url' of the control plane, or None."),
     "PUBLIC_REGIONS": ("E024", "Set True to make the regions readable without authentication, else False."),
+    "PUBLIC_CSP": ("E027", "Set True to add the proxies to the policy of every page, else False."),
     "AUTHENTICATE": ("E025", "Set the path of a function from request to user, or None for the session."),
     "METRICS_TOKEN": ("E026", "Set the output of secrets.token_urlsafe(), or '' for public metrics."),
 }
@@ -76,7 +78,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
             # STALE_AFTER also fails if INTERVAL is invalid. Report only the setting that is named.
             if repr(name) in str(error):
                 id, hint = SETTINGS[name]
-                messages.append(Error(str(error), hint=hint, id=f"proxyhealth.{id}"))
+                messages.append(Error(without_passwords(error), hint=hint, id=f"proxyhealth.{id}"))
     if not messages:
         messages = [*_check_cache(), *_check_stale_after(), *_check_metrics()]
     return messages
@@ -173,7 +175,7 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
     except Exception as error:
         messages.append(
             Error(
-                f"Celery cannot send the shards of a round as {serializer!r}: {error}",
+                f"Celery cannot send the shards of a round as {serializer!r}: {without_passwords(error)}",
                 hint="Add 'json' to CELERY_ACCEPT_CONTENT. Other tasks may keep their serializer.",
                 id="proxyhealth.E031",
             )
@@ -183,7 +185,7 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
     except Exception as error:
         messages.append(
             Error(
-                f"Celery cannot send the tasks of proxyhealth: {error}",
+                f"Celery cannot send the tasks of proxyhealth: {without_passwords(error)}",
                 hint="Add the queue to CELERY_TASK_QUEUES, or correct CELERY_TASK_ROUTES.",
                 id="proxyhealth.E033",
             )
@@ -202,7 +204,7 @@ def _check_results(app: Any) -> list[CheckMessage]:
     except Exception as error:
         messages.append(
             Error(
-                f"Celery cannot read the results of the shards of a round: {error}",
+                f"Celery cannot read the results of the shards of a round: {without_passwords(error)}",
                 hint=f"Add {app.conf.result_serializer!r}, which is CELERY_RESULT_SERIALIZER, to "
                 "CELERY_RESULT_ACCEPT_CONTENT, or to CELERY_ACCEPT_CONTENT if that is not set.",
                 id="proxyhealth.E034",

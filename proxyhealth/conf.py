@@ -283,6 +283,8 @@ class Settings:
     """The control plane, if it is listed as a region."""
     PUBLIC_REGIONS = _Setting(False, _boolean)
     """True if the regions are readable without authentication."""
+    PUBLIC_CSP = _Setting(False, _boolean)
+    """True if the middleware adds the proxies to the policy of every response, whoever requests it."""
     AUTHENTICATE = _Setting(None, _optional(_function))
     """A function of the host that authenticates requests, or None for Django's session."""
     METRICS_TOKEN = _Setting("", _token)

@@ -8,9 +8,12 @@ from uuid import UUID
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils.cache import patch_cache_control, patch_vary_headers
 from django.utils.deprecation import MiddlewareMixin
 
 from proxyhealth import health
+from proxyhealth.access import may_see_regions
+from proxyhealth.conf import conf
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.utils import PerProcess
 
@@ -39,17 +42,32 @@ class ProxyHostsMiddleware(MiddlewareMixin):
     """A middleware that adds the registered proxies, healthy or not, to ``connect-src`` of each policy.
 
     The project's pages can then fetch from the proxies and open web sockets to them. Responses without a
-    policy, and policies that do not restrict connections, stay as they are. In ``MIDDLEWARE``, this class
-    must precede the middleware that sets the header.
+    policy, and policies that do not restrict connections, stay as they are. So do the responses to requests
+    that may not read the regions, unless ``PUBLIC_CSP`` is set. In ``MIDDLEWARE``, this class must precede
+    the middleware that sets the header.
     """
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-        for name in HEADERS:
-            if header := response.headers.get(name):
-                sources = _sources.value.joined()
-                if sources and (changed := with_sources(header, sources)) != header:
-                    response.headers[name] = changed
+        if changed := _changed_headers(response):
+            if not (conf.PUBLIC_CSP or conf.PUBLIC_REGIONS):
+                # The header depends on the user, so no cache may give this response to others.
+                patch_vary_headers(response, ("Authorization", "Cookie"))
+                if not may_see_regions(request):
+                    return response
+                patch_cache_control(response, private=True)
+            for name, header in changed.items():
+                response.headers[name] = header
         return response
+
+
+def _changed_headers(response: HttpResponseBase) -> dict[str, str]:
+    """Return those headers of ``response`` that the proxies change, with their new values."""
+    headers = {name: header for name in HEADERS if (header := response.headers.get(name))}
+    sources = _sources.value.joined() if headers else ""
+    if not sources:
+        return {}
+    changed = {name: with_sources(header, sources) for name, header in headers.items()}
+    return {name: header for name, header in changed.items() if header != headers[name]}
 
 
 def with_sources(header: str, sources: str) -> str:

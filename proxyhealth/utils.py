@@ -1,6 +1,7 @@
-"""Frozen collections, times as text, objects per process, and the detection of green threads."""
+"""Frozen collections, times as text, texts without passwords, objects per process, and green threads."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from datetime import UTC, datetime
@@ -77,6 +78,21 @@ def rfc3339(moment: datetime) -> str:
 def parse_rfc3339(text: str | None) -> datetime | None:
     """Return the time of a text from :func:`rfc3339`, or None."""
     return None if text is None else datetime.fromisoformat(text)
+
+
+# What precedes the last @ of a URL, whatever characters its password has, but not that of the next URL.
+_USER = re.compile(r"(?<=://)(?:(?!://)\S)*@")
+_PASSWORD = re.compile(
+    r"""((?:password|passwd|pwd|secret)["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&)}\]>'"]+)""", re.IGNORECASE
+)
+# Python's error for a URL with a password that contains a slash or another special character.
+_PORT = re.compile(r"(?<=Port could not be cast to integer value as ).*")
+
+
+def without_passwords(message: object) -> str:
+    """Return the text of an error or a URL, with ``***`` for the users and passwords in it."""
+    text = _PORT.sub("***. Percent-encode special characters in the password", str(message))
+    return _PASSWORD.sub(r"\1***", _USER.sub("***@", text))
 
 
 class PerProcess(Generic[V]):

@@ -44,6 +44,7 @@ def test_checks__ids_of_settings():
         "PUBLIC_REGIONS": "E024",
         "AUTHENTICATE": "E025",
         "METRICS_TOKEN": "E026",
+        "PUBLIC_CSP": "E027",
     }
 
 
@@ -133,7 +134,7 @@ def test_checks__every_setting_has_its_own_id_and_hint():
             "must have a UUID as 'id', or no 'id', not {'url': 'https://example.com', 'id': '1'}",
         ),
         ("PUBLIC_REGIONS", 1, "must be True or False, not 1"),
-        ("PUBLIC_REGIONS", "false", "must be True or False, not 'false'"),
+        ("PUBLIC_CSP", "false", "must be True or False, not 'false'"),
         (
             "AUTHENTICATE",
             len,
@@ -226,6 +227,7 @@ def test_settings__defaults(settings):
         "METRICS_NAMESPACE": "",
         "PRIMARY": None,
         "PUBLIC_REGIONS": False,
+        "PUBLIC_CSP": False,
         "AUTHENTICATE": None,
         "METRICS_TOKEN": "",
     }

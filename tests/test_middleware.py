@@ -5,11 +5,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from asgiref.sync import async_to_sync
 from csp.constants import NONCE
 from django.conf import settings as django_settings
+from django.contrib.auth.models import AnonymousUser, User
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.exceptions import PermissionDenied
+from django.db import OperationalError
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
+from django.utils.functional import SimpleLazyObject
 
 from proxyhealth import health, middleware
 from proxyhealth.middleware import LARGE, ProxyHostsMiddleware, sources_of
@@ -17,7 +23,15 @@ from proxyhealth.models import WorkspaceProxy
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import count_round
 from proxyhealth.storage.lease import take_token
-from tests.support.csp import ENFORCED, OURS, REPORT_ONLY, apply_middleware, extended_policy, status_of_host
+from tests.support.csp import (
+    ENFORCED,
+    OURS,
+    REPORT_ONLY,
+    USER,
+    apply_middleware,
+    extended_policy,
+    status_of_host,
+)
 from tests.support.values import a_round, make_proxy, make_status
 
 
@@ -179,6 +193,91 @@ def test_warning__once_for_large_sources(caplog):
         assert len(caplog.records) == 2
 
 
+# The users
+
+
+def page_of(user=None, policy="connect-src 'self'", **headers):
+    """Return a page as the middleware changes it for a request of ``user``."""
+    request = RequestFactory().get("/", headers=headers)
+    if user is not None:
+        request.user = user
+    page = HttpResponse(headers={ENFORCED: policy, "Cache-Control": "public, max-age=60"})
+    return ProxyHostsMiddleware(lambda request: page)(request)
+
+
+def by_token(request):
+    return USER if request.headers.get("Authorization") == "Bearer 1" else None
+
+
+def refused(request):
+    raise PermissionDenied
+
+
+def fails(*args):
+    raise OperationalError("the database is down")
+
+
+REQUESTS = {  # its user and token, the settings, and if its page has the proxies
+    "without middleware": (None, "", {}, False),
+    "anonymous": (AnonymousUser(), "", {}, False),
+    "inactive": (User(is_active=False), "", {}, False),
+    "database down": (SimpleLazyObject(fails), "", {}, False),
+    "user": (User(), "", {}, True),
+    "token": (None, "Bearer 1", {"AUTHENTICATE": "by_token"}, True),
+    "session in place of a token": (User(), "", {"AUTHENTICATE": "by_token"}, False),
+    "refused": (User(), "", {"AUTHENTICATE": "refused"}, False),
+    "hook fails": (User(), "", {"AUTHENTICATE": "fails"}, False),
+    "public regions": (None, "", {"PUBLIC_REGIONS": True}, True),
+    "public policy": (None, "", {"PUBLIC_CSP": True, "AUTHENTICATE": "fails"}, True),
+}
+
+
+@pytest.mark.parametrize(("user", "token", "options", "is_shown"), REQUESTS.values(), ids=REQUESTS)
+def test_users__only_those_of_the_regions(paris, configure, user, token, options, is_shown):
+    if name := options.get("AUTHENTICATE"):
+        options = {**options, "AUTHENTICATE": f"{__name__}.{name}"}
+    configure(**options)
+    page = page_of(user, Authorization=token)
+    assert page[ENFORCED] == (f"connect-src 'self' {OURS}" if is_shown else "connect-src 'self'")
+    is_public = any(name.startswith("PUBLIC") for name in options)
+    assert page.get("Vary") == (None if is_public else "Authorization, Cookie")
+    assert ("private" in page["Cache-Control"]) == (is_shown and not is_public)
+
+
+def test_users__not_loaded_unless_the_header_changes(paris):
+    for policy in ("img-src 'self'", "script-src 'none'"):
+        page = page_of(SimpleLazyObject(lambda: pytest.fail("the user is loaded")), policy)
+        assert page[ENFORCED] == policy
+        assert "Vary" not in page.headers
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("where", ["sync", "async"])
+def test_users__sessions_and_shared_caches(settings, paris, where):
+    settings.ROOT_URLCONF = __name__
+    settings.CACHES = {**settings.CACHES, "pages": {"BACKEND": f"{LocMemCache.__module__}.LocMemCache"}}
+    settings.CACHE_MIDDLEWARE_ALIAS = "pages"
+    settings.MIDDLEWARE = [
+        "django.middleware.cache.UpdateCacheMiddleware",
+        "proxyhealth.middleware.ProxyHostsMiddleware",
+        *django_settings.MIDDLEWARE,
+        "django.middleware.cache.FetchFromCacheMiddleware",
+    ]
+    user = User.objects.create_user("maria")
+    browser, stranger = AsyncClient(), AsyncClient()
+    browser.force_login(user)
+
+    @async_to_sync  # unlike asyncio.run(), it queries the database in this thread, with its transaction
+    async def get(client):
+        return await client.get(f"/{where}")
+
+    for _ in range(2):
+        assert OURS in get(browser)[ENFORCED]
+        assert OURS not in get(stranger)[ENFORCED]
+    user.delete()
+    assert OURS not in get(browser)[ENFORCED]
+
+
 # In a project
 
 
@@ -202,7 +301,8 @@ urlpatterns = [
 
 
 @pytest.fixture
-def host(settings, paris):
+def host(settings, paris, configure):
+    configure(PUBLIC_CSP=True)
     settings.ROOT_URLCONF = __name__
     settings.MIDDLEWARE = ["proxyhealth.middleware.ProxyHostsMiddleware", *django_settings.MIDDLEWARE]
 
@@ -234,7 +334,9 @@ def test_project__async_reads_outside_of_the_event_loop(paris, monkeypatch):
     monkeypatch.setattr(middleware.health, "health_status", read)
 
     async def get():
-        return await ProxyHostsMiddleware(async_view)(RequestFactory().get("/"))
+        request = RequestFactory().get("/")
+        request.user = USER
+        return await ProxyHostsMiddleware(async_view)(request)
 
     assert OURS in asyncio.run(get())[ENFORCED]
     assert loops == [None]

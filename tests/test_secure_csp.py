@@ -45,7 +45,8 @@ urlpatterns = [
 
 
 @pytest.fixture(autouse=True)
-def host(settings):
+def host(settings, configure):
+    configure(PUBLIC_CSP=True)
     settings.ROOT_URLCONF = __name__
     settings.MIDDLEWARE = [
         "proxyhealth.middleware.ProxyHostsMiddleware",

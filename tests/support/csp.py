@@ -1,6 +1,7 @@
 """Responses with a Content Security Policy, as the middleware changes them."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 from django.http import HttpResponse
 from django.test import RequestFactory
@@ -13,15 +14,19 @@ ENFORCED, REPORT_ONLY = HEADERS
 # The sources of the proxy "paris".
 OURS = "https://paris.example.com wss://paris.example.com"
 
-
-def apply_middleware(response):
-    """Return ``response`` as the middleware changes it."""
-    return ProxyHostsMiddleware(lambda request: response)(RequestFactory().get("/"))
+USER = SimpleNamespace(is_authenticated=True)
 
 
-def extended_policy(policy, name=ENFORCED):
+def apply_middleware(response, user=USER):
+    """Return ``response`` as the middleware changes it for a user, by default one who may see the regions."""
+    request = RequestFactory().get("/")
+    request.user = user
+    return ProxyHostsMiddleware(lambda request: response)(request)
+
+
+def extended_policy(policy, name=ENFORCED, user=USER):
     """Return ``policy`` as the middleware changes it, in the header ``name``."""
-    return apply_middleware(HttpResponse(headers={name: policy}))[name]
+    return apply_middleware(HttpResponse(headers={name: policy}), user)[name]
 
 
 def status_of_host(host, url=None):
