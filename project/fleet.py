@@ -63,6 +63,9 @@ PORT_PURPOSES = {
     CONTROL_PORT: "the control of the demo fleet",
 }
 
+# A page of another site can send it to the control server only after a preflight request, which fails.
+CONTROL_HEADER = "Proxyhealth-Demo"
+
 # Pages of other sites may read the response and its timing.
 LATENCY_HEADERS = {
     "Access-Control-Allow-Origin": "*",
@@ -163,6 +166,17 @@ def serve(base_port: int) -> None:
     class Control(_Handler):
         """The control server. GET / lists the proxies; POST /<name>/stop and /<name>/start change one."""
 
+        def parse_request(self) -> bool:
+            # Called before each method. A foreign Host is the name of a site that DNS rebinding led here.
+            if not super().parse_request():
+                return False
+            own = {f"{host}:{base_port + CONTROL_PORT}" for host in (HOST, "localhost")}
+            if self.headers.get_all("Host") in [[host] for host in own] and CONTROL_HEADER in self.headers:
+                return True
+            self.close_connection = True
+            self.respond(403, "text/plain", "Use `make stop-proxy NAME=paris` or `make start-proxy`.\n")
+            return False
+
         def do_GET(self) -> None:
             states = {name: proxy.running for name, proxy in proxies.items()}
             self.respond(200, "application/json", json.dumps(states))
@@ -192,8 +206,9 @@ def serve(base_port: int) -> None:
 def send_command(base_port: int, verb: str, name: str) -> int:
     """Stop or start one proxy of the running fleet. Return an exit code."""
     url = f"http://{HOST}:{base_port + CONTROL_PORT}/{name}/{verb}"
+    request = urllib.request.Request(url, method="POST", headers={CONTROL_HEADER: "1"})
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=5) as response:
             print(response.read().decode().strip())
     except urllib.error.HTTPError as error:
         print(error.read().decode().strip(), file=sys.stderr)

@@ -31,7 +31,9 @@ def main() -> int:
             flush=True,
         )
         options = [f"--config.file={config}", f"--storage.tsdb.path={VAR / 'prometheus'}"]
-        os.execv(binary, [binary, *options, f"--web.listen-address={HOST}:{own_port}", "--log.level=warn"])
+        # By default, pages of all sites may read the metrics.
+        options += [f"--web.listen-address={HOST}:{own_port}", "--web.cors.origin=", "--log.level=warn"]
+        os.execv(binary, [binary, *options])
     except CannotStart as error:
         print(f"make prometheus: {error}", file=sys.stderr)
     return 1

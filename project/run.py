@@ -19,12 +19,22 @@ from honcho.environ import parse_procfile
 from honcho.manager import Manager
 
 from project.fleet import FLEET, HOST, PORT_PURPOSES, REDIS_PORT
-from project.startup import BASE_DIR, VAR, CannotStart, read_port, require_free_port
+from project.startup import (
+    BASE_DIR,
+    DEMO_MODE,
+    DEMO_PASSWORD,
+    DEMO_USER,
+    VAR,
+    CannotStart,
+    is_set,
+    read_port,
+    require_free_port,
+)
+from proxyhealth.utils import without_passwords
 
 # Short intervals, so that the demo shows changes soon.
 DEMO_DEFAULTS = {"DEBUG": "1", "PROXYHEALTH_INTERVAL": "10", "PROXYHEALTH_TIMEOUT": "3"}
 
-USER = "demo"
 DEFAULT_PORT = 8000
 
 
@@ -66,11 +76,11 @@ def _lock_directory() -> Iterator[None]:
 
 
 def _run() -> int:
-    embedded = not os.environ.get("REDIS_URL")
-    external_database = bool(os.environ.get("DATABASE_URL"))
+    embedded = not is_set("REDIS_URL")
+    external_database = is_set("DATABASE_URL")
     port = read_port("PORT", DEFAULT_PORT, highest=65_535 - REDIS_PORT)
     _require_free_ports(port, embedded)
-    _set_environment(port, embedded)
+    _set_environment(port, embedded, external_database)
     print("make run: preparing the database", flush=True)
     password = _prepare_database(port, external_database)
     processes = ["fleet", "worker", "beat", "web"]
@@ -118,13 +128,18 @@ def _require_free_ports(port: int, embedded: bool) -> None:
         require_free_port(port + offset, purpose, f"PORT={port + 100} make run")
 
 
-def _set_environment(port: int, embedded: bool) -> None:
+def _set_environment(port: int, embedded: bool, external_database: bool) -> None:
     for name, value in DEMO_DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ["WEB_PORT"] = str(port)
     os.environ.setdefault("PROXYHEALTH_PRIMARY_URL", f"http://{HOST}:{port}")
     if embedded:
         os.environ["REDIS_URL"] = f"redis://{HOST}:{port + REDIS_PORT}/0"
+    # The well-known password is safe in a database of the demo alone, and only while the demo runs.
+    os.environ.pop(DEMO_MODE, None)
+    if not external_database:
+        os.environ["DATABASE_URL"] = f"sqlite:///{VAR / 'demo.sqlite3'}"
+        os.environ[DEMO_MODE] = "1"
     if not os.environ.get("SECRET_KEY"):
         os.environ["SECRET_KEY"] = _secret_key()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -160,7 +175,7 @@ def _prepare_database(port: int, external_database: bool) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return without_passwords(error).strip().partition("\n")[0]
 
 
 def _prepare_fleet(port: int) -> None:
@@ -186,16 +201,17 @@ def _prepare_user(external_database: bool) -> str:
     from django.contrib.auth import get_user_model
 
     users = get_user_model().objects
-    # The well-known password is safe in the demo's own database only.
-    password = secrets.token_urlsafe(12) if external_database else USER
-    if users.filter(username=USER).exists():
-        return "" if external_database else USER
-    users.create_superuser(USER, "", password)
+    password = secrets.token_urlsafe(12) if external_database else DEMO_PASSWORD
+    if users.filter(username=DEMO_USER).exists():
+        return "" if external_database else DEMO_PASSWORD
+    users.create_superuser(DEMO_USER, "", password)
     return password
 
 
 def _announce(port: int, embedded: bool, password: str) -> None:
     """Print the URLs and the credentials as soon as the web server responds."""
+    from django.conf import settings
+
     home = f"http://{HOST}:{port}/"
     end = time.monotonic() + 60
     while time.monotonic() < end:
@@ -211,9 +227,9 @@ def _announce(port: int, embedded: bool, password: str) -> None:
         return
     make = "make" if port == DEFAULT_PORT else f"PORT={port} make"
     sign_in = (
-        f"{USER} / {password}"
+        f"{DEMO_USER} / {password}"
         if password
-        else f"{USER}, with the password that was printed when the user was created"
+        else f"{DEMO_USER}, with the password that was printed when the user was created"
     )
     lines = [
         "",
@@ -223,7 +239,7 @@ def _announce(port: int, embedded: bool, password: str) -> None:
         f"  JSON          {home}api/v2/workspaceproxies",
         f"  metrics       {home}metrics",
         f"  sign-in       {sign_in}",
-        f"  Redis         {os.environ['REDIS_URL']}{' (embedded)' if embedded else ''}",
+        f"  Redis         {without_passwords(settings.REDIS_URL)}{' (embedded)' if embedded else ''}",
         f"  rounds        every {os.environ['PROXYHEALTH_INTERVAL']} s",
         f"  demo fleet    {', '.join(f'{m.name} ({m.status})' for m in FLEET)}",
         f"  try it        {make} stop-proxy NAME=paris, {make} start-proxy NAME=paris",

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -24,6 +25,14 @@ CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 
 # `make run` starts an embedded server and sets this variable.
 REDIS_URL = env.str("REDIS_URL", default="redis://127.0.0.1:6379/0")
+
+for _name in ("DATABASE_URL", "REDIS_URL"):
+    try:
+        _ = urlsplit(env.str(_name, default="")).port
+    except ValueError:  # its text has a part of the password
+        raise ImproperlyConfigured(
+            f"{_name} cannot be read. Percent-encode special characters in its user and password."
+        ) from None
 
 INSTALLED_APPS = [
     "django_prometheus",
@@ -125,6 +134,8 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_DISABLE_PREFETCH = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 
+AUTHENTICATION_BACKENDS = ["project.security.SignIn"]
+DEFAULT_EXCEPTION_REPORTER_FILTER = "project.security.ReportFilter"
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},

@@ -11,9 +11,19 @@ from project.fleet import HOST
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR = BASE_DIR / "var"
 
+# The superuser that `make run` creates in a database of its own. It sets the variable for its processes.
+DEMO_USER = "demo"
+DEMO_PASSWORD = "demo"  # noqa: S105
+DEMO_MODE = "PROXYHEALTH_DEMO"
+
 
 class CannotStart(Exception):
     """The reason, in one line, why a command cannot start."""
+
+
+def is_set(variable: str) -> bool:
+    """Return True if the environment has a value for a variable, or the path of a file with the value."""
+    return bool(os.environ.get(variable) or os.environ.get(f"{variable}_FILE"))
 
 
 def read_port(variable: str, default: int, highest: int = 65_535) -> int:

@@ -29,6 +29,7 @@ from proxyhealth.snapshot import Proxy
 from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.lease import RoundRequest, lease_seconds, take_token
 from proxyhealth.task_names import TaskName
+from proxyhealth.utils import without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,8 @@ def _request_first_round(sender: Any, **kwargs: Any) -> None:
         first_round.apply_async((take_token(),))
         worker.report_unconsumed_queues(app)
     except Exception as error:
-        logger.warning("the first round could not be requested, the next tick runs one: %s", error)
+        text = without_passwords(error)
+        logger.warning("the first round could not be requested, the next tick runs one: %s", text)
 
 
 # Runs are counted in the cache, because Prometheus does not scrape workers.

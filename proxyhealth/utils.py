@@ -91,7 +91,7 @@ _PORT = re.compile(r"(?<=Port could not be cast to integer value as ).*")
 
 def without_passwords(message: object) -> str:
     """Return the text of an error or a URL, with ``***`` for the users and passwords in it."""
-    text = _PORT.sub("***. Percent-encode special characters in the password", str(message))
+    text = _PORT.sub("***. Percent-encode its special characters", str(message))
     return _PASSWORD.sub(r"\1***", _USER.sub("***@", text))
 
 

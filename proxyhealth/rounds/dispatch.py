@@ -17,7 +17,7 @@ from proxyhealth.rounds import broker
 from proxyhealth.storage.lease import take_token
 from proxyhealth.storage.pending import add_pending, release_claim
 from proxyhealth.task_names import TaskName
-from proxyhealth.utils import PerProcess
+from proxyhealth.utils import PerProcess, without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,8 @@ class Sender:
             if batch.ids:
                 _send(batch.ids)
         except Exception as error:
-            logger.warning("no check could be requested, the next round checks the proxies: %s", error)
+            text = without_passwords(error)
+            logger.warning("no check could be requested, the next round checks the proxies: %s", text)
             return error
         return None
 
@@ -138,7 +139,7 @@ def _run_eagerly(app: Celery, ids: list[str] | None) -> Future[None]:
             app.tasks[TaskName.CHECK_PROXIES].apply_async((ids,))
         done.set_result(None)
     except Exception as error:
-        logger.warning("check failed: %s", error)
+        logger.warning("check failed: %s", without_passwords(error))
         done.set_exception(error)
     return done
 

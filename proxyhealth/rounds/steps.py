@@ -23,6 +23,7 @@ from proxyhealth.storage.commit import Commit, commit
 from proxyhealth.storage.counters import count_missed, count_round
 from proxyhealth.storage.document import Change, Round
 from proxyhealth.storage.lease import end_round
+from proxyhealth.utils import without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
     except DatabaseError as error:
         # Otherwise a worker would keep a connection that a restart of the database has closed.
         connections[rows.db].close_if_unusable_or_obsolete()
-        raise RoundFailed(f"the proxies cannot be read from the database: {error}") from error
+        raise RoundFailed(
+            f"the proxies cannot be read from the database: {without_passwords(error)}"
+        ) from error
 
 
 def commit_statuses(statuses: Sequence[ProxyStatus], token: int, **options: Any) -> Commit:
@@ -130,7 +133,8 @@ def log_failure(error: Exception, operation: str) -> RoundFailed:
         failure = RoundFailed(f"the cache cannot be used: {error}")
     else:
         logger.exception("%s failed unexpectedly", operation)
-        return RoundFailed(f"an error of proxyhealth, or of how it is set up: {error!r}")
+        text = without_passwords(repr(error))
+        return RoundFailed(f"an error of proxyhealth, or of how it is set up: {text}")
     logger.error("%s failed: %s", operation, failure)
     return failure
 

@@ -16,6 +16,7 @@ from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError, StoreRefused
+from proxyhealth.utils import without_passwords
 
 # Every script can call these functions.
 _LUA_FUNCTIONS = """
@@ -112,7 +113,7 @@ def _cache() -> Cache:
 def _message(error: Exception) -> str:
     # The text of a KeyError, for example, says nothing without the name of its class.
     unclear = isinstance(error, TypeError | LookupError | AttributeError)
-    text = repr(error) if unclear else str(error) or repr(error)
+    text = without_passwords(repr(error) if unclear else str(error) or repr(error))
     # redis-py 8 has classes for both, which show only the other address.
     if isinstance(error, redis.exceptions.AskError) or text.startswith(("ASK ", "MOVED ")):
         return f"another node of a Redis Cluster has the keys ({text}). Use a server without cluster mode."

@@ -21,7 +21,7 @@ from proxyhealth.storage.counters import find_refusal
 from proxyhealth.storage.deployment import foreign_message, is_foreign
 from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode
 from proxyhealth.storage.lease import MAX_LEASE
-from proxyhealth.utils import FrozenMapping, PerProcess, parse_rfc3339
+from proxyhealth.utils import FrozenMapping, PerProcess, parse_rfc3339, without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +271,9 @@ def _refresh(previous: _State | None) -> tuple[_State, float]:
     except Exception as error:
         if state.condition is _Condition.FRESH:
             logger.exception("reading the snapshot failed")
-        after = _unreadable(state, f"The snapshot cannot be read ({error}). {_last(state)}")
+        after = _unreadable(
+            state, f"The snapshot cannot be read ({without_passwords(error)}). {_last(state)}"
+        )
     was_fresh, is_fresh = (each.condition is _Condition.FRESH for each in (state, after))
     if was_fresh and not is_fresh:
         logger.warning("snapshot stale: %s", after.snapshot.fault)

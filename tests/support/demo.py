@@ -107,7 +107,8 @@ class Demo:
     def shell(self, code):
         """Run Python code in the project, with the demo's database."""
         command = [".venv/bin/python", "manage.py", "shell", "-v0", "-c", code]
-        env = environment(SECRET_KEY="a key for the shell")
+        database = f"sqlite:///{self.folder / 'var' / 'demo.sqlite3'}"
+        env = environment(SECRET_KEY="a key for the shell", DATABASE_URL=database)
         subprocess.run(command, cwd=self.folder, env=env, capture_output=True, timeout=30, check=True)
 
     def close(self):
