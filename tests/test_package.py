@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from importlib.metadata import distributions
@@ -56,19 +57,68 @@ def blocks(language, text=README):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+# Files of the developer and of editors. The build must not depend on .gitignore, which no archive has.
+STRAY = [
+    ".env",
+    ".env.local",
+    "db.sqlite3",
+    "db.sqlite3-wal",
+    "dump.rdb",
+    "celerybeat-schedule.db",
+    "id_rsa",
+    "secrets.json",
+    "__pycache__/x.pyc",
+    "models.py.orig",
+    "models.py~",
+    "#models.py#",
+    ".#models.py",
+    ".models.py.swp",
+    "models-copy.py",
+    "models.orig.py",
+    "Models.py",
+    "x.pyc",
+    "api/.env",
+    "api/openapi.json.bak",
+    "api/.git/config",
+    "static/proxyhealth/.DS_Store",
+    "static/proxyhealth/db.sqlite3",
+    "static/a.js",
+    "templates/proxyhealth/.badge.html.swp",
+    "templates/a.html",
+    "contrib/prometheus/secrets.yml",
+    "migrations/.env",
+    "node_modules/a.js",
+    "venv/lib/a.py",
+    ".venv/a.py",
+    "build/lib/a.py",
+    "../.env",
+    "../db.sqlite3",
+    "../var/demo.sqlite3",
+]
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Build the wheel from a copy of the source: a build may leave files there."""
+def built(tmp_path_factory):
+    """Build the wheel and the sdist from a copy of the source, with stray files. Return their directory."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
         shutil.copy2(ROOT / name, source)
     shutil.copytree(
         ROOT / "proxyhealth", source / "proxyhealth", ignore=shutil.ignore_patterns("__pycache__")
     )
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    for name in STRAY:
+        path = source / "proxyhealth" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("SECRET = 1")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--target", "sdist"]
     run(*build, "--directory", source / "dist", cwd=source)
-    (built,) = (source / "dist").glob("*.whl")
-    return built
+    return source / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    (path,) = built.glob("*.whl")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +180,14 @@ def test_wheel__contains_exactly_the_files_of_the_app(wheel):
     }
     assert {name for name in names if ".dist-info/" not in name} == files
     assert {"proxyhealth/py.typed", "proxyhealth/static/proxyhealth/health.js"} <= names
+
+
+def test_sdist__contains_the_files_of_the_wheel(wheel, built):
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {member.name.partition("/")[2] for member in archive}
+    files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == files | {"README.md", "CHANGELOG.md", "PKG-INFO", "pyproject.toml"}
 
 
 def test_wheel__requires_version_ranges_for_the_app_only(wheel):
