@@ -4,8 +4,7 @@ import logging
 import os
 from typing import Any
 
-from asgiref.sync import sync_to_async
-from django.contrib.auth.backends import ModelBackend
+from django.core.exceptions import PermissionDenied
 from django.views.debug import SafeExceptionReporterFilter
 
 from project.startup import DEMO_MODE, DEMO_PASSWORD
@@ -14,20 +13,22 @@ from proxyhealth.utils import without_passwords
 logger = logging.getLogger(__name__)
 
 
-class SignIn(ModelBackend):
-    """Django's users. A deployment on a database that a demo has filled refuses the demo's password."""
+class RefuseDemoPassword:
+    """An authentication backend with no users. It ends the sign-in with the password of the demo.
 
-    def authenticate(self, request: Any, username: Any = None, password: Any = None, **kwargs: Any) -> Any:
+    A deployment may use a database that a demo has filled.
+    """
+
+    def authenticate(self, request: Any, password: Any = None, **kwargs: Any) -> None:
         if password == DEMO_PASSWORD and not os.environ.get(DEMO_MODE):
             logger.warning(
                 "the password of the demo is refused outside of `make run`. Set another one with "
                 "manage.py changepassword"
             )
-            return None
-        return super().authenticate(request, username, password, **kwargs)
+            raise PermissionDenied
 
-    async def aauthenticate(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        return await sync_to_async(self.authenticate)(request, *args, **kwargs)
+    async def aauthenticate(self, request: Any, **kwargs: Any) -> None:
+        self.authenticate(request, **kwargs)
 
 
 class ReportFilter(SafeExceptionReporterFilter):

@@ -134,7 +134,7 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_DISABLE_PREFETCH = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 
-AUTHENTICATION_BACKENDS = ["project.security.SignIn"]
+AUTHENTICATION_BACKENDS = ["project.security.RefuseDemoPassword", "django.contrib.auth.backends.ModelBackend"]
 DEFAULT_EXCEPTION_REPORTER_FILTER = "project.security.ReportFilter"
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
