@@ -16,7 +16,7 @@ from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError, StoreRefused
-from proxyhealth.utils import without_passwords
+from proxyhealth.utils import PerProcess, without_passwords
 
 # Every script can call these functions.
 _LUA_FUNCTIONS = """
@@ -103,7 +103,7 @@ def _cache() -> Cache:
         alias = conf.CACHE
         backend = caches[alias]
         source = repr(settings.CACHES[alias])
-        return Cache(_client(alias, source), source, backend.make_key)
+        return Cache(_clients.value(alias, source), source, backend.make_key)
     except StoreError:
         raise
     except Exception as error:  # backends and the classes in their options raise anything
@@ -123,8 +123,7 @@ def _message(error: Exception) -> str:
     return f"{text.rstrip('.')}. {remedy}" if remedy else text
 
 
-@lru_cache(maxsize=1)
-def _client(alias: str, source: str) -> Any:
+def _make_client(alias: str, source: str) -> Any:
     """Return a client of redis-py: Django's cache methods pickle values, and have no conditional writes."""
     backend: Any = caches[alias]
     try:
@@ -141,11 +140,14 @@ def _client(alias: str, source: str) -> Any:
     return _with_our_options(client)
 
 
+# A fork needs a new client: a lock of redis-py's pool makes each use in the child wait for five seconds.
+_clients = PerProcess(lambda: lru_cache(maxsize=1)(_make_client))
+
+
 def _with_our_options(client: Any) -> Any:
     """Return a client of the same server, with short timeouts, one retry, and replies in bytes.
 
-    The cache's own client may wait forever for a server that hangs. A fork needs no new client, because
-    redis-py's pools detect it.
+    The cache's own client may wait forever for a server that hangs.
     """
     pool = client.connection_pool
     if not isinstance(pool, redis.ConnectionPool):
