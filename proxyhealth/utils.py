@@ -85,13 +85,15 @@ _USER = re.compile(r"(?<=://)(?:(?!://)\S)*@")
 _PASSWORD = re.compile(
     r"""((?:password|passwd|pwd|secret)["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&)}\]>'"]+)""", re.IGNORECASE
 )
-# Python's error for a URL with a password that contains a slash or another special character.
-_PORT = re.compile(r"(?<=Port could not be cast to integer value as ).*")
+# The errors for a URL with a password that contains a slash or another special character repeat a part of it.
+_PART = re.compile(
+    r"(Port could not be cast to integer value as|Database is int between 0 and limit - 1, not) .*"
+)
 
 
 def without_passwords(message: object) -> str:
     """Return the text of an error or a URL, with ``***`` for the users and passwords in it."""
-    text = _PORT.sub("***. Percent-encode its special characters", str(message))
+    text = _PART.sub(r"\1 ***. Percent-encode its special characters", str(message))
     return _PASSWORD.sub(r"\1***", _USER.sub("***@", text))
 
 

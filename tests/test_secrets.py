@@ -1,6 +1,7 @@
 """Passwords in settings, which no message may repeat."""
 
 import logging
+import traceback
 
 import pytest
 from django.conf import settings as django_settings
@@ -31,6 +32,10 @@ from tests.support.api import LIST, signed_in
             "Port could not be cast to integer value as 'hun'",
             "Port could not be cast to integer value as ***. Percent-encode its special characters",
         ),
+        (
+            "Database is int between 0 and limit - 1, not ter2@cache/0",
+            "Database is int between 0 and limit - 1, not ***. Percent-encode its special characters",
+        ),
         ("Error 111 connecting to 127.0.0.1:6379. Connection refused.", None),
         ("invalid username-password pair or user is disabled.", None),
         ("see https://example.com/a and mail@example.com", None),
@@ -59,7 +64,11 @@ def test_password__is_in_no_message(settings, caplog, valkey):
         texts = [health.snapshot().stale_reason, staff.get(LIST).content.decode()]
         with caplog.at_level(logging.INFO), pytest.raises(RoundFailed) as failed:
             health.force_update()
-        texts += [str(failed.value), *(message.msg for message in checks.check_settings()), caplog.text]
+        texts += [
+            *traceback.format_exception(failed.value),
+            *(message.msg for message in checks.check_settings()),
+            caplog.text,
+        ]
         assert "The cache cannot be read" in texts[0]
         assert not [text for text in texts if "hun" in text]
 

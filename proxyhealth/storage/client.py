@@ -107,7 +107,9 @@ def _cache() -> Cache:
     except StoreError:
         raise
     except Exception as error:  # backends and the classes in their options raise anything
-        raise StoreError(_message(error)) from error
+        # A traceback would repeat the text of the cause.
+        cause = error if without_passwords(error) == str(error) else None
+        raise StoreError(_message(error)) from cause
 
 
 def _message(error: Exception) -> str:
