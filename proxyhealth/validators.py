@@ -15,6 +15,8 @@ RESERVED_NAMES = frozenset({"primary"})
 # Characters. Parsing some longer URLs would take quadratic time.
 MAX_URL_LENGTH = 2_000
 
+_MAX_UNICODE_HOST = 100  # characters; each one takes ten microseconds
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # White space, controls, and characters that change how others are shown, such as direction marks.
 _UNSEEN = r"\s\x00-\x20\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
@@ -104,6 +106,8 @@ def _ascii_host(host: str, *, bracketed: bool) -> str:
             pass
         raise ValueError(f"{short(host)} is not an IPv6 address")
     if not host.isascii():
+        if len(host) > _MAX_UNICODE_HOST:
+            raise ValueError(f"{short(host)} is not an internationalised name: it is too long")
         try:
             host = idna.encode(host, uts46=True).decode("ascii")
         except (idna.IDNAError, UnicodeError) as error:

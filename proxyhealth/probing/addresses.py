@@ -14,6 +14,7 @@ from proxyhealth.utils import PerProcess
 
 # Limit of simultaneous name resolutions in one process. Each one that hangs keeps a thread.
 MAX_LOOK_UPS = 1_024
+MAX_ADDRESSES = 8  # of a name, those that the system prefers: its owner can give it thousands
 
 
 class Address(NamedTuple):
@@ -44,14 +45,17 @@ def address_ip(address: Address) -> IPAddress:
 
 
 def look_up(host: str, port: int, deadline: Deadline) -> list[Address]:
-    """Resolve ``host``, without a cache. Raise ``TimeoutError`` or ``socket.gaierror``."""
+    """Resolve ``host``, without a cache, to at most ``MAX_ADDRESSES``.
+
+    Raise ``TimeoutError`` or ``socket.gaierror``.
+    """
     if ":" in host:
         return [Address(socket.AF_INET6, (host, port, 0, 0))]
     if host.rpartition(".")[2].isdecimal():  # no name ends in a number
         return [Address(socket.AF_INET, (host, port))]
     addresses = dict.fromkeys(
         Address(family, sockaddr)
-        for family, _type, _protocol, _name, sockaddr in _resolve(host, port, deadline)
+        for family, _type, _protocol, _name, sockaddr in _resolve(host, port, deadline)[:MAX_ADDRESSES]
         if family in (socket.AF_INET, socket.AF_INET6)
     )
     if not addresses:

@@ -36,8 +36,8 @@ def read_body(response: requests.Response, deadline: Deadline) -> bytes:
             body += piece
     except TimeoutError:
         raise _no_report(Reason.TIMEOUT, f"not complete within {deadline.seconds:g} s") from None
-    except TooManyBytes:
-        raise _no_report(Reason.TOO_LARGE, _TOO_LARGE) from None
+    except TooManyBytes as error:
+        raise _no_report(Reason.TOO_LARGE, str(error)) from None
     except http.client.HTTPException as error:
         raise _not_http(f"{error} while {deadline.phase}") from None
     except OSError as error:
@@ -55,7 +55,7 @@ def read_beginning(response: requests.Response) -> bytes:
     body = bytearray()
     with suppress(http.client.HTTPException, OSError):
         raw: Any = response.raw  # a probing.response.Response
-        raw.shorten_deadline(_BEGINNING_TIMEOUT)
+        raw.deadline.shorten(_BEGINNING_TIMEOUT)
         while len(body) < MAX_BEGINNING_BYTES:
             if not (piece := raw.read(MAX_BEGINNING_BYTES - len(body))):
                 break

@@ -1,22 +1,33 @@
-"""The deadline of a probe, and a watchdog that enforces it on calls that cannot time out."""
+"""The limits of one probe: its time, and the work that its proxy may cause."""
 
-import heapq
-import socket
-import threading
 import time
-from contextlib import suppress
-from typing import Self
+from collections.abc import Callable
 
-from proxyhealth.utils import PerProcess
+from proxyhealth.exceptions import TooManyBytes
+
+# Of all responses together, with those that redirect. A line is a header, a status, or the size of a chunk.
+MAX_LINES = 500
+MAX_LINE_BYTES = 64 * 1024
+MAX_TLS_OVERHEAD = 16 * 1024  # bytes of TLS after handshakes that carry no data
+
+_UNPACED_RECEIVES = 16
 
 
 class Deadline:
-    """The time limit of a probe. ``end`` is monotonic time; ``phase`` is the current step, for messages."""
+    """The limits of a probe, over all its redirects.
+
+    ``end`` is monotonic time; ``phase`` is the current step, for messages.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.phase = "starting"
-        self.end = time.monotonic() + seconds
+        self._begin = time.monotonic()
+        self.end = self._begin + seconds
+        self._lines_left = MAX_LINES
+        self._line_bytes_left = MAX_LINE_BYTES
+        self._tls_overhead_left = MAX_TLS_OVERHEAD
+        self._unpaced_receives = _UNPACED_RECEIVES
 
     def remaining(self) -> float:
         """Return the seconds that remain. Raise ``TimeoutError`` if there are none."""
@@ -25,54 +36,34 @@ class Deadline:
             raise TimeoutError
         return seconds
 
+    def shorten(self, seconds: float) -> None:
+        """Let the rest of the probe take at most ``seconds``."""
+        self.end = min(self.end, time.monotonic() + seconds)
 
-class WatchedSocket:
-    """A socket that the watchdog shuts down at ``end`` (monotonic time), unless the watch is canceled."""
+    def pace(self) -> None:
+        """Call this before each receive. After many of them, wait, so that the next one gets more bytes.
 
-    def __init__(self, sock: socket.socket, end: float) -> None:
-        self.end = end
-        self._sock: socket.socket | None = sock
+        The pauses grow with the time of the probe: a peer that sends single bytes causes fifty receives, not
+        fifty thousand, and its latency grows by a quarter at most.
+        """
+        self._unpaced_receives -= 1
+        if self._unpaced_receives < 0:
+            elapsed = time.monotonic() - self._begin
+            time.sleep(min(elapsed / 4, self.remaining()))
 
-    def __lt__(self, other: Self) -> bool:
-        return self.end < other.end
+    def read_line(self, readline: Callable[[int], bytes], limit: int = MAX_LINE_BYTES) -> bytes:
+        """Return a line of at most ``limit`` bytes. Raise ``TooManyBytes`` if it exceeds what is left."""
+        line = readline(min(limit, self._line_bytes_left) + 1)
+        self._line_bytes_left -= len(line)
+        self._lines_left -= 1
+        if self._line_bytes_left < 0:
+            raise TooManyBytes(f"more than {MAX_LINE_BYTES // 1024} KiB of headers")
+        if self._lines_left < 0:
+            raise TooManyBytes(f"more than {MAX_LINES} lines of headers and chunks")
+        return line
 
-    def abort(self) -> None:
-        if (sock := self._sock) is not None:
-            with suppress(OSError):  # already closed
-                # Not SSLSocket.shutdown(), which drops the TLS session that another thread is using.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-    def cancel(self) -> None:
-        self._sock = None
-
-
-class Watchdog:
-    """One thread that shuts down each watched socket at its deadline."""
-
-    def __init__(self) -> None:
-        self._sockets: list[WatchedSocket] = []
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-
-    def watch(self, sock: socket.socket, deadline: Deadline) -> WatchedSocket:
-        watched = WatchedSocket(sock, deadline.end)
-        with self._changed:
-            heapq.heappush(self._sockets, watched)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="probe watchdog", daemon=True)
-                self._thread.start()
-            elif self._sockets[0] is watched:
-                self._changed.notify()
-        return watched
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._sockets or self._sockets[0].end > time.monotonic():
-                    left = max(0.0, self._sockets[0].end - time.monotonic()) if self._sockets else None
-                    self._changed.wait(left)
-                watched = heapq.heappop(self._sockets)
-            watched.abort()
-
-
-watchdog = PerProcess(Watchdog)
+    def count_tls_overhead(self, count: int) -> None:
+        """Note ``count`` bytes of TLS without data. Raise ``TooManyBytes`` if there are too many."""
+        self._tls_overhead_left -= count
+        if self._tls_overhead_left < 0:
+            raise TooManyBytes(f"more than {MAX_TLS_OVERHEAD // 1024} KiB of TLS records without data")

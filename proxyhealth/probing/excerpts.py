@@ -33,6 +33,7 @@ _MAX_TEXTS = 5
 _HIDDEN = re.compile(
     r"<(script|style|svg|template)\b.*?(?:</\1[^>]*>?|\Z)|<!--.*?(?:-->|\Z)", re.DOTALL | re.IGNORECASE
 )
+_TEXT_OF_PAGE = 1_000  # characters whose entities are replaced
 _TAG = re.compile(r"<[^>]*(?:>|\Z)")
 
 # Other encodings that pages may declare. Python has more, and some of them take quadratic time.
@@ -101,12 +102,15 @@ def _says(response: requests.Response, body: bytes) -> str:
 def excerpt(body: bytes, content_type: str = "") -> str:
     """Return the message in ``body``, the text of a page, or the beginning, without control characters."""
     cut = body[:MAX_BEGINNING_BYTES]
-    charset = _CHARSET.search(content_type)
-    text = _decode(cut, charset[1] if charset else "utf-8-sig")
+    if charset := _CHARSET.search(content_type[:200]):
+        text = _decode(cut[: MAX_BEGINNING_BYTES // 2], charset[1])  # replacing invalid bytes is slow
+    else:
+        text = _decode(cut, "utf-8-sig")
     if "\0" in text or 10 * text.count("\ufffd") > len(text):
         return ""  # binary data
     if text.startswith("<"):
-        text = html.unescape(_TAG.sub(" ", _HIDDEN.sub(" ", text)))
+        words = _TAG.sub(" ", _HIDDEN.sub(" ", text)).split()
+        text = html.unescape(" ".join(words)[:_TEXT_OF_PAGE])
     elif len(cut) < MAX_BEGINNING_BYTES:
         text = _message_of(text) or text
     return clean(" ".join(text.split()), MAX_EXCERPT).strip()

@@ -19,14 +19,13 @@ from requests.structures import CaseInsensitiveDict
 
 from proxyhealth import __version__
 from proxyhealth.conf import conf
-from proxyhealth.exceptions import AddressBlocked, BadReport, ProbeFailed, TooManyBytes
+from proxyhealth.exceptions import AddressBlocked, BadReport, ProbeFailed
 from proxyhealth.probing import tls
 from proxyhealth.probing.bodies import NO_REPORT, NO_RESPONSE, read_beginning, read_body
 from proxyhealth.probing.certificates import Certificate
 from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.excerpts import describe_bad_report, describe_status
 from proxyhealth.probing.policy import AddressPolicy
-from proxyhealth.probing.sockets import MAX_HEADER_BYTES
 from proxyhealth.probing.transport import Connection
 from proxyhealth.report import HealthReport, clean
 from proxyhealth.snapshot import Proxy, ProxyStatus
@@ -36,7 +35,7 @@ from proxyhealth.validators import MAX_URL_LENGTH, ProxyURL, parse_proxy_url, sp
 logger = logging.getLogger(__name__)
 
 REPORT_PATH = "/healthz-report"
-MAX_REDIRECTS = 10
+MAX_REDIRECTS = 5
 
 _HEADERS = CaseInsensitiveDict(
     {
@@ -140,6 +139,7 @@ class _Fetch:
         self.proxy_host = ""
         self.responded = False
         self.tls_expires_at: datetime | None = None  # of the certificate that expires first
+        self._location_left = MAX_URL_LENGTH  # characters of all redirects
         self._redirect = ""
         self._expiry = ""
 
@@ -171,8 +171,9 @@ class _Fetch:
 
     def _follow(self, target: str, location: str) -> tuple[ProxyURL, str]:
         try:
-            if len(location) > MAX_URL_LENGTH:
-                raise ValueError(f"it is longer than {MAX_URL_LENGTH:,} characters")
+            self._location_left -= len(location)
+            if self._location_left < 0:
+                raise ValueError(f"it is longer than {MAX_URL_LENGTH:,} characters, with those before it")
             location = _decode_location(location)
             parts = split_url(location, base=target)
             url = parse_proxy_url(f"{parts.scheme}://{parts.netloc}")
@@ -194,7 +195,7 @@ class _Fetch:
         connection = Connection(
             url.host, url.port, deadline=self.deadline, policy=self.policy, context=context
         )
-        with connection:
+        with closing(connection):
             try:
                 response = _FreshConnectionAdapter(connection).send(_request(target))
             except Exception as error:
@@ -287,8 +288,6 @@ def _describe(error: Exception, deadline: Deadline) -> str:
             return f"no answer within {deadline.seconds:g} s; the time ran out while {deadline.phase}"
         case ssl.SSLError():
             return tls.describe(error, deadline.phase)
-        case TooManyBytes():
-            return f"more than {MAX_HEADER_BYTES // 1024} KiB of headers while {deadline.phase}"
         case http.client.UnknownProtocol(args=(version,)):
             return f"the response is not HTTP/1.1: it begins with {str(version)[:64]!r}"
         case http.client.BadStatusLine(args=(line,)) if not isinstance(error, ConnectionError):

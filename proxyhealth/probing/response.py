@@ -5,8 +5,7 @@ import re
 from contextlib import suppress
 
 from proxyhealth.exceptions import TooManyBytes
-from proxyhealth.probing.deadline import Deadline
-from proxyhealth.probing.sockets import PlainSocket, TLSSocket
+from proxyhealth.probing.sockets import PlainSocket
 
 MAX_HEADERS = 100
 MAX_CHUNK_LINE = 4 * 1024
@@ -32,10 +31,11 @@ class Response:
     connection cuts off.
     """
 
-    def __init__(self, sock: PlainSocket | TLSSocket) -> None:
+    def __init__(self, sock: PlainSocket) -> None:
         self.status = 0
         self.reason = ""
         self.headers: dict[str, str] = {}  # by name in lower case
+        self.deadline = sock.deadline
         self._sock = sock
         self._file = sock.makefile("rb")
         self._chunked = False
@@ -81,10 +81,6 @@ class Response:
             self._left -= len(data)
         return data
 
-    def shorten_deadline(self, seconds: float) -> None:
-        """Let the rest of the body take at most ``seconds``."""
-        self._sock.deadline = Deadline(min(seconds, self._sock.deadline.remaining()))
-
     def close(self) -> None:
         """Close the file of the connection."""
         self._file.close()
@@ -112,7 +108,7 @@ class Response:
         """Return the beginning of a response that is not HTTP. Its first line may never end."""
         start = b""
         with suppress(OSError):
-            self.shorten_deadline(_FRAME_TIMEOUT)
+            self.deadline.shorten(_FRAME_TIMEOUT)
             while len(start) < _FRAME_HEADER and (piece := self._file.read1(64)):
                 start += piece
         return start
@@ -135,7 +131,7 @@ class Response:
         self.headers = headers
 
     def _read_line(self) -> bytes:
-        line = self._file.readline()
+        line = self.deadline.read_line(self._file.readline)
         if not line.endswith(b"\n"):
             raise ConnectionResetError(f"{_CLOSED} in the middle of the headers")
         return line
@@ -145,7 +141,7 @@ class Response:
         if self._in_chunk and (line := self._file.readline(3)) != b"\r\n":
             raise self._bad_chunks(line)
         self._in_chunk = True
-        line = self._file.readline(MAX_CHUNK_LINE + 1)
+        line = self.deadline.read_line(self._file.readline, MAX_CHUNK_LINE)
         size = _CHUNK_SIZE.fullmatch(line)
         if size is None or len(line) > MAX_CHUNK_LINE:
             raise self._bad_chunks(line)
@@ -156,13 +152,13 @@ class Response:
 
     def _read_trailers(self) -> None:
         for _ in range(MAX_HEADERS):
-            line = self._file.readline()
+            line = self.deadline.read_line(self._file.readline)
             if line == b"\r\n":
                 return
             trailer = _HEADER.fullmatch(line)
             if trailer is None or trailer[3] != b"\r\n":
                 raise self._bad_chunks(line)
-        raise TooManyBytes
+        raise TooManyBytes(f"more than {MAX_HEADERS} trailers")
 
     def _bad_chunks(self, line: bytes) -> Exception:
         if self._sock.ended and not line.endswith(b"\n"):

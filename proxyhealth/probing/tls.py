@@ -60,7 +60,6 @@ def _tls_context(ca_bundle: str, mtime: int) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.options &= ~_LEGACY_SERVER_CONNECT
     context.set_alpn_protocols(["http/1.1"])
-    context.sslsocket_class = TLSSocket
     context.load_verify_locations(cafile=certifi.where())
     if ca_bundle:
         context.load_verify_locations(cafile=ca_bundle)
@@ -109,7 +108,7 @@ def describe(error: ssl.SSLError, phase: str) -> str:
     """Describe a failed handshake for operators: the fault, and the step of the probe."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted while {phase}: {error.verify_message}"
-    reason = error.reason or str(error)
+    reason = getattr(error, "reason", "") or str(error)  # an error of our own has none
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
         return f"the server speaks no TLS (while {phase}); should the URL begin with http://?"
     name = reason.upper().replace(" ", "_")
@@ -122,7 +121,7 @@ def describe(error: ssl.SSLError, phase: str) -> str:
 def _chain_of(sock: TLSSocket) -> list[Certificate]:
     """Return the chain from the server to the trusted authority, also after a failed verification."""
     # Public since Python 3.13, but only as DER, which no public function can read.
-    return read_chain(cast(Any, sock)._sslobj.get_verified_chain() or ())
+    return read_chain(cast(Any, sock.tls)._sslobj.get_verified_chain() or ())
 
 
 def _explain(verify_code: int, chain: Sequence[Certificate]) -> str:

@@ -4,22 +4,21 @@ import http.client
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Self, cast
 
 from proxyhealth.exceptions import AddressBlocked
 from proxyhealth.probing.addresses import Address, address_ip, look_up, routable
 from proxyhealth.probing.certificates import Certificate
-from proxyhealth.probing.deadline import Deadline, WatchedSocket, watchdog
+from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.policy import AddressPolicy, IPAddress
 from proxyhealth.probing.response import Response
-from proxyhealth.probing.sockets import MAX_BODY_BYTES, PlainSocket, TLSSocket
+from proxyhealth.probing.sockets import PlainSocket, TLSSocket
 from proxyhealth.probing.tls import HANDSHAKE, shake_hands
 
 
 class Connection(http.client.HTTPConnection):
     """An HTTP connection that resolves its host, checks the addresses, and connects once."""
 
-    sock: PlainSocket | TLSSocket
+    sock: PlainSocket
     peer: IPAddress
 
     def __init__(
@@ -38,7 +37,6 @@ class Connection(http.client.HTTPConnection):
         self.first_to_expire: Certificate | None = None  # in the peer's chain
         self._policy = policy
         self._context = context
-        self._watched: WatchedSocket | None = None
 
     def connect(self) -> None:
         """Connect to a permitted address. Raise ``AddressBlocked``, or ``OSError`` (also for DNS and TLS)."""
@@ -50,13 +48,11 @@ class Connection(http.client.HTTPConnection):
             blocked = ", ".join(map(str, ips))
             name = self.host if blocked == self.host else f"{self.host} ({blocked})"
             raise AddressBlocked(self._policy.refusal(name, ips))
-        sock, self.peer = self._connect_to_any(routable(permitted))
-        if self._context is None:
-            self.sock = sock
-        else:
+        self.sock, self.peer = self._connect_to_any(routable(permitted))
+        if isinstance(self.sock, TLSSocket) and self._context:
             self.deadline.phase += f", {HANDSHAKE}"
-            self.sock = self._wrap(sock, self._context)
-        self.sock.deadline = self.deadline
+            self.sock.start(self._context, self.host.removesuffix("."))
+            self.first_to_expire = shake_hands(self.sock)
         at = "" if str(self.peer) == self.host else f" at {self.peer}"
         self.deadline.phase = f"waiting for {self.host}{at} to answer"
 
@@ -74,7 +70,8 @@ class Connection(http.client.HTTPConnection):
         ip = address_ip(address)
         before = f" (before that, {', '.join(failures)})" if failures else ""
         self.deadline.phase = f"connecting to {ip} port {self.port}{before}"
-        sock = PlainSocket(address.family, socket.SOCK_STREAM)
+        sock = (TLSSocket if self._context else PlainSocket)(address.family, socket.SOCK_STREAM)
+        sock.deadline = self.deadline
         try:
             # An address that does not respond uses only its share of the time.
             sock.settimeout(self.deadline.remaining() / left)
@@ -86,46 +83,13 @@ class Connection(http.client.HTTPConnection):
             raise
         return sock, ip
 
-    def _wrap(self, sock: PlainSocket, context: ssl.SSLContext) -> TLSSocket:
-        try:
-            name = self.host.removesuffix(".")
-            wrapped = cast(  # the context's sslsocket_class
-                TLSSocket, context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
-            )
-        except BaseException:
-            sock.close()
-            raise
-        wrapped.constructed = True
-        # One call into OpenSSL lasts as long as the peer sends records without data, such as session tickets.
-        # It does not observe the timeout, so the watchdog does.
-        self._watched = watchdog.value.watch(wrapped, self.deadline)
-        try:
-            self.first_to_expire = shake_hands(wrapped)
-        except BaseException as error:
-            wrapped.close()
-            if isinstance(error, OSError):
-                self.deadline.remaining()  # if the time is over, report that, not the error it caused
-            raise
-        return wrapped
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        # Not in close(): the parent calls it before the response is read.
-        self.close()
-        if self._watched is not None:
-            self._watched.cancel()
-
     def read_response(self) -> Response:
         """Read the headers of the response. Raise as :meth:`Response.begin`."""
-        self.sock.settimeout(self.deadline.remaining())
         response = Response(self.sock)
         try:
             response.begin()
         except BaseException:
             response.close()
             raise
-        self.sock.bytes_left = MAX_BODY_BYTES
         self.deadline.phase = f"reading the report of {self.host}"
         return response

@@ -152,7 +152,11 @@ def test_probe__body_without_end(script: servers.Script) -> None:
     with Server(script) as server, at_most(5):
         result = ask(server)
     assert verdict(result) == TOO_LARGE
-    assert result.report.errors == (f"{BAD}more than 64 KiB",)
+    assert result.report.errors[0] in (
+        f"{BAD}more than 64 KiB",
+        f"{BAD}more than 500 lines of headers and chunks",
+        f"{BAD}more than 100 trailers",
+    )
 
 
 @pytest.mark.parametrize("start", [b"", b"1;"])

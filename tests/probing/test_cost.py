@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import socket
 import threading
 import time
 import tracemalloc
@@ -12,9 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import proxyhealth.probing.probe as probe_module
-from proxyhealth.probing import deadline
 from tests.probing.asking import (
-    DOWN,
     FLOODS,
     HEAD,
     OK,
@@ -107,38 +104,13 @@ def test_probe__long_redirect_is_fast() -> None:
     with Server(send(head)) as server, at_most(1):
         result = ask(server)
     assert verdict(result) == PROTOCOL
-    assert result.report.errors == (
-        f"{DOWN}redirected to a URL that cannot be used: it is longer than 2,000 characters",
-    )
+    (error,) = result.report.errors
+    assert error.endswith("cannot be used: it is longer than 2,000 characters, with those before it")
 
 
 def test_probe__urls_of_redirects_are_not_cached() -> None:
     probe_module._report_of.cache_clear()  # an earlier server may have had the same port
-    script = servers.sequence(*(send(redirect(f"/{number}")) for number in range(10)), send(report()))
+    script = servers.sequence(*(send(redirect(f"/{number}")) for number in range(5)), send(report()))
     with Server(script) as server:
         assert verdict(ask(server)) == OK
     assert probe_module._report_of.cache_info().currsize == 1
-
-
-def test_watchdog__ends_a_call_that_ignores_timeouts() -> None:
-    """One call into OpenSSL lasts as long as the peer sends records without data."""
-    here, there = socket.socketpair()
-    with here, there, at_most(5):
-        here.settimeout(None)
-        deadline.watchdog.value.watch(here, deadline.Deadline(0.2))
-        assert here.recv(1) == b""
-
-
-def test_watchdog__ignores_canceled_sockets() -> None:
-    one, two = socket.socketpair()
-    with one, two:
-        deadline.watchdog.value.watch(one, deadline.Deadline(0.1)).cancel()
-        late = deadline.watchdog.value.watch(two, deadline.Deadline(30))
-        early, other = socket.socketpair()
-        with early, other:
-            early.settimeout(None)
-            deadline.watchdog.value.watch(early, deadline.Deadline(0.2))
-            assert early.recv(1) == b""
-        one.sendall(b"x")
-        assert two.recv(1) == b"x"
-        late.cancel()

@@ -5,24 +5,10 @@ from __future__ import annotations
 from tests.support.forks import run_in_fork
 
 IMPORTS = """
-import socket
 from proxyhealth.probing import addresses, deadline, pool, tls
 """
 
-WATCH = """
-ours, theirs = socket.socketpair()
-with ours, theirs:
-    deadline.watchdog.value.watch(ours, deadline.Deadline(0.1))
-    assert ours.recv(1) == b""
-"""
 HELD_AND_USED = {
-    "watchdog": (
-        """
-with socket.socket() as sock: deadline.watchdog.value.watch(sock, deadline.Deadline(60))
-deadline.watchdog.value._changed.acquire()
-""",
-        WATCH,
-    ),
     "TLS context": ("tls._build_lock.value.acquire()", "assert tls.tls_context('')"),
     "look-ups": (
         "[addresses._free_look_ups.value.acquire() for _ in range(addresses.MAX_LOOK_UPS)]",

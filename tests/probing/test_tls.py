@@ -1,20 +1,14 @@
 from __future__ import annotations
 
-import gc
 import os
-import select
 import socket
 import ssl
-import struct
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trustme
 
-from proxyhealth.probing.deadline import Deadline
-from proxyhealth.probing.sockets import PlainSocket
-from proxyhealth.probing.tls import tls_context
 from proxyhealth.statuses import Status
 from tests.probing.asking import (
     CONNECT,
@@ -196,25 +190,6 @@ def test_probe__client_certificate_demanded_after_the_handshake(
     assert (
         verdict(result) == CONNECT or "the server may demand a client certificate" in result.report.errors[0]
     )
-
-
-def test_wrap_socket__connection_already_reset_is_closed() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        sock = PlainSocket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.deadline = Deadline(5)
-        sock.connect(listener.getsockname())
-        peer, _ = listener.accept()
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        peer.close()
-        select.select([sock], [], [], 5)
-        fd = sock.fileno()
-        with pytest.raises(OSError):  # noqa: PT011  the error depends on the Python version
-            tls_context("").wrap_socket(
-                sock, server_hostname="x.example.com", do_handshake_on_connect=False
-            ).do_handshake()
-        gc.collect()
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(fd)
 
 
 def test_probe__timeout_applies_to_tls(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
