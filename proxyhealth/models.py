@@ -1,7 +1,8 @@
 import logging
 import uuid
 from collections.abc import Iterable
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any, ClassVar, Self
 
@@ -10,11 +11,14 @@ from django.db import DataError, models, router
 from django.db.models.functions import Lower
 
 from proxyhealth.snapshot import Proxy
+from proxyhealth.texts import clean, is_plain
 from proxyhealth.utils import aware
 from proxyhealth.validators import (
+    MAX_URL_LENGTH,
     validate_icon,
     validate_proxy_name,
     validate_proxy_url,
+    validate_text,
     validate_wildcard_hostname,
 )
 
@@ -22,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _COLUMNS = tuple(field.name for field in fields(Proxy))
 _TIMES = ("created_at", "updated_at")
+# Characters of all texts of a row, below which a long one needs no cut.
+_USUAL_LENGTH = 512
 _texts_of = attrgetter("name", "display_name", "icon", "url", "wildcard_hostname", "version")
 
 
@@ -56,7 +62,10 @@ class WorkspaceProxy(models.Model):
         help_text="Letters, digits, hyphens and underscores. Unique without regard to case.",
     )
     display_name = models.CharField(
-        max_length=128, blank=True, help_text="What users see. The name, if empty."
+        max_length=128,
+        blank=True,
+        validators=[validate_text],
+        help_text="What users see. The name, if empty.",
     )
     icon = models.CharField(
         max_length=512,
@@ -77,7 +86,7 @@ class WorkspaceProxy(models.Model):
         validators=[validate_wildcard_hostname],
         help_text="Host name under which the proxy serves applications, for example *.paris.example.com",
     )
-    version = models.CharField(max_length=64, blank=True)
+    version = models.CharField(max_length=64, blank=True, validators=[validate_text])
     deleted = models.BooleanField(
         default=False, help_text="A deleted proxy is neither probed nor shown, but kept."
     )
@@ -102,12 +111,17 @@ class WorkspaceProxy(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.display_name or self.name
+        # Django puts this into titles, headings, messages, and the log of changes.
+        texts = (clean(text, 128).strip() for text in (self.display_name, self.name))
+        return next(filter(None, texts), str(self.pk))
 
     def as_proxy(self) -> Proxy:
-        """Return the values of the row."""
+        """Return the values of the row, as :meth:`WorkspaceProxyQuerySet.as_proxies` does."""
         row = {column: getattr(self, column) for column in _COLUMNS}
-        return Proxy(**(row if settings.USE_TZ else _with_time_zone(row)))
+        proxy = Proxy(**(row if settings.USE_TZ else _with_time_zone(row)))
+        with suppress(TypeError):  # bytes, which raw SQL has stored
+            return _bounded(proxy)
+        return proxy
 
 
 def is_of_a_row(error: Exception) -> bool:
@@ -136,9 +150,28 @@ def _readable_proxies(rows: Any, begin: int, end: int) -> list[Proxy]:
 def _to_proxies(rows: Iterable[dict[str, Any]]) -> list[Proxy]:
     proxies = [Proxy(**row) for row in (rows if settings.USE_TZ else map(_with_time_zone, rows))]
     for proxy in proxies:
-        "".join(_texts_of(proxy))  # raises TypeError for bytes
         _ = proxy.created_at.tzinfo, proxy.updated_at.tzinfo  # raises AttributeError for None
-    return proxies
+    return list(map(_bounded, proxies))
+
+
+def _bounded(proxy: Proxy) -> Proxy:
+    """Return ``proxy`` without invisible characters in the texts that users see, and with no text too long.
+
+    Rows may have skipped validation. What is cut of a name or a URL stays too long to be valid. Raise
+    ``TypeError`` for bytes.
+    """
+    text = "".join(_texts_of(proxy))
+    if len(text) <= _USUAL_LENGTH and is_plain(text):
+        return proxy
+    return replace(
+        proxy,
+        name=proxy.name[:65],
+        display_name=clean(proxy.display_name, 128).strip(),
+        icon=proxy.icon if len(proxy.icon) <= 512 else "",
+        url=proxy.url[: MAX_URL_LENGTH + 1],
+        wildcard_hostname=proxy.wildcard_hostname[:256],
+        version=clean(proxy.version, 64).strip(),
+    )
 
 
 def _with_time_zone(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""The health report of a proxy: parsing it, and making its texts safe."""
+"""The health report of a proxy: parsing it, and making its texts safe and small."""
 
 import json
-import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Self
 
+from proxyhealth import texts
 from proxyhealth.exceptions import BadReport
 from proxyhealth.statuses import Reason
 
@@ -14,14 +16,15 @@ MAX_ITEM_LENGTH = 1_000
 MAX_PARTS = 4_096
 MAX_BEGINNING_BYTES = 4 * 1024
 
-_WHITE_SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
-# C0 and C1 controls, bidirectional marks, and lone surrogates, which UTF-8 cannot encode.
-_UNWANTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Bytes of a report, escaped for JSON and HTML, where a character takes up to twelve.
+MAX_SIZE = 4 * 1024
+_SMALL = (MAX_SIZE - 2 * MAX_ITEMS * len('"", ')) // 12  # characters that need no count of their bytes
+_WORTH_KEEPING = 20  # characters of a cut text
 
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """The errors and warnings of a proxy: at most 50 each, of 1,000 characters, without controls."""
+    """The errors and warnings of a proxy: at most 50 each, of 1,000 characters, and 4 KiB in all."""
 
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -29,7 +32,20 @@ class HealthReport:
     @classmethod
     def sanitized(cls, errors: Sequence[str] = (), warnings: Sequence[str] = ()) -> Self:
         """Return a report of untrusted texts, made safe to store and to show. Mark what is cut with …."""
-        return cls(_clean_items(errors), _clean_items(warnings))
+        shown, noted = _clean_items(errors), _clean_items(warnings)
+        if sum(map(len, (*shown, *noted))) > _SMALL:
+            # Each list has half of the size, and what the other one leaves.
+            errors_size, warnings_size = _size(shown), _size(noted)
+            half = MAX_SIZE // 2
+            shown = _fit(shown, len(errors), max(half, MAX_SIZE - warnings_size))
+            noted = _fit(noted, len(warnings), max(half, MAX_SIZE - errors_size))
+        return cls(shown, noted)
+
+    @classmethod
+    def stored(cls, errors: Sequence[str], warnings: Sequence[str]) -> Self:
+        """Return a report that was sanitized before it was stored, perhaps by a version without a limit."""
+        small = sum(map(len, (*errors, *warnings))) <= _SMALL
+        return cls(tuple(errors), tuple(warnings)) if small else cls.sanitized(errors, warnings)
 
     @classmethod
     def parse(cls, body: bytes, warnings: Sequence[str] = ()) -> Self:
@@ -95,7 +111,7 @@ def _clean_items(items: Sequence[str]) -> tuple[str, ...]:
     if len(items) <= MAX_ITEMS:
         return tuple(_clean_item(item) for item in items)
     kept = MAX_ITEMS - 1
-    return (*(_clean_item(item) for item in items[:kept]), f"… and {len(items) - kept:,} more")
+    return (*(_clean_item(item) for item in items[:kept]), _rest(len(items) - kept))
 
 
 def _clean_item(item: str) -> str:
@@ -104,14 +120,32 @@ def _clean_item(item: str) -> str:
 
 
 def clean(text: str, length: int = MAX_ITEM_LENGTH) -> str:
-    """Return ``text`` on one line without control characters, cut to ``length`` characters with a final …."""
-    cut = text[: 8 * length]  # limits the work for a megabyte of controls
-    result = without_controls(_WHITE_SPACE.sub(" ", cut))
-    if len(result) > length or len(cut) < len(text):
-        result = result[: length - 1] + "…"
-    return result
+    """Return ``text`` on one line without invisible characters, cut to ``length`` with a final …."""
+    return texts.clean(text, length)
 
 
-def without_controls(text: str) -> str:
-    """Return ``text`` without control characters, direction marks, and lone surrogates."""
-    return text if text.isprintable() else _UNWANTED.sub("", text)
+def _rest(count: int) -> str:
+    return f"… and {count:,} more"
+
+
+def _size(items: Sequence[str]) -> int:
+    """Return the bytes of ``items`` where they take most: escaped for HTML and for JSON in ASCII."""
+    return sum(len(json.dumps(escape(item))) + 2 for item in items)
+
+
+def _fit(items: tuple[str, ...], count: int, size: int) -> tuple[str, ...]:
+    """Return the first ``items`` that fit into ``size``, with the number of the others, of ``count``."""
+    if _size(items) <= size:
+        return items
+    room = size - _size([_rest(count)])
+    kept: list[str] = []
+    for item in items:
+        before, room = room, room - _size([item])
+        if room < 0:
+            sizes = range(len(item))
+            length = bisect_right(sizes, before, key=lambda end: _size([texts.cut(item, end)])) - 1
+            if not kept or length >= _WORTH_KEEPING:
+                kept.append(texts.cut(item, length))
+            break
+        kept.append(item)
+    return (*kept, _rest(count - len(kept))) if len(kept) < count else tuple(kept)

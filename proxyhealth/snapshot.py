@@ -112,7 +112,7 @@ class ProxyStatus:
         nothing = [None] * len(proxies)
         column = {name: columns.get(name, nothing) for name in JUDGEMENT}
         reports = [
-            HealthReport(tuple(errors or ()), tuple(warnings or ())) if errors or warnings else EMPTY_REPORT
+            HealthReport.stored(errors or (), warnings or ()) if errors or warnings else EMPTY_REPORT
             for errors, warnings in zip(column["errors"], column["warnings"], strict=True)
         ]
         return map(

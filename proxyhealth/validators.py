@@ -10,6 +10,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import idna
 from django.core.exceptions import ValidationError
 
+from proxyhealth.texts import INVISIBLE, SELECTORS, without_controls
+
 RESERVED_NAMES = frozenset({"primary"})
 
 # Characters. Parsing some longer URLs would take quadratic time.
@@ -18,9 +20,8 @@ MAX_URL_LENGTH = 2_000
 _MAX_UNICODE_HOST = 100  # characters; each one takes ten microseconds
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# White space, controls, and characters that change how others are shown, such as direction marks.
-_UNSEEN = r"\s\x00-\x20\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
-_NOT_IN_URLS = re.compile(rf"[{_UNSEEN}\\]")
+_UNSEEN = rf"\s{INVISIBLE}"
+_NOT_IN_URLS = re.compile(rf"[{_UNSEEN}{SELECTORS}\\]")
 _PATH = re.compile(r"[!$%&()*+,./0-9:;=@A-Z_a-z~-]*")
 _BRACKETED = re.compile(r"\[[^][]*\](:[^][]*)?$")
 _HOST_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
@@ -165,6 +166,20 @@ def validate_wildcard_hostname(value: str) -> None:
             code="invalid_wildcard_hostname",
             params={"why": error},
         ) from None
+
+
+def validate_text(value: str) -> None:
+    """Validate a text that pages show: all its characters are visible."""
+    shown = without_controls(value)
+    if shown == value:
+        return
+    place = next((i for i, (a, b) in enumerate(zip(value, shown, strict=False)) if a != b), len(shown))
+    raise ValidationError(
+        "The text contains an invisible character (U+%(code)s) at position %(place)s. Delete it, "
+        "or type the text again.",
+        code="invisible_character",
+        params={"code": f"{ord(value[place]):04X}", "place": place + 1},
+    )
 
 
 def validate_proxy_name(value: str) -> None:

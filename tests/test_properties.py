@@ -60,8 +60,7 @@ def test_parse__any_lists_of_strings_are_kept(errors, warnings, other, ascii_onl
         assert "NaN" in text or "Infinity" in text or not ascii_only
         return
     check_report(report)
-    assert len(report.errors) == min(len(errors), 50)
-    assert len(report.warnings) == min(len(warnings), 50)
+    assert (bool(report.errors), bool(report.warnings)) == (bool(errors), bool(warnings))
     assert report == HealthReport.sanitized(errors, warnings)
 
 

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import random
+from html import escape
 
 import pytest
 
 from proxyhealth.exceptions import BadReport
-from proxyhealth.report import HealthReport, clean
+from proxyhealth.report import MAX_SIZE, HealthReport, clean
 from proxyhealth.statuses import Reason
 
 
@@ -143,6 +144,37 @@ def test_sanitized__keeps_exactly_50_items() -> None:
 def test_sanitized__is_idempotent() -> None:
     once = HealthReport.sanitized(["a\nb", "x" * 5000, ""] * 30)
     assert HealthReport.sanitized(once.errors) == once
+
+
+@pytest.mark.parametrize("errors", [0, 2, 64])
+@pytest.mark.parametrize("character", ["'", '"', "\\", "<&", "é", "東", "😀", "\u202ex", "\x00", "x"])
+def test_sanitized__keeps_4_kib(character: str, errors: int) -> None:
+    """Measured where the texts take most: as JSON, with or without ASCII escapes, and as HTML."""
+    for size, warnings in ((0, 64), (9, 64), (400, 0), (1001, 1), (30_000, 2)):
+        report = HealthReport.sanitized([character * size] * errors, [character * size] * warnings)
+        texts = (*report.errors, *report.warnings)
+        as_json = (json.dumps(texts, ensure_ascii=ascii_only).encode() for ascii_only in (True, False))
+        assert max(map(len, (*as_json, escape("".join(texts)).encode()))) <= MAX_SIZE
+        assert (bool(report.errors), bool(report.warnings)) == (bool(errors), bool(warnings))
+        assert HealthReport.sanitized(report.errors, report.warnings) == report
+        assert HealthReport.stored(report.errors, report.warnings) == report
+
+
+def test_sanitized__says_what_does_not_fit() -> None:
+    report = HealthReport.sanitized(["the cause", *["'" * 1000] * 63], ["renew the certificate"])
+    assert report.errors == ("the cause", "'" * 671 + "…", "… and 62 more")
+    assert report.warnings == ("renew the certificate",)
+    both = HealthReport.sanitized(["e" * 1000] * 5, ["w" * 1000] * 5)
+    assert [len(text) for text in both.errors] == [1000, 1000, 12]
+    assert [len(text) for text in both.warnings] == [1000, 1000, 12]
+    assert HealthReport.sanitized(["😀" * 1000]).errors == ("😀" * 338 + "…",)
+    assert HealthReport.sanitized(["x" * 1000] * 4).errors == ("x" * 1000,) * 4, "it fits"
+
+
+def test_stored__bounds_the_report_of_another_version() -> None:
+    report = HealthReport.stored(["'" * 1000] * 50, [])
+    assert report == HealthReport.sanitized(["'" * 1000] * 50)
+    assert len(report.errors) == 2
 
 
 def test_sanitized__of_nothing_is_empty() -> None:

@@ -16,6 +16,7 @@ from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy, is_of_a_row
 from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy
+from proxyhealth.texts import clean
 from proxyhealth.utils import PerProcess, aware, without_passwords
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _refresh(copy: SharedCopy[_State], epoch: object, previous: _State | None) -
         if not before.fault:
             logger.exception("the proxies cannot be read from the database")
         # No fingerprint: these rows may be older than the epoch, so the next read must read all rows.
-        inventory = replace(before, fault=_FAULT.format(without_passwords(error)))
+        inventory = replace(before, fault=_FAULT.format(clean(without_passwords(error), 300)))
         return _State(inventory, None, epoch, begin), _RETRY_INTERVAL
     if copy.is_late or (before and before.fault):
         logger.info("the proxies can be read from the database again")

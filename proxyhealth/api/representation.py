@@ -17,8 +17,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.utils.http import http_date, parse_etags
 
 from proxyhealth.conf import Primary
-from proxyhealth.report import without_controls
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
+from proxyhealth.texts import without_controls
 from proxyhealth.utils import rfc3339
 from proxyhealth.validators import (
     RESERVED_NAMES,
@@ -55,7 +55,8 @@ def public_name(proxy: Proxy) -> str:
     name = proxy.name
     if _PLAIN_NAME.fullmatch(name):
         return name
-    usable = len(name) <= 64 and name.isprintable() and not _UNUSABLE_NAME.fullmatch(normalize("NFKC", name))
+    visible = name.isprintable() and without_controls(name) == name
+    usable = visible and len(name) <= 64 and not _UNUSABLE_NAME.fullmatch(normalize("NFKC", name))
     return name if usable else str(proxy.id)
 
 
@@ -63,20 +64,17 @@ def public_values(proxy: Proxy) -> Proxy:
     """Return ``proxy`` with only those values that clients may use in links and pages.
 
     Rows may have skipped validation, for example in ``bulk_create()``. An invalid value becomes empty, and
-    an unusable name the id. Other texts lose their control characters.
+    an unusable name the id. The other texts were cleaned when the row was read.
     """
     row = f"{proxy.name}\n{proxy.url}\n{proxy.icon}\n{proxy.wildcard_hostname}"
-    is_plain = _PLAIN_ROW.fullmatch(row) and not (".." in row or ".-" in row or "-." in row)
-    if is_plain and f"{proxy.display_name}{proxy.version}".isprintable():
+    if _PLAIN_ROW.fullmatch(row) and not (".." in row or ".-" in row or "-." in row):
         return proxy
     return replace(
         proxy,
         name=public_name(proxy),
-        display_name=without_controls(proxy.display_name),
         url=_valid(proxy.url, parse_proxy_url),
         icon=_valid(proxy.icon, validate_icon),
         wildcard_hostname=_valid(proxy.wildcard_hostname, validate_wildcard_hostname),
-        version=without_controls(proxy.version),
     )
 
 

@@ -18,8 +18,10 @@ from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.reader import Activity, TaskRuns
 from proxyhealth.task_names import TaskName
+from proxyhealth.texts import is_plain, without_controls
 
 OUTCOMES = ("success", "incomplete", "offline", "failure")
+MAX_LABEL = 300
 
 
 class ProxyGauge(Metric):
@@ -79,6 +81,13 @@ def _escape(labels: Sequence[str]) -> Sequence[str]:
     if not any(character in text for character in '\\"\n'):
         return labels  # one search in all labels is ten times faster than one per label
     return [label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for label in labels]
+
+
+def _visible(labels: Sequence[str]) -> Sequence[str]:
+    if is_plain("".join(labels)):
+        return labels
+    # The text format escapes line feeds.
+    return ["\n".join(map(without_controls, label[:MAX_LABEL].split("\n"))) for label in labels]
 
 
 class _ProxyMetrics(NamedTuple):
@@ -229,8 +238,8 @@ def _proxy_gauges(prefix: str, ids: Sequence[str], statuses: Sequence[ProxyStatu
             [1.0] * len(statuses),
             {
                 "proxy_id": ids,
-                "name": [status.proxy.name for status in statuses],
-                "host": [status.proxy_host for status in statuses],
+                "name": _visible([status.proxy.name for status in statuses]),
+                "host": _visible([status.proxy_host for status in statuses]),
             },
         ),
         ProxyGauge(

@@ -97,7 +97,7 @@ def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
             fetch.responded = False  # for example, the headers were valid, but the body was not
         report = HealthReport.sanitized([str(error)], fetch.warnings)
     except Exception:
-        logger.exception("probe failed proxy=%s name=%s", proxy.id, proxy.name)
+        logger.exception("probe failed proxy=%s name=%s", proxy.id, clean(proxy.name, 64))
         status, reason = Status.UNHEALTHY, Reason.INTERNAL
         message = "proxyhealth failed to probe this proxy; the worker's log says why"
         report = HealthReport.sanitized([message], fetch.warnings)

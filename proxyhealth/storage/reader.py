@@ -17,10 +17,11 @@ from proxyhealth.exceptions import ForeignSnapshot, StoreError
 from proxyhealth.shared_copy import SharedCopy
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.storage.client import Cache, open_cache
-from proxyhealth.storage.counters import find_refusal
+from proxyhealth.storage.counters import MAX_ERROR, find_refusal
 from proxyhealth.storage.deployment import foreign_message, is_foreign
 from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode
 from proxyhealth.storage.lease import MAX_LEASE
+from proxyhealth.texts import clean
 from proxyhealth.utils import FrozenMapping, PerProcess, parse_rfc3339, without_passwords
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ class CacheContents(NamedTuple):
             "outcomes": FrozenMapping(
                 {key.removeprefix("count:"): count for key, count in counts if key.startswith("count:")}
             ),
-            "error": self.round_stats.get(b"error", b"").decode(errors="replace"),
-            "offline": self.round_stats.get(b"offline", b"").decode(errors="replace"),
+            "error": clean(self.round_stats.get(b"error", b"").decode(errors="replace"), MAX_ERROR),
+            "offline": clean(self.round_stats.get(b"offline", b"").decode(errors="replace"), MAX_ERROR),
             "error_at": _parse_time(self.round_stats.get(b"error_at")),
         }
 
@@ -225,7 +226,7 @@ def _with_refusal(state: _State) -> _State:
         return replace(state, refusal="") if state.refusal else state
     if time.monotonic() < state.tested_at + _TEST_INTERVAL:
         return state
-    refusal = find_refusal()
+    refusal = clean(find_refusal(), MAX_ERROR)
     if refusal and not state.refusal:
         logger.warning("rounds cannot be stored: %s", refusal)
     return replace(state, refusal=refusal, tested_at=time.monotonic())
@@ -242,6 +243,7 @@ def _is_overdue(snapshot: Snapshot | None) -> bool:
 
 
 def _unreadable(state: _State, fault: str) -> _State:
+    fault = clean(fault, MAX_ERROR)  # errors repeat texts of Redis
     return _with_snapshot(state, replace(state, refusal=""), _Condition.UNREADABLE, fault)
 
 

@@ -31,7 +31,7 @@ from django.conf import settings
 
 from proxyhealth.exceptions import BadReport
 from proxyhealth.probing.probe import probe
-from proxyhealth.report import HealthReport
+from proxyhealth.report import HealthReport, clean
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.validators import parse_proxy_url
@@ -112,7 +112,8 @@ def check_report(report: HealthReport) -> None:
         for item in items:
             assert len(item) <= 1000
             item.encode()
-            assert not any(ord(char) < 32 or 127 <= ord(char) < 160 for char in item)
+            assert clean(item) == item
+    assert HealthReport.sanitized(report.errors, report.warnings) == report
 
 
 def fuzz_parser(seed: int, count: int) -> Iterator[str]:

@@ -1,0 +1,53 @@
+"""Characters that nobody can see, or that change how others are shown, in texts from outside."""
+
+import re
+
+# For classes of regular expressions. First the controls of lines, terminals, and directions, and halves of
+# surrogate pairs, which UTF-8 cannot encode. Then what fonts draw as nothing (Default_Ignorable_Code_Point).
+INVISIBLE = (
+    r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff"
+    r"\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u2060-\u2065\u3164\ufeff\uffa0\ufff0-\ufffb"
+    r"\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# Persian, many scripts of India, and emoji need these, but never after Latin letters, at an end, or twice.
+SELECTORS = r"\u180b-\u180d\u180f\ufe00-\ufe0f"
+_JOINERS = "\u200c\u200d"
+
+_NOT_LATIN = (
+    rf"(?![{SELECTORS}])"
+    r"[\xa9\xae\u0600-\u1fff\u203c\u2049\u20d0-\ud7ff\uf900-\ufdff\ufe20-\uffef\U00010000-\U000dffff]"
+)
+
+_INVISIBLE = re.compile(f"[{INVISIBLE}]")
+_MAYBE_MISPLACED = re.compile(f"[{SELECTORS}{_JOINERS}]")
+_PLACED_OR_MISPLACED = re.compile(
+    rf"({_NOT_LATIN}[{SELECTORS}]?(?:[{_JOINERS}](?={_NOT_LATIN}))?)|[{SELECTORS}{_JOINERS}]"
+)
+_WHITE_SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029\u2800]+")
+
+
+def is_plain(text: str) -> bool:
+    """Return True if ``text`` is printable ASCII, as almost all texts are."""
+    return text.isascii() and text.isprintable()
+
+
+def without_controls(text: str) -> str:
+    """Return ``text`` without control characters, direction marks, and other invisible characters."""
+    if is_plain(text):
+        return text
+    text = _INVISIBLE.sub("", text)
+    return _PLACED_OR_MISPLACED.sub(r"\1", text) if _MAYBE_MISPLACED.search(text) else text
+
+
+def clean(text: str, length: int) -> str:
+    """Return ``text`` on one line without invisible characters, cut to ``length`` with a final …."""
+    head = text[: 8 * length]  # limits the work for a megabyte of controls
+    result = head if is_plain(head) else without_controls(_WHITE_SPACE.sub(" ", head))
+    if len(head) < len(text):
+        result = result[: length - 1].rstrip(_JOINERS) + "…"
+    return cut(result, length)
+
+
+def cut(text: str, length: int) -> str:
+    """Return ``text``, cut to ``length`` characters with a final … if it is longer."""
+    return text if len(text) <= length else text[: length - 1].rstrip(_JOINERS) + "…"
