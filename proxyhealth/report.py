@@ -129,8 +129,16 @@ def _rest(count: int) -> str:
 
 
 def _size(items: Sequence[str]) -> int:
-    """Return the bytes of ``items`` where they take most: escaped for HTML and for JSON in ASCII."""
-    return sum(len(json.dumps(escape(item))) + 2 for item in items)
+    """Return the bytes of ``items`` where they take most, escaped for HTML and for JSON in ASCII.
+
+    If that is above ``MAX_SIZE``, return only a number above it.
+    """
+    size = 0
+    for item in items:
+        size += len(json.dumps(escape(item))) + 2
+        if size > MAX_SIZE:
+            break
+    return size
 
 
 def _fit(items: tuple[str, ...], count: int, size: int) -> tuple[str, ...]:

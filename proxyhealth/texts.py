@@ -19,7 +19,7 @@ _NOT_LATIN = (
 )
 
 _INVISIBLE = re.compile(f"[{INVISIBLE}]")
-_MAYBE_MISPLACED = re.compile(f"[{SELECTORS}{_JOINERS}]")
+_SUSPICIOUS = re.compile(f"[{INVISIBLE}{SELECTORS}{_JOINERS}\u2800]")
 _PLACED_OR_MISPLACED = re.compile(
     rf"({_NOT_LATIN}[{SELECTORS}]?(?:[{_JOINERS}](?={_NOT_LATIN}))?)|[{SELECTORS}{_JOINERS}]"
 )
@@ -31,18 +31,21 @@ def is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
+def _is_suspicious(text: str) -> bool:
+    return not is_plain(text) and _SUSPICIOUS.search(text) is not None
+
+
 def without_controls(text: str) -> str:
     """Return ``text`` without control characters, direction marks, and other invisible characters."""
-    if is_plain(text):
+    if not _is_suspicious(text):
         return text
-    text = _INVISIBLE.sub("", text)
-    return _PLACED_OR_MISPLACED.sub(r"\1", text) if _MAYBE_MISPLACED.search(text) else text
+    return _PLACED_OR_MISPLACED.sub(r"\1", _INVISIBLE.sub("", text))
 
 
 def clean(text: str, length: int) -> str:
     """Return ``text`` on one line without invisible characters, cut to ``length`` with a final …."""
     head = text[: 8 * length]  # limits the work for a megabyte of controls
-    result = head if is_plain(head) else without_controls(_WHITE_SPACE.sub(" ", head))
+    result = without_controls(_WHITE_SPACE.sub(" ", head)) if _is_suspicious(head) else head
     if len(head) < len(text):
         result = result[: length - 1].rstrip(_JOINERS) + "…"
     return cut(result, length)
