@@ -16,14 +16,16 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
-from django.utils.timezone import localtime
 from django.views.decorators.http import require_POST
 
 from proxyhealth import access, health
+from proxyhealth.display import number, quantity, time_tag
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
+from proxyhealth.texts import clean
 
 # The order of the rows on the health page.
 BY_URGENCY = (Status.UNREACHABLE, Status.UNHEALTHY, Status.UNKNOWN, Status.UNREGISTERED, Status.OK)
@@ -56,15 +58,15 @@ class DeletedFilter(admin.SimpleListFilter):
 
 @admin.register(WorkspaceProxy)
 class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for type checkers only
-    list_display = ("name", "status", "reason", "latency", "last_check", "url")
+    list_display = ("shown_name", "status", "reason", "latency", "last_check", "shown_url")
     list_filter = (DeletedFilter,)
     search_fields = ("name", "display_name", "url")
-    readonly_fields = ("id", "created_at", "updated_at")
+    readonly_fields = ("id", "created", "updated")
     actions = ("check_now",)
     fieldsets = (
         (None, {"fields": ("name", "display_name", "icon")}),
         ("Location", {"fields": ("url", "wildcard_hostname", "version")}),
-        ("Lifecycle", {"fields": ("deleted", "id", "created_at", "updated_at")}),
+        ("Lifecycle", {"fields": ("deleted", "id", "created", "updated")}),
     )
 
     class Media:
@@ -88,7 +90,23 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return access.is_granted(super().has_delete_permission(request, obj))
 
-    # The list
+    @admin.display(description="created at")
+    def created(self, row: WorkspaceProxy) -> SafeString:
+        return time_tag(row.created_at)
+
+    @admin.display(description="updated at")
+    def updated(self, row: WorkspaceProxy) -> SafeString:
+        return time_tag(row.updated_at)
+
+    # The list. Rows that skipped validation may contain invisible characters.
+
+    @admin.display(description="name", ordering="name")
+    def shown_name(self, row: WorkspaceProxy) -> SafeString:
+        return format_html("<bdi>{}</bdi>", clean(row.name, 64).strip() or row.pk)
+
+    @admin.display(description="URL", ordering="url")
+    def shown_url(self, row: WorkspaceProxy) -> SafeString | str:
+        return format_html('<bdi dir="ltr">{}</bdi>', clean(row.url, 200)) if row.url else ""
 
     @admin.display(description="status")
     def status(self, row: WorkspaceProxy) -> SafeString:
@@ -104,12 +122,12 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
     @admin.display(description="latency", empty_value="")
     def latency(self, row: WorkspaceProxy) -> str | None:
         latency = health.status_of(row).latency
-        return None if latency is None else f"{latency * 1000:,.0f} ms"
+        return None if latency is None else quantity(latency * 1000, "ms")
 
     @admin.display(description="last check", empty_value="never")
     def last_check(self, row: WorkspaceProxy) -> str | None:
         if checked_at := health.status_of(row).checked_at:
-            return localtime(checked_at).strftime("%Y-%m-%d %H:%M:%S")
+            return time_tag(checked_at)
         snapshot = health.snapshot()
         if snapshot.fault:
             return "not known"
@@ -118,7 +136,8 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
     @admin.action(description="Check now", permissions=["change"])
     def check_now(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
         ids = list(queryset.values_list("pk", flat=True))
-        self._request_check(request, ids, f"{len(ids)} {'proxy is' if len(ids) == 1 else 'proxies are'}")
+        proxies = "proxy is" if len(ids) == 1 else "proxies are"
+        self._request_check(request, ids, f"{number(len(ids))} {proxies}")
 
     def _request_check(self, request: HttpRequest, ids: Iterable[UUID] | None, subject: str) -> None:
         health.request_check(ids)
@@ -210,7 +229,7 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
         snapshot = health.snapshot()
         statuses = health.statuses_of(WorkspaceProxy.objects.primary().active(), snapshot)
         counts = Counter(status.status for status in statuses)
-        chosen = request.GET.get("status", "")
+        chosen = clean(request.GET.get("status", ""), 64)
         rows = [status for status in statuses if chosen in ("", status.status)]
         rows.sort(key=_urgency)
         context = {

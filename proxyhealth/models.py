@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import DataError, models, router
 from django.db.models.functions import Lower
 
+from proxyhealth.display import name_of
 from proxyhealth.snapshot import Proxy
 from proxyhealth.texts import clean, is_plain
 from proxyhealth.utils import aware
@@ -112,8 +113,7 @@ class WorkspaceProxy(models.Model):
 
     def __str__(self) -> str:
         # Django puts this into titles, headings, messages, and the log of changes.
-        texts = (clean(text, 128).strip() for text in (self.display_name, self.name))
-        return next(filter(None, texts), str(self.pk))
+        return name_of(self)
 
     def as_proxy(self) -> Proxy:
         """Return the values of the row, as :meth:`WorkspaceProxyQuerySet.as_proxies` does."""

@@ -226,6 +226,10 @@ class Snapshot:
     @property
     def stale_reason(self) -> str:
         """The reason why the snapshot is stale, as a sentence, or an empty string."""
+        return self.why_stale(lambda moment: f"{moment:%Y-%m-%d %H:%M:%S} UTC")
+
+    def why_stale(self, clock: Callable[[datetime], str]) -> str:
+        """Return ``stale_reason`` with times as ``clock`` shows them."""
         cause = f"Rounds cannot be stored: {self.refusal}" if self.refusal else ""
         if self.fault or self.offline:
             return f"{self.fault or self.offline} {cause}".rstrip()
@@ -240,8 +244,7 @@ class Snapshot:
         else:
             late = time.monotonic() >= self.fresh_until
         if late:
-            since = f"{self.checked_at:%Y-%m-%d %H:%M:%S} UTC"
-            return f"No {kind} has ended since the one of {since}. {cause or hint}"
+            return f"No {kind} has ended since the one of {clock(self.checked_at)}. {cause or hint}"
         return ""
 
     @property

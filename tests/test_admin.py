@@ -57,7 +57,7 @@ def test_list__shows_status_reason_latency_and_last_check(admin, fleet):
     for status in ("ok", "unhealthy", "unreachable", "unregistered"):
         assert f'<span class="proxyhealth-badge proxyhealth-{status}">{status}</span>' in text
     assert '<td class="field-reason">connect</td>' in text
-    assert " ms</td>" in text
+    assert " ms</bdi></td>" in text
     assert HEALTH in text
 
 

@@ -6,7 +6,7 @@
   const seconds = Number(live.dataset.refresh);
   let shownSince = new Date();
 
-  const controls = () => [...live.querySelectorAll("a, button")];
+  const controls = () => [...live.querySelectorAll("a, button, summary")];
 
   function ago(moment) {
     const age = Math.max(0, Math.round((Date.now() - moment) / 1000));
@@ -17,8 +17,8 @@
 
   function showAges() {
     for (const time of live.querySelectorAll("time[data-ago]")) {
-      time.dataset.text ??= time.textContent;
-      time.textContent = `${time.dataset.text} (${ago(new Date(time.dateTime))})`;
+      const age = time.querySelector("span") ?? time.appendChild(document.createElement("span"));
+      age.textContent = ` (${ago(new Date(time.dateTime))})`;
     }
   }
 
@@ -34,13 +34,15 @@
       const fresh = page.getElementById("proxyhealth-live");
       if (!fresh) throw new Error("the server responded with another page");
       const focused = controls().indexOf(document.activeElement);
+      const open = [...live.querySelectorAll("details[open]")].map((details) => details.id);
       live.replaceChildren(...fresh.childNodes);
+      for (const id of open) document.getElementById(id)?.setAttribute("open", "");
       controls()[focused]?.focus({ preventScroll: true }); // for keyboard users
       shownSince = new Date();
       offline.hidden = true;
     } catch (error) {
       offline.textContent =
-        `This page has not been refreshed since ${shownSince.toLocaleTimeString()}: ${error.message}. ` +
+        `This page has not been refreshed since ${shownSince.toLocaleTimeString([], { timeZoneName: "short" })}: ${error.message}. ` +
         "The statuses may be out of date.";
       offline.hidden = false;
     }
