@@ -2,7 +2,7 @@
 
 import threading
 import time
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -167,7 +167,7 @@ class Listing:
         page = [*primary, *(texts[index] for index in found[:limit])]
         if len(found) <= limit:
             return page, None
-        return page, cursor_after(entries.names[found[limit - 1]]) if limit else PRIMARY_CURSOR
+        return page, cursor_after(entries.key(found[limit - 1])) if limit else PRIMARY_CURSOR
 
     def _primary(self, selection: Selection) -> list[bytes]:
         """Return the JSON of the primary region if it is selected. It precedes all proxies."""
@@ -237,16 +237,15 @@ class _Entries:
         return [_search_text(fragment.public) for fragment in self._fragments.values()]
 
     def canonical(self, selection: Selection) -> Selection:
-        """Return the same selection for each cursor of the same page, whatever name the cursor has."""
+        """Return the same selection for each cursor of the same page, whatever key the cursor has."""
         if selection.after is None:
             return selection
-        begin = bisect_right(self.names, selection.after)
-        return replace(selection, after=self.names[begin - 1] if begin else "")
+        begin = self.first_after(selection.after)
+        return replace(selection, after=self.key(begin - 1) if begin else "")
 
     def select(self, selection: Selection) -> Iterator[int]:
         """Return the indices of the selected proxies, lazily, because a page needs only the first ones."""
-        begin = 0 if selection.after is None else bisect_right(self.names, selection.after)
-        indices: Iterable[int] = range(begin, len(self.names))
+        indices: Iterable[int] = range(self.first_after(selection.after or ""), len(self.names))
         if text := selection.text:
             search_texts = self.search_texts
             indices = (index for index in indices if text in search_texts[index])
@@ -262,15 +261,32 @@ class _Entries:
 
     @LazyProperty
     def _by_name(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names)}
+        exact = [fragment.public.name for fragment in self._fragments.values()]
+        return {name: index for names in (self.names, exact) for index, name in enumerate(names)}
+
+    def key(self, index: int) -> str:
+        """Return the place of a proxy in the order of all: the lower-case name, and the id.
+
+        Some databases let names differ only in the case of letters other than A to Z.
+        """
+        return f"{self.names[index]}\t{self.statuses[index].proxy.id}"
+
+    def first_after(self, key: str) -> int:
+        """Return the index of the first proxy after this key, whose proxy may be gone."""
+        index = bisect_left(self.names, key.partition("\t")[0])
+        while index < len(self.names) and self.key(index) <= key:
+            index += 1
+        return index
 
     def index(self, id_or_name: str) -> int | None:
         try:
             index = self._by_id.get(UUID(id_or_name))
         except ValueError:
             index = None
-        # An id takes precedence over a name that looks like it.
-        return self._by_name.get(id_or_name.lower()) if index is None else index
+        # An id takes precedence over a name that looks like it, and an exact name over one in another case.
+        if index is None:
+            index = self._by_name.get(id_or_name, self._by_name.get(id_or_name.lower()))
+        return index
 
 
 def _search_text(proxy: Proxy | Primary) -> str:

@@ -14,15 +14,15 @@ MAX_TEXT = 200
 
 # A cursor names the last entry of a page: a proxy, or the primary region, which precedes all proxies.
 PRIMARY_CURSOR = "0"
-_NAME_CURSOR = re.compile(r"1(.{1,200})", re.DOTALL)
+_KEY_CURSOR = re.compile(r"1(.{1,200})", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Selection:
     """The requested part of a list; by default, all of it.
 
-    ``text`` is case-folded. ``after`` is the lower-case name of the entry that precedes the page: None for
-    the first page, empty after the primary region. A page after another one always has a ``limit``.
+    ``text`` is case-folded. ``after`` is the key of the proxy that precedes the page: None for the first
+    page, empty after the primary region. A page after another one always has a ``limit``.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -35,9 +35,9 @@ class Selection:
 EVERYTHING = Selection()
 
 
-def cursor_after(name: str) -> str:
-    """Return the cursor of the page after a lower-case name."""
-    return f"1{name}"
+def cursor_after(key: str) -> str:
+    """Return the cursor of the page after the proxy with this key."""
+    return f"1{key}"
 
 
 def parse_selection(query: QueryDict, filter: str) -> Selection:
@@ -98,6 +98,6 @@ def _after(value: str | None) -> str | None:
         return None
     if value == PRIMARY_CURSOR:
         return ""
-    if match := _NAME_CURSOR.fullmatch(value):
+    if match := _KEY_CURSOR.fullmatch(value):
         return match[1]
     raise InvalidQuery(f"'cursor' must be the next_cursor of a page, not {short(value)}.")

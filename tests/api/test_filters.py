@@ -110,6 +110,34 @@ def test_pages__after_a_cursor_have_a_limit(viewer):
     assert len(viewer.get(f"{REGIONS}?cursor={body['next_cursor']}").json()["regions"]) == 2
 
 
+# Equal in lower case for Python, but not for SQLite, which ignores only the case of A to Z. "\u212a" is the
+# sign of the unit Kelvin.
+CASE_PAIRS = ["É", "é", "ẞ", "ß", "İ", "i̇", "\u212a", "k"]
+
+
+def test_pages__names_that_differ_only_in_case(viewer):
+    WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=name) for name in [*CASE_PAIRS, "z"])
+    ids = [region["id"] for region in viewer.get(LIST).json()["regions"]]
+    for limit in (1, 2, 3):
+        seen, cursor = [], ""
+        while cursor is not None:
+            body = viewer.get(LIST, {"limit": limit, **({"cursor": cursor} if cursor else {})}).json()
+            seen += [region["id"] for region in body["regions"]]
+            cursor = body["next_cursor"]
+        assert seen == ids
+    first = viewer.get(LIST, {"limit": 1}).json()
+    WorkspaceProxy.objects.filter(pk=ids[0]).delete()
+    rest = viewer.get(LIST, {"cursor": first["next_cursor"]}).json()["regions"]
+    assert [region["id"] for region in rest] == ids[1:]
+
+
+def test_proxy__of_names_that_differ_only_in_case(viewer):
+    WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=name) for name in [*CASE_PAIRS, "Rome"])
+    for name in [*CASE_PAIRS, "Rome"]:
+        assert viewer.get(f"{LIST}/{name}").json()["name"] == name
+    assert viewer.get(f"{LIST}/rOME").json()["name"] == "Rome"
+
+
 @pytest.mark.parametrize("path", [LIST, REGIONS])
 def test_invalid_query__is_400(viewer, path):
     response = viewer.get(f"{path}?limit=many")
