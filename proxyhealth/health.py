@@ -1,7 +1,8 @@
 """The Python API: the statuses, the hosts, and a round on demand.
 
 Only :func:`force_update` waits for proxies. While Redis is down, reads return the last copy of this process,
-marked as stale. Only :func:`statuses_of` queries the database, and raises its errors.
+marked as stale. Of the reads, only :func:`statuses_of` queries the database, and raises its errors. All of
+them raise ``ImproperlyConfigured`` for an invalid setting, which ``manage.py check`` reports.
 """
 
 from collections.abc import Mapping
@@ -32,14 +33,15 @@ __all__ = [
 
 
 def health_status() -> Mapping[UUID, ProxyStatus]:
-    """Return the last status of every proxy by id, or an empty mapping before the first check."""
+    """Return the status of each proxy in the snapshot by id, or an empty mapping before the first check."""
     return reader.read().statuses
 
 
 def proxy_hosts(*, healthy_only: bool = False) -> list[str]:
-    """Return ``host[:port]`` of every registered proxy, or only of the healthy ones.
+    """Return ``host[:port]`` of the proxies in the snapshot with a valid URL, or only of the healthy ones.
 
-    All callers share this read-only list. To change it, make a copy.
+    A proxy that was not probed yet is missing. All callers share this read-only list. To change it, make a
+    copy.
     """
     snapshot = reader.read()
     return snapshot.healthy_hosts if healthy_only else snapshot.hosts

@@ -39,7 +39,7 @@ _DEFAULT_SRC = _directive("default-src")
 
 
 class ProxyHostsMiddleware(MiddlewareMixin):
-    """A middleware that adds the registered proxies, healthy or not, to ``connect-src`` of each policy.
+    """A middleware that adds the probed proxies, healthy or not, to ``connect-src`` of each policy.
 
     The project's pages can then fetch from the proxies and open web sockets to them. Responses without a
     policy, and policies that do not restrict connections, stay as they are. So do the responses to requests

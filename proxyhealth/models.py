@@ -60,7 +60,8 @@ class WorkspaceProxy(models.Model):
         # The unique constraint below already has an index, which ignores case.
         db_index=False,
         validators=[validate_proxy_name],
-        help_text="Letters, digits, hyphens and underscores. Unique without regard to case.",
+        help_text="Letters, digits, hyphens and underscores. Unique among the proxies that are not deleted, "
+        "without regard to case.",
     )
     display_name = models.CharField(
         max_length=128,

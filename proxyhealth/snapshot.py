@@ -254,7 +254,7 @@ class Snapshot:
 
     @LazyProperty
     def hosts(self) -> FrozenList[str]:
-        """The ``host[:port]`` of all registered proxies, each once, in order of the proxies' names."""
+        """The ``host[:port]`` of all proxies with a valid URL, each once, in order of the proxies' names."""
         return FrozenList(dict.fromkeys(s.proxy_host for s in self.statuses.values() if s.proxy_host))
 
     @LazyProperty

@@ -68,8 +68,9 @@ class _State:
 
 
 def read(epoch: object = None, *, now: bool = False) -> Inventory:
-    """Return the active proxies, at most ``READ_INTERVAL`` seconds old. With ``now``, read them now.
+    """Return the active proxies of this process. With ``now``, read them now.
 
+    Read them again ``READ_INTERVAL`` seconds after the last read, while other threads get the previous copy.
     A read is one small query. It reads all rows only if the query shows a change, if this process saved a
     proxy, or if ``epoch``, the id of a snapshot, is new. It also reads them once per ``INTERVAL``, to detect
     changes that the query misses, such as ``queryset.update()``.
@@ -87,6 +88,12 @@ def read(epoch: object = None, *, now: bool = False) -> Inventory:
             timeout=_TIMEOUT,
         )
     return state.inventory
+
+
+def has_fault() -> bool:
+    """Return True if the last read failed, or takes too long, without a query."""
+    copy = _inventory.value
+    return copy.is_late or bool(copy.value and copy.value.inventory.fault)
 
 
 def expire() -> None:
@@ -135,7 +142,7 @@ def _read_rows(before: Inventory | None, fingerprint: _Fingerprint) -> Inventory
     rows = WorkspaceProxy.objects.primary().active().as_proxies()
     proxies = [old if (old := old_proxies.get(proxy.id)) == proxy else proxy for proxy in rows]
     # Sorted in Python, because the order of a database depends on its collation, and pages need this order.
-    proxies.sort(key=lambda proxy: public_name(proxy).lower())
+    proxies.sort(key=lambda proxy: (public_name(proxy).lower(), proxy.id))
     inventory = Inventory(tuple(proxies), fingerprint.changed_at and aware(fingerprint.changed_at))
     return before if before and before.same_as(inventory) else inventory
 

@@ -121,7 +121,7 @@ export interface components {
         Region: {
             /** Format: uuid */
             id: string;
-            /** @description Unique, ignoring case. The control plane itself is `primary`. */
+            /** @description Unique in the list, ignoring the case of the letters A to Z. A new proxy may have the name of a deleted one. The control plane itself is `primary`. */
             name: string;
             /** @description The name for users. Equal to `name` unless another one is set. */
             display_name: string;
@@ -170,7 +170,7 @@ export interface components {
         Proxy: {
             /** Format: uuid */
             id: string;
-            /** @description Unique, ignoring case. The control plane itself is `primary`. */
+            /** @description Unique in the list, ignoring the case of the letters A to Z. A new proxy may have the name of a deleted one. The control plane itself is `primary`. */
             name: string;
             /** @description The name for users. Equal to `name` unless another one is set. */
             display_name: string;
@@ -244,6 +244,7 @@ export interface components {
                 ETag: components["headers"]["ETag"];
                 "Cache-Control": components["headers"]["CacheControl"];
                 Vary: components["headers"]["Vary"];
+                "Proxyhealth-Stale": components["headers"]["Stale"];
                 [name: string]: unknown;
             };
             content?: never;
@@ -251,6 +252,7 @@ export interface components {
         /** @description A query parameter is unknown or invalid. */
         BadQuery: {
             headers: {
+                "Proxyhealth-Stale": components["headers"]["Stale"];
                 [name: string]: unknown;
             };
             content: {
@@ -266,6 +268,7 @@ export interface components {
         /** @description The body cannot be parsed. */
         BadRequest: {
             headers: {
+                "Proxyhealth-Stale": components["headers"]["Stale"];
                 [name: string]: unknown;
             };
             content: {
@@ -282,6 +285,7 @@ export interface components {
         NotSignedIn: {
             headers: {
                 "WWW-Authenticate": components["headers"]["WwwAuthenticate"];
+                "Proxyhealth-Stale": components["headers"]["Stale"];
                 [name: string]: unknown;
             };
             content: {
@@ -297,6 +301,7 @@ export interface components {
         /** @description The user does not have the permission, or the CSRF token is missing or invalid. */
         NotAllowed: {
             headers: {
+                "Proxyhealth-Stale": components["headers"]["Stale"];
                 [name: string]: unknown;
             };
             content: {
@@ -312,6 +317,7 @@ export interface components {
         /** @description No proxy has this id or name. */
         NotFound: {
             headers: {
+                "Proxyhealth-Stale": components["headers"]["Stale"];
                 [name: string]: unknown;
             };
             content: {
@@ -324,9 +330,27 @@ export interface components {
                 "application/json": components["schemas"]["Message"];
             };
         };
+        /** @description The path does not have the method of the request. */
+        MethodNotAllowed: {
+            headers: {
+                Allow: components["headers"]["Allow"];
+                "Proxyhealth-Stale": components["headers"]["Stale"];
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "message": "Method not allowed.",
+                 *       "detail": "Allowed methods: GET, HEAD."
+                 *     }
+                 */
+                "application/json": components["schemas"]["Message"];
+            };
+        };
         /** @description Authentication failed because of an error on the server. */
         NotAuthenticated: {
             headers: {
+                "Proxyhealth-Stale": components["headers"]["Stale"];
                 [name: string]: unknown;
             };
             content: {
@@ -342,6 +366,7 @@ export interface components {
         /** @description The database is not available. */
         NotAvailable: {
             headers: {
+                "Proxyhealth-Stale": components["headers"]["Stale"];
                 [name: string]: unknown;
             };
             content: {
@@ -383,8 +408,10 @@ export interface components {
         /** @description `private, no-cache`: the client may keep the response, but must revalidate it each time. */
         CacheControl: string;
         Vary: string;
-        /** @description `true` if the data may be out of date: rounds have stopped, the workers are offline, or the snapshot or the database cannot be read. Also sent with 304. */
+        /** @description `true` if the data may be out of date: rounds have stopped, the workers are offline, or the snapshot or the database cannot be read. Each response has it, also an error. */
         Stale: "true" | "false";
+        /** @description The methods of the path */
+        Allow: string;
         /** @description Sent only if Django's session authenticates requests. */
         WwwAuthenticate: string;
     };
@@ -407,6 +434,7 @@ export type ResponseBadRequest = components['responses']['BadRequest'];
 export type ResponseNotSignedIn = components['responses']['NotSignedIn'];
 export type ResponseNotAllowed = components['responses']['NotAllowed'];
 export type ResponseNotFound = components['responses']['NotFound'];
+export type ResponseMethodNotAllowed = components['responses']['MethodNotAllowed'];
 export type ResponseNotAuthenticated = components['responses']['NotAuthenticated'];
 export type ResponseNotAvailable = components['responses']['NotAvailable'];
 export type ParameterIdOrName = components['parameters']['IdOrName'];
@@ -421,6 +449,7 @@ export type HeaderLastModified = components['headers']['LastModified'];
 export type HeaderCacheControl = components['headers']['CacheControl'];
 export type HeaderVary = components['headers']['Vary'];
 export type HeaderStale = components['headers']['Stale'];
+export type HeaderAllow = components['headers']['Allow'];
 export type HeaderWwwAuthenticate = components['headers']['WwwAuthenticate'];
 export type $defs = Record<string, never>;
 export interface operations {
@@ -463,6 +492,7 @@ export interface operations {
             400: components["responses"]["BadQuery"];
             401: components["responses"]["NotSignedIn"];
             403: components["responses"]["NotAllowed"];
+            405: components["responses"]["MethodNotAllowed"];
             500: components["responses"]["NotAuthenticated"];
             503: components["responses"]["NotAvailable"];
         };
@@ -506,6 +536,7 @@ export interface operations {
             400: components["responses"]["BadQuery"];
             401: components["responses"]["NotSignedIn"];
             403: components["responses"]["NotAllowed"];
+            405: components["responses"]["MethodNotAllowed"];
             500: components["responses"]["NotAuthenticated"];
             503: components["responses"]["NotAvailable"];
         };
@@ -546,6 +577,7 @@ export interface operations {
             401: components["responses"]["NotSignedIn"];
             403: components["responses"]["NotAllowed"];
             404: components["responses"]["NotFound"];
+            405: components["responses"]["MethodNotAllowed"];
             500: components["responses"]["NotAuthenticated"];
             503: components["responses"]["NotAvailable"];
         };
@@ -568,6 +600,7 @@ export interface operations {
             /** @description The probe was requested. */
             202: {
                 headers: {
+                    "Proxyhealth-Stale": components["headers"]["Stale"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -584,6 +617,7 @@ export interface operations {
             401: components["responses"]["NotSignedIn"];
             403: components["responses"]["NotAllowed"];
             404: components["responses"]["NotFound"];
+            405: components["responses"]["MethodNotAllowed"];
             500: components["responses"]["NotAuthenticated"];
             503: components["responses"]["NotAvailable"];
         };
@@ -606,6 +640,7 @@ export interface operations {
                     ETag: components["headers"]["ETag"];
                     "Cache-Control": components["headers"]["CacheControl"];
                     Vary: components["headers"]["Vary"];
+                    "Proxyhealth-Stale": components["headers"]["Stale"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -613,6 +648,7 @@ export interface operations {
                 };
             };
             304: components["responses"]["NotModified"];
+            405: components["responses"]["MethodNotAllowed"];
         };
     };
 }

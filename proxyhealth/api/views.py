@@ -1,15 +1,17 @@
 """The JSON views. They show the snapshot, and never wait for a probe."""
 
 import json
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
+from typing import Any
 
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.urls import reverse
 
 from proxyhealth import health
-from proxyhealth.access import endpoint, message
-from proxyhealth.api import listing
+from proxyhealth.access import View, endpoint, message
+from proxyhealth.api import inventory, listing
 from proxyhealth.api.listing import Kind, Listing
 from proxyhealth.api.query import parse_selection
 from proxyhealth.api.representation import Representation, encode
@@ -21,21 +23,41 @@ from proxyhealth.validators import short
 VIEW_PERMISSION = "proxyhealth.view_workspaceproxy"
 CHANGE_PERMISSION = "proxyhealth.change_workspaceproxy"
 
+STALE = "Proxyhealth-Stale"
+
 DESCRIPTION = Path(__file__).parent / "openapi.json"
 
 
+def marked(view: View) -> View:
+    """Wrap ``view`` so that each response has the header ``Proxyhealth-Stale``, also an error."""
+
+    @wraps(view)
+    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response = view(request, *args, **kwargs)
+        if STALE not in response:
+            # Without a query: of the rows, only the last read counts.
+            stale = response.status_code == 503 or inventory.has_fault() or health.snapshot().stale
+            response[STALE] = "true" if stale else "false"
+        return response
+
+    return wrapper
+
+
+@marked
 @endpoint("GET", VIEW_PERMISSION)
 def proxies(request: HttpRequest) -> HttpResponse:
     """Return every active proxy with its status, and the snapshot of the statuses."""
     return _list(request, "proxies", "status")
 
 
+@marked
 @endpoint("GET", public=lambda: conf.PUBLIC_REGIONS)
 def regions(request: HttpRequest) -> HttpResponse:
     """Return every active proxy, without the details that need a permission."""
     return _list(request, "regions", "healthy")
 
 
+@marked
 @endpoint("GET", VIEW_PERMISSION)
 def proxy(request: HttpRequest, id_or_name: str) -> HttpResponse:
     current = listing.current()
@@ -46,6 +68,7 @@ def proxy(request: HttpRequest, id_or_name: str) -> HttpResponse:
     return _respond(request, representation, current)
 
 
+@marked
 @endpoint("POST", CHANGE_PERMISSION)
 def check(request: HttpRequest, id_or_name: str) -> HttpResponse:
     """Request a check of one proxy, without waiting for it."""
@@ -57,6 +80,7 @@ def check(request: HttpRequest, id_or_name: str) -> HttpResponse:
     return message(202, "Check requested.", "The status changes after the probe.")
 
 
+@marked
 @endpoint("GET", public=lambda: True)
 def openapi(request: HttpRequest) -> HttpResponse:
     """Return the OpenAPI 3.1 description of these views."""
@@ -86,7 +110,7 @@ def _list(request: HttpRequest, kind: Kind, filter: str) -> HttpResponse:
 
 def _respond(request: HttpRequest, representation: Representation, current: Listing) -> HttpResponse:
     response = representation.response(request)
-    response["Proxyhealth-Stale"] = "true" if current.stale else "false"
+    response[STALE] = "true" if current.stale else "false"
     return response
 
 

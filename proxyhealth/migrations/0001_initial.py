@@ -18,7 +18,7 @@ class Migration(migrations.Migration):
             name='WorkspaceProxy',
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('name', models.SlugField(db_index=False, help_text='Letters, digits, hyphens and underscores. Unique without regard to case.', max_length=64, validators=[proxyhealth.validators.validate_proxy_name])),
+                ('name', models.SlugField(db_index=False, help_text='Letters, digits, hyphens and underscores. Unique among the proxies that are not deleted, without regard to case.', max_length=64, validators=[proxyhealth.validators.validate_proxy_name])),
                 ('display_name', models.CharField(blank=True, help_text='What users see. The name, if empty.', max_length=128, validators=[proxyhealth.validators.validate_text])),
                 ('icon', models.CharField(blank=True, help_text='URL or path of an icon, for example /emojis/1f1eb.png', max_length=512, validators=[proxyhealth.validators.validate_icon])),
                 ('url', models.CharField(blank=True, help_text='http:// or https://, a host, and a port if need be. Empty until the proxy has registered.', max_length=512, validators=[proxyhealth.validators.validate_proxy_url], verbose_name='URL')),

@@ -256,7 +256,10 @@ def _mark_late(state: _State) -> _State:
 
 
 def _refresh(previous: _State | None) -> tuple[_State, float]:
-    """Read the cache, and return the next state and the seconds until the next read. Never raise."""
+    """Read the cache, and return the next state and the seconds until the next read.
+
+    Raise only ``ImproperlyConfigured``, for an invalid setting.
+    """
     state = previous or _State()
     try:
         with open_cache() as cache:
@@ -291,9 +294,10 @@ forget = _reader.reset
 
 
 def read() -> Snapshot:
-    """Return the snapshot, at most ``READ_INTERVAL`` seconds old. Never raise.
+    """Return this process's snapshot. Read the cache again ``READ_INTERVAL`` seconds after the last read.
 
-    If the cache cannot be read, it is the last copy of this process, or an empty one, with a ``fault``.
+    While one thread reads, the others get the previous copy. If the cache cannot be read, it is the last copy
+    of this process, or an empty one, with a ``fault``. Raise only ``ImproperlyConfigured``.
     """
     reader = _reader.value
     if time.monotonic() < reader.due_at and (state := reader.value):  # reader.fresh(), inlined for speed
@@ -319,7 +323,8 @@ class Activity(NamedTuple):
 def read_activity() -> Activity:
     """Read the cache now, and return only what it holds: the same in all processes.
 
-    Never raise. If the cache cannot be read, return the last contents, and a snapshot with a ``fault``.
+    If the cache cannot be read, return the last contents, and a snapshot with a ``fault``. Raise only
+    ``ImproperlyConfigured``.
     """
     # Read even if the copy is fresh: if two processes are scraped in turn, the older copy would make counters
     # decrease. But do not read a cache that has just failed.

@@ -267,6 +267,9 @@ def test_database_down__unknown_proxy_is_503(operator, paris, monkeypatch, sent)
     assert operator.post(f"{LIST}/paris/check").status_code == 202
     assert_error(operator.get(f"{LIST}/oslo"), 503, "Not available.")
     assert_error(operator.post(f"{LIST}/oslo/check"), 503, "Not available.")
+    # The other responses say so, too, without a query of their own.
+    for path in (f"{LIST}?limit=many", f"{LIST}/openapi.json", f"{LIST}/paris/check"):
+        assert operator.get(path)["Proxyhealth-Stale"] == "true"
 
 
 def test_login_required_middleware__is_401_without_redirect(paris, settings):
