@@ -45,12 +45,15 @@ local function is_superseded(lease, stats, token)
 end
 """
 
+_PERMISSIONS = "Give the Redis user the permissions that docs/operations.md lists."
+
 # Remedies, by a part of the text of an error. Before Redis 7, the text of an error in a script is within
 # another text.
 _REMEDIES = {
     "when used memory": "Redis is full: raise its maxmemory, or make room.",
     "read only replica": "This is a replica: the address in CACHES must lead to the primary.",
-    "o permissions": "Give the Redis user the permissions that docs/operations.md lists.",
+    "o permissions": _PERMISSIONS,
+    "can't run this command": _PERMISSIONS,  # in a script, with Redis 7
     "unknown command": "Do not rename or disable EVALSHA and SCRIPT: rounds need scripts.",
     "hash to the same slot": (
         "For Redis Cluster, set a KEY_PREFIX with a hash tag in CACHES, such as '{proxyhealth}'."

@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import ForeignSnapshot, StoreError
@@ -114,17 +114,12 @@ def read_contents(cache: Cache, last_head: bytes) -> CacheContents:
 
 
 def _read_contents(cache: Cache, whole: bool) -> CacheContents:
-    # One transaction, so that the statuses of one commit do not meet the counts of another.
-    pipe = cache.client.pipeline(transaction=True)
-    if whole:
-        pipe.get(cache.key("snapshot"))
-    else:
-        pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
-    pipe.hgetall(cache.key("round-stats"))
-    pipe.pttl(cache.key("lease"))
-    pipe.time()
-    pipe.hgetall(cache.key("tasks"))
-    *replies, task_stats = pipe.execute(raise_on_error=False)
+    try:
+        # One transaction, so that the statuses of one commit do not meet the counts of another.
+        *replies, task_stats = _read_keys(cache, whole, transaction=True)
+    except OutOfMemoryError:
+        # A full Redis queues no command of a transaction. It accepts no commit either.
+        *replies, task_stats = _read_keys(cache, whole, transaction=False)
     for reply in replies:
         if isinstance(reply, RedisError):
             raise reply
@@ -133,6 +128,21 @@ def _read_contents(cache: Cache, whole: bool) -> CacheContents:
         task_stats = {}  # an invalid key of the counters must not hide the snapshot
     now = seconds + microseconds / 1e6
     return CacheContents(document or b"", round_stats, task_stats, lease, now, time.monotonic())
+
+
+def _read_keys(cache: Cache, whole: bool, transaction: bool) -> list[Any]:
+    """Return the replies of Redis. Each is a value or an error."""
+    pipe = cache.client.pipeline(transaction=transaction)
+    if whole:
+        pipe.get(cache.key("snapshot"))
+    else:
+        pipe.getrange(cache.key("snapshot"), 0, HEAD_BYTES)
+    pipe.hgetall(cache.key("round-stats"))
+    pipe.pttl(cache.key("lease"))
+    pipe.time()
+    pipe.hgetall(cache.key("tasks"))
+    replies: list[Any] = pipe.execute(raise_on_error=False)
+    return replies
 
 
 class _Condition(Enum):

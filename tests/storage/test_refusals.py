@@ -12,8 +12,10 @@ from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.lease import take_token
 from tests.metrics.scraping import samples, scrape
+from tests.settings import REDIS_PORT
 from tests.support.ports import free_port
 from tests.support.proxies import wait_for
+from tests.support.redis_relay import RedisRelay
 from tests.support.values import a_round, make_proxy, make_status
 
 PAGE = "/admin/proxyhealth/workspaceproxy/health/"
@@ -116,6 +118,30 @@ def test_refusal__renamed_command_is_named(settings, command):
         with pytest.raises(StoreError, match=f"(?i)unknown command '{command}'.*rounds need scripts"):
             take_token()
         assert "rounds need scripts" in reader.read().refusal
+
+
+@pytest.mark.parametrize(
+    ("marker", "answer", "cause"),
+    [
+        (b"", b"", ""),
+        (b"MULTI", b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", ""),
+        (
+            b"EVALSHA",
+            b"-ERR The user executing the script can't run this command.\r\n",
+            CAUSES["writes denied"],
+        ),
+    ],
+)
+def test_refusal__in_the_words_of_redis_7(redis_client, settings, marker, answer, cause):
+    """A full Redis 7 refuses transactions, even of reads. Valkey 9 does not."""
+    relay = RedisRelay(REDIS_PORT)
+    with relay.running() as location:
+        settings.CACHES = {"default": {**django_settings.CACHES["default"], "LOCATION": location}}
+        relay.refuse(marker, answer)
+        snapshot = reader.read()
+    assert snapshot.fault == ""
+    assert cause in snapshot.refusal
+    assert bool(snapshot.refusal) == bool(cause)
 
 
 def test_read__tests_the_cache_only_while_a_round_is_overdue(redis_client):

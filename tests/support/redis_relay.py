@@ -1,28 +1,36 @@
-"""A relay in front of Redis that loses replies."""
+"""A relay in front of Redis that loses replies, or makes its own."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
 
 from tests.support.servers import Server
 
+_COMMAND = re.compile(rb"(?:^|\r\n)\*\d+\r\n")
+
 
 class RedisRelay:
     """A relay to the server on ``port``, while the ``with`` block runs.
 
     ``lose(marker, times)`` closes the connection instead of the reply to the next requests with ``marker``.
+    ``refuse(marker, answer)`` responds with ``answer`` to each command of the requests with ``marker``.
     """
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._marker, self._times = b"", 0
+        self._refused, self._answer = b"", b""
         self._server = Server(self._relay, read=False)
 
     def lose(self, marker: bytes, times: int) -> None:
         self._marker, self._times = marker, times
+
+    def refuse(self, marker: bytes, answer: bytes) -> None:
+        self._refused, self._answer = marker, answer
 
     @property
     def left(self) -> int:
@@ -41,6 +49,9 @@ class RedisRelay:
             backward.start()
             with contextlib.suppress(OSError):
                 while data := client.recv(1 << 16):
+                    if self._answer and self._refused in data:
+                        client.sendall(self._answer * len(_COMMAND.findall(data)))
+                        continue
                     if self._times and self._marker in data:
                         self._times -= 1
                         losing.set()
