@@ -112,7 +112,7 @@ class _Sources:
             if len(joined) > LARGE and joined != before:
                 logger.warning(
                     "Content-Security-Policy is large bytes=%s proxies=%s: check that every server in front "
-                    "accepts a header of this size (nginx: proxy_buffer_size)",
+                    "accepts a header of this size (nginx: proxy_buffer_size and proxy_buffers)",
                     len(joined),
                     len(statuses),
                 )
