@@ -4,6 +4,7 @@ from uuid import uuid4
 
 import pytest
 from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection
 
 from proxyhealth.health import (
@@ -67,6 +68,13 @@ def test_reads__make_no_query(serve, django_assert_num_queries):
         snapshot()
 
 
+def test_reads__invalid_setting_is_improperly_configured(configure):
+    configure(READ_INTERVAL="soon")
+    for read in (health_status, proxy_hosts, snapshot):
+        with pytest.raises(ImproperlyConfigured, match="READ_INTERVAL"):
+            read()
+
+
 def test_proxy_hosts__all_and_healthy_only(serve):
     good, bad = serve(), serve(report={"errors": ["x"]})
     WorkspaceProxy.objects.create(name="a-good", url=good.url + "/")
@@ -75,6 +83,7 @@ def test_proxy_hosts__all_and_healthy_only(serve):
     WorkspaceProxy.objects.create(name="d-none")
     WorkspaceProxy.objects.create(name="e-unusable", url="http://[::1")
     force_update()
+    WorkspaceProxy.objects.create(name="f-new", url="https://unprobed.example.com")
     assert proxy_hosts() == [good.host, bad.host]
     assert proxy_hosts(healthy_only=True) == [good.host]
 

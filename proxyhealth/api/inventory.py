@@ -30,9 +30,10 @@ _FAULT = "The database cannot be read ({}). These are the proxies that were read
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
-    """The active proxies, sorted by name in lower case. ``changed_at`` is the latest ``updated_at`` of a row.
+    """The active proxies, sorted by name in lower case, then by id.
 
-    ``fault`` is the reason why this is only the last copy of this process. It is empty for a current copy.
+    ``changed_at`` is the latest ``updated_at`` of a row. ``fault`` is the reason why this is only the last
+    copy of this process. It is empty for a current copy.
     """
 
     proxies: tuple[Proxy, ...]
@@ -141,10 +142,17 @@ def _read_rows(before: Inventory | None, fingerprint: _Fingerprint) -> Inventory
     old_proxies = {proxy.id: proxy for proxy in before.proxies} if before else {}
     rows = WorkspaceProxy.objects.primary().active().as_proxies()
     proxies = [old if (old := old_proxies.get(proxy.id)) == proxy else proxy for proxy in rows]
-    # Sorted in Python, because the order of a database depends on its collation, and pages need this order.
-    proxies.sort(key=lambda proxy: (public_name(proxy).lower(), proxy.id))
-    inventory = Inventory(tuple(proxies), fingerprint.changed_at and aware(fingerprint.changed_at))
+    inventory = Inventory(_sorted(proxies), fingerprint.changed_at and aware(fingerprint.changed_at))
     return before if before and before.same_as(inventory) else inventory
+
+
+def _sorted(proxies: list[Proxy]) -> tuple[Proxy, ...]:
+    # Not by the database, whose order depends on its collation: pages need this order.
+    names = [public_name(proxy).lower() for proxy in proxies]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    if len(set(names)) < len(names):
+        order.sort(key=lambda index: (names[index], proxies[index].id))
+    return tuple(proxies[index] for index in order)
 
 
 def _take_fingerprint() -> _Fingerprint:
