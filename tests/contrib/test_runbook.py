@@ -68,9 +68,8 @@ def run(command, **env):
 def test_runbook__every_command_is_tried_by_a_test():
     for beginning in BEGINNINGS:
         assert commands(beginning), beginning
-    # Options alone, and the name of the project, are not commands.
     others = {line for line in commands() if not line.startswith(tuple(BEGINNINGS))}
-    assert others == {"celery -A host", "openssl s_client -showcerts"} - set(commands("openssl s_client "))
+    assert others == {"celery -A host"}  # in the table of placeholders
 
 
 def test_runbook__redis_commands_work(redis_client):
@@ -99,7 +98,10 @@ def test_runbook__openssl_shows_the_certificate():
     find_program("openssl", "openssl")
     authority = trustme.CA()
     with Server(
-        lambda link: None, host="127.0.0.1", tls=server_context(authority, "localhost"), read=False
+        lambda link: link.recv(1),  # until openssl closes the connection
+        host="127.0.0.1",
+        tls=server_context(authority, "localhost"),
+        read=False,
     ) as server:
         for line in commands("openssl s_client -connect"):
             output = run(line.replace("<host>:<port>", server.netloc).replace("<host>", "localhost"))

@@ -1,6 +1,8 @@
 """A cache of django-redis whose address comes from Redis Sentinel."""
 
+import socket
 import subprocess
+import time
 from contextlib import suppress
 
 import pytest
@@ -14,6 +16,7 @@ from proxyhealth.storage import client, reader
 from proxyhealth.storage.lease import take_token
 from tests.settings import REDIS_PORT
 from tests.storage.test_backends import DJANGO_REDIS, use_everything
+from tests.support.machine import at_most
 from tests.support.ports import free_port
 from tests.support.proxies import wait_for
 
@@ -85,6 +88,15 @@ def test_sentinel__timeouts_are_short_everywhere(settings, sentinel):
     for options in (pool.connection_kwargs, lookup.get_connection_kwargs()):
         assert (options["socket_timeout"], options["socket_connect_timeout"]) == (1.0, 0.5)
         assert options["retry"].get_retries() == 1
+
+
+def test_sentinel__a_silent_one_delays_by_two_timeouts(settings):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        use_sentinels(settings, silent.getsockname()[1], SENTINEL_KWARGS={"socket_timeout": 0.2})
+        begin = time.monotonic()
+        with at_most(1), pytest.raises(StoreError, match="A Sentinel must respond"):
+            take_token()
+        assert time.monotonic() - begin >= 0.4
 
 
 def test_sentinel__without_a_primary_is_said_in_few_words(settings, sentinel):
