@@ -86,6 +86,9 @@ def test_make_prometheus__loads_rules_and_stops_on_ctrl_c(installed, tmp_path):
             response = prometheus.session.get(url, params={"query": expression}, timeout=20)
             assert response.ok, (name, response.text)
         assert prometheus.session.get(f"{prometheus.base}/", timeout=5).ok, "the printed URL"
+        origin = {"Origin": "http://evil.example"}
+        response = prometheus.session.get(f"{prometheus.base}/api/v1/rules", headers=origin, timeout=20)
+        assert "Access-Control-Allow-Origin" not in response.headers
         os.killpg(prometheus.process.pid, signal.SIGINT)
         prometheus.process.wait(20)
     assert prometheus.log.read_text().startswith(f"make prometheus: {prometheus.base}/ scrapes ")
