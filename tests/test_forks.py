@@ -89,12 +89,10 @@ with open_cache() as cache:
 """,
         "connections._fork_lock.acquire(); connections._lock.acquire()",
         """
-begin = time.monotonic()
 try:
     run_script("return 1", [])
-except StoreError as error:
+except StoreError as error:  # redis-py raises another one after five seconds
     assert "connecting to" in str(error), repr(error)
-assert time.monotonic() < begin + 4, "redis-py waits for five seconds"
 """,
     ),
     "lazy property": (
