@@ -7,7 +7,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import path
 
-from project.startup import DEMO_MODE, DEMO_PASSWORD, DEMO_USER
+from project.startup import DEMO_MODE, DEMO_PASSWORD, DEMO_USER, is_set
 
 urlpatterns = [path("", lambda request: 1 / 0)]
 
@@ -41,3 +41,11 @@ def test_error_page__has_no_password(settings):
     page = Client(raise_request_exception=False).get("/").content.decode()
     assert "redis://***@a/0" in page
     assert "hunter2" not in page
+
+
+def test_external_database__may_be_named_in_a_file(monkeypatch):
+    """Otherwise the demo would create its superuser there: the file takes precedence over the variable."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert not is_set("DATABASE_URL")
+    monkeypatch.setenv("DATABASE_URL_FILE", "/run/secrets/database")
+    assert is_set("DATABASE_URL")
