@@ -33,6 +33,9 @@ local function take_token(key)
   return token
 end
 
+-- A Redis that is full permits this command. After it, it also permits the other writes of the script.
+local function permit_writes(stats) redis.call('PERSIST', stats) end
+
 -- Closing a round closes all earlier rounds, too.
 local function is_closed(stats, token)
   return tonumber(redis.call('HGET', stats, 'closed') or '0') >= tonumber(token)

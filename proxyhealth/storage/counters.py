@@ -6,7 +6,9 @@ They are in the Redis cache, so that all processes show the same numbers.
 from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
 
 from proxyhealth.exceptions import StoreError, StoreRefused
 from proxyhealth.storage.client import open_cache, run_script
@@ -17,14 +19,14 @@ MAX_ERROR = 1_000  # characters
 _COUNT_ROUND = """
 local stats, lease = unpack(KEYS)
 local outcome, message, time, token = unpack(ARGV)
--- A Redis that is full permits this write. After it, it also permits the others of the script.
-redis.call('PERSIST', stats)
-redis.call('HINCRBY', stats, 'count:' .. outcome, 1)
+permit_writes(stats)
 if message ~= '' then redis.call('HSET', stats, 'error', message, 'error_at', time) end
 -- If another round took over, that round decides whether the prober is offline.
 if outcome == 'offline' and not is_superseded(lease, stats, token) then
   redis.call('HSET', stats, 'offline', message)
 end
+-- Last: after an error reply, the whole script is repeated.
+redis.call('HINCRBY', stats, 'count:' .. outcome, 1)
 """
 
 # Makes the writes of a round, and leaves nothing behind. ``SET`` comes first: it fails if Redis is full.
@@ -84,7 +86,17 @@ def _count(result: _Result) -> None:
             pipe.hincrby(cache.key("round-stats"), f"count:{result.outcome}", 1)
             if result.error:
                 pipe.hset(cache.key("round-stats"), mapping={"error": result.error, "error_at": result.time})
-            pipe.execute()
+            _execute_once(pipe)
+
+
+def _execute_once(pipe: Any) -> None:
+    """Execute a transaction. Do not repeat it after an error reply to one of its commands.
+
+    Redis has executed the other commands, so they would count twice.
+    """
+    for reply in pipe.execute(raise_on_error=False):
+        if isinstance(reply, ResponseError):
+            raise reply
 
 
 def find_refusal() -> str:
@@ -105,4 +117,4 @@ def count_task(name: str, outcome: str, seconds: float) -> None:
         pipe.hincrby(cache.key("tasks"), f"{name}:{outcome}", 1)
         # Integers, because a sum of floats would drift.
         pipe.hincrby(cache.key("tasks"), f"{name}:microseconds", round(seconds * 1_000_000))
-        pipe.execute()
+        _execute_once(pipe)

