@@ -200,7 +200,7 @@ class Snapshot:
     ``offline`` is an error while the workers' own network is down. ``fault`` is the reason why this is only
     the last copy of the process. ``refusal`` is the reason why the cache refuses to store a round that is
     overdue. ``fresh_until`` is ``stale_at`` on the monotonic clock, which nobody can set back; it is None if
-    only ``stale_at`` is available.
+    only ``stale_at`` is available. ``change`` differs after each request to check saved or deleted rows.
     """
 
     statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
@@ -217,6 +217,7 @@ class Snapshot:
     fault: str = ""
     refusal: str = ""
     fresh_until: float | None = field(default=None, compare=False, repr=False)
+    change: str = field(default="", compare=False, repr=False)
 
     @property
     def stale(self) -> bool:

@@ -53,7 +53,7 @@ class _Fingerprint(NamedTuple):
     """The result of one small query, which detects most saves and deletions.
 
     It misses a save that leaves ``updated_at`` as it was, and one with an earlier ``updated_at`` than another
-    row has, after a late commit or on a host with a slow clock.
+    row has, after a late commit or on a host with a slow clock. The next epoch reveals them.
     """
 
     active: int
@@ -73,8 +73,8 @@ def read(epoch: object = None, *, now: bool = False) -> Inventory:
 
     Read them again ``READ_INTERVAL`` seconds after the last read, while other threads get the previous copy.
     A read is one small query. It reads all rows only if the query shows a change, if this process saved a
-    proxy, or if ``epoch``, the id of a snapshot, is new. It also reads them once per ``INTERVAL``, to detect
-    changes that the query misses, such as ``queryset.update()``.
+    proxy, or if ``epoch`` is new: the commit of the snapshot, and the last request for a check. It also reads
+    them once per ``INTERVAL``, to detect changes that all of these miss, such as ``queryset.update()``.
 
     If the database fails or does not respond, return the last copy of this process, with a ``fault``. Raise
     the database's error if there is no copy.

@@ -71,7 +71,7 @@ class Parts(NamedTuple):
     @classmethod
     def read(cls, now: bool = False) -> Self:
         snapshot = health.snapshot()
-        rows = inventory.read(snapshot.committed_at, now=now)
+        rows = inventory.read((snapshot.committed_at, snapshot.change), now=now)
         return cls(rows, snapshot, snapshot.stale_reason or rows.fault, conf.PRIMARY)
 
     def same_as(self, other: Self) -> bool:

@@ -15,7 +15,7 @@ from celery import Celery
 from proxyhealth.exceptions import StoreError
 from proxyhealth.rounds import broker
 from proxyhealth.storage.lease import take_token
-from proxyhealth.storage.pending import add_pending, release_claim
+from proxyhealth.storage.pending import SendTask, add_pending, release_claim
 from proxyhealth.task_names import TaskName
 from proxyhealth.utils import PerProcess, without_passwords
 
@@ -152,7 +152,8 @@ def _send(ids: set[str] | None) -> None:
         _apply(TaskName.CHECK_ALL, kwargs={"asked": token})
         return
     try:
-        if not add_pending(ids):
+        send = add_pending(ids)
+        if send is SendTask.NO or (send is SendTask.IF_LOST and broker.queue_length()):
             return  # a queued task takes these ids, too
         task_ids = []
     except StoreError:

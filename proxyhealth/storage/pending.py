@@ -3,59 +3,88 @@
 The first request claims the task and sends it. The task checks all proxies that are added before it runs.
 """
 
+import enum
 import logging
 from collections.abc import Iterable
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from proxyhealth.storage.client import open_cache, run_script
+from proxyhealth.storage.client import run_script
 
 logger = logging.getLogger(__name__)
 
-# Milliseconds until a task counts as lost and another one is sent. Before that, the workers are probably
-# busy, and another task would not help. The next round checks every proxy anyway.
+# Milliseconds until a task may be lost. Before that, the workers are probably busy, and another task would
+# not help. The next round checks every proxy anyway.
 _CLAIM_TIMEOUT = 60_000
 
-_KEYS = ["pending", "pending:sent"]
+_KEYS = ["pending", "pending:sent", "round-stats"]
 
+# The change tells readers that their rows are older, whatever the clock of the process that saved one. An
+# invalid key of the counters does not prevent the check.
 _ADD_PENDING = """
-local pending, claim = unpack(KEYS)
-local timeout = ARGV[1]
+local pending, claim, stats = unpack(KEYS)
+local timeout, change = unpack(ARGV, 1, 2)
+local was_waiting = redis.call('EXISTS', pending)
+redis.pcall('PERSIST', stats) -- see permit_writes
+redis.pcall('HSET', stats, 'change', change)
 -- In parts, because Lua's unpack has a limit.
-for i = 2, #ARGV, 1000 do
+for i = 3, #ARGV, 1000 do
   redis.call('SADD', pending, unpack(ARGV, i, math.min(i + 999, #ARGV)))
 end
 -- A claim above the maximum is from before the clock was set back.
 local left = redis.call('PTTL', claim)
-if left > 0 and left <= tonumber(timeout) then return 0 end
+if left > 0 and left <= tonumber(timeout) then return 'no' end
 redis.call('SET', claim, '1', 'PX', timeout)
-return 1
+local was_sent = redis.pcall('HGET', stats, 'check_sent') == '1'
+redis.pcall('HSET', stats, 'check_sent', '1')
+return was_waiting == 1 and was_sent and 'if lost' or 'yes'
+"""
+
+_RELEASE = """
+redis.call('DEL', KEYS[2])
+redis.pcall('HDEL', KEYS[3], 'check_sent')
 """
 
 _TAKE_PENDING = """
 local ids = redis.call('SMEMBERS', KEYS[1])
-redis.call('DEL', unpack(KEYS))
+redis.call('DEL', KEYS[1], KEYS[2])
 return ids
 """
 
 
-def add_pending(ids: Iterable[str]) -> bool:
-    """Add ids of proxies. Return True if the caller must send a task, False if one is already queued."""
-    return bool(run_script(_ADD_PENDING, _KEYS, _CLAIM_TIMEOUT, *ids))
+class SendTask(enum.Enum):
+    """The answer to a request: NO if a task is queued. IF_LOST if one was, but did not run for a minute."""
+
+    NO = "no"
+    YES = "yes"
+    IF_LOST = "if lost"
+
+
+def add_pending(ids: Iterable[str]) -> SendTask:
+    """Add ids of proxies, and say if the caller must send a task.
+
+    All processes read the rows anew: the snapshot has another ``change``.
+    """
+    return SendTask(run_script(_ADD_PENDING, _KEYS, _CLAIM_TIMEOUT, uuid4().hex, *ids).decode())
 
 
 def release_claim() -> None:
     """Make the next request send a task, because this request could not. Raise ``StoreError``."""
-    with open_cache() as cache:
-        cache.client.delete(cache.key("pending:sent"))
+    run_script(_RELEASE, _KEYS)
 
 
 def take_pending() -> set[UUID]:
     """Remove and return the ids of all pending proxies. Raise ``StoreError``."""
-    ids = set()
+    ids, invalid = set(), []
     for value in run_script(_TAKE_PENDING, _KEYS):
         try:
             ids.add(UUID(value.decode()))
         except ValueError:
-            # One invalid id must not prevent the check of the others.
-            logger.error("cache repaired: removed %r from 'pending', because it is not an id", value[:60])
+            invalid.append(value)
+    if invalid:
+        # They must not prevent the check of the others.
+        logger.error(
+            "cache repaired: removed %d values from 'pending', because they are not ids, such as %r",
+            len(invalid),
+            invalid[0][:60],
+        )
     return ids

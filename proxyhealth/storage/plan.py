@@ -9,6 +9,10 @@ from proxyhealth.storage.client import open_cache, run_script
 
 _TTL = 24 * 3_600  # seconds
 
+# Limits above any deployment: whatever our keys hold, a round has no million shards, and no script runs long.
+_MAX_SLOTS = 256
+_MAX_SHARDS = 100_000
+
 _SAVE_PLAN = """
 local plan, lease, slots = unpack(KEYS)
 local token, text, ttl = unpack(ARGV)
@@ -24,13 +28,13 @@ local token = tonumber(redis.call('HGET', KEYS[1], 'ticket') or '') or 0
 if token <= tonumber(ARGV[1]) then redis.call('DEL', KEYS[1]) end
 """
 
-_CLAIM = """
+_CLAIM = f"""
 local plan, lease, stats, slots = unpack(KEYS)
 local token, index, slot, anew, ttl = unpack(ARGV)
 if redis.call('HGET', plan, 'ticket') ~= token or is_superseded(lease, stats, token) then return false end
 redis.call('SADD', slots, slot)
 redis.call('EXPIRE', slots, ttl)
-local last = (tonumber(redis.call('HGET', plan, 'shards') or '') or 0) - 1
+local last = math.min(tonumber(redis.call('HGET', plan, 'shards') or '') or 0, {_MAX_SHARDS}) - 1
 if anew == '1' then
   -- A slot runs one task at a time, so its claims without a part are those of a killed process.
   for i = 0, last do
@@ -39,10 +43,11 @@ if anew == '1' then
     end
   end
 end
-if redis.call('HSETNX', plan, 'slot:' .. index, slot) == 1 then return {index, ''} end
+if redis.call('HSETNX', plan, 'slot:' .. index, slot) == 1 then return {{index, ''}} end
 for i = 0, last do
   if redis.call('HSETNX', plan, 'slot:' .. i, slot) == 1 then
-    return {i, redis.call('HGET', plan, 'shard:' .. i)}
+    local text = redis.call('HGET', plan, 'shard:' .. i)
+    return text and {{i, text}}
   end
 end
 return false
@@ -118,4 +123,4 @@ def load_parts(count: int) -> list[str]:
 def count_slots() -> int:
     """Return how many processes took part in the last shared round, or 0 if that is unknown."""
     with open_cache() as cache:
-        return int(cache.client.scard(cache.key("slots")))
+        return min(_MAX_SLOTS, int(cache.client.scard(cache.key("slots"))))

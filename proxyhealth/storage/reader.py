@@ -87,6 +87,7 @@ class CacheContents(NamedTuple):
             "error": clean(self.round_stats.get(b"error", b"").decode(errors="replace"), MAX_ERROR),
             "offline": clean(self.round_stats.get(b"offline", b"").decode(errors="replace"), MAX_ERROR),
             "error_at": _parse_time(self.round_stats.get(b"error_at")),
+            "change": self.round_stats.get(b"change", b"").decode(errors="replace"),
         }
 
 

@@ -10,6 +10,8 @@ from proxyhealth.storage.client import run_script
 
 logger = logging.getLogger(__name__)
 
+_MAX_LINES = 20  # in the log, per repair
+
 # Every key: its type, and the rule for its contents. A number is the maximum time to live in milliseconds;
 # such a key always has one. The last token comes first, because others refer to it.
 KEYS: dict[str, tuple[str, str]] = {
@@ -87,6 +89,9 @@ def repair() -> None:
     """Remove the keys and fields that would make rounds fail, and log them. Raise ``StoreError``."""
     rules = [text for kind_and_rule in KEYS.values() for text in kind_and_rule]
     names = list(KEYS)
-    for number, field, fault in run_script(_REPAIR, names, *rules):
-        place = f"{names[number - 1]} {field.decode(errors='replace')}".rstrip()
+    removed = run_script(_REPAIR, names, *rules)
+    for number, field, fault in removed[:_MAX_LINES]:
+        place = f"{names[number - 1]} {field[:60].decode(errors='replace')}".rstrip()
         logger.error("cache repaired: removed %r, because it %s", place, fault.decode())
+    if len(removed) > _MAX_LINES:
+        logger.error("cache repaired: removed %d more keys and fields", len(removed) - _MAX_LINES)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from datetime import timedelta
 
 import pytest
 from django.db import connection
@@ -11,6 +12,7 @@ from proxyhealth.api import inventory, listing
 from proxyhealth.api.query import EVERYTHING, Selection
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import HealthReport
+from proxyhealth.rounds.dispatch import request_check
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
@@ -249,3 +251,16 @@ def test_select__a_list_above_the_limit_is_not_kept(paris, monkeypatch):
     assert len(current.select("proxies", large).body) > size
     assert current.select("regions", small) is kept, "it made no room for what does not fit"
     assert len(current._filtered) == 1
+
+
+@pytest.mark.parametrize("change", ["clock behind", "update()"])
+def test_current__shows_a_save_that_times_do_not_show(redis_client, change):
+    """Of another process. No worker runs, so no check follows."""
+    one = WorkspaceProxy.objects.create(name="one")
+    WorkspaceProxy.objects.create(name="other")
+    assert listing.current().find("one")
+    values = {} if change == "update()" else {"updated_at": one.updated_at - timedelta(hours=1)}
+    WorkspaceProxy.objects.filter(pk=one.pk).update(name="renamed", **values)
+    assert not listing.current().find("renamed")
+    request_check([one.pk]).result(30)  # the receiver of the other process
+    wait_for(lambda: listing.current().find("renamed"), 1)

@@ -6,6 +6,7 @@ from uuid import uuid4
 import pytest
 import redis
 from celery import Celery, current_app
+from django.core.cache import caches
 from django.db import connection
 
 from project.celery import app
@@ -19,7 +20,7 @@ from proxyhealth.storage.pending import take_pending
 from proxyhealth.task_names import TaskName
 from tests.settings import REDIS_PORT
 from tests.support.forks import run_in_fork, run_python
-from tests.support.proxies import queued
+from tests.support.proxies import queued, wait_for
 from tests.support.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
@@ -55,6 +56,19 @@ def test_request_check__sends_again_after_task_has_run(redis_client):
         dispatch.request_check([uuid4()]).result(30)
         take_pending()
     assert len(queued(redis_client)) == 2
+
+
+def test_request_check__one_task_waits_without_worker(redis_client, monkeypatch):
+    """However long it waits. A task that a killed worker took out of the queue is sent again."""
+    monkeypatch.setattr("proxyhealth.storage.pending._CLAIM_TIMEOUT", 20)
+    key = caches["default"].make_key("proxyhealth:pending:sent")
+    for _ in range(3):
+        dispatch.request_check([uuid4()]).result(30)
+        wait_for(lambda: not redis_client.exists(key), what="the task may be lost")
+    assert len(queued(redis_client)) == 1
+    redis_client.delete("celery")
+    dispatch.request_check([uuid4()]).result(30)
+    assert len(queued(redis_client)) == 1
 
 
 def test_request_check__unsent_ids_are_sent_with_next(redis_client, monkeypatch):

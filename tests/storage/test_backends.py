@@ -22,7 +22,7 @@ from proxyhealth.rounds.recheck import run_pending_check
 from proxyhealth.storage import client, counters, reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.lease import begin_round, end_round, renewing_lease, take_token
-from proxyhealth.storage.pending import add_pending, release_claim, take_pending
+from proxyhealth.storage.pending import SendTask, add_pending, release_claim, take_pending
 from proxyhealth.storage.plan import (
     claim_shard,
     count_slots,
@@ -70,7 +70,7 @@ def use_everything():
         end_round(begun.token)
     drop_plan(begun.token)
     counters.count_task("check_all", "success", 1)
-    assert add_pending([str(proxy.id)])
+    assert add_pending([str(proxy.id)]) is SendTask.YES
     release_claim()
     assert take_pending() == {proxy.id}
     assert counters.find_refusal() == ""

@@ -14,9 +14,9 @@ from proxyhealth.rounds.recheck import run_pending_check
 from proxyhealth.storage import reader
 from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.lease import ANY_ROUND, RoundRequest, begin_round, end_round, take_token
-from proxyhealth.storage.pending import add_pending
+from proxyhealth.storage.pending import SendTask, add_pending, take_pending
 from proxyhealth.storage.plan import claim_shard, load_plan, save_plan
-from proxyhealth.storage.repair import KEYS
+from proxyhealth.storage.repair import KEYS, repair
 from tests.support.machine import at_most
 
 pytestmark = pytest.mark.django_db
@@ -94,7 +94,7 @@ def assert_good(redis_client):
     assert load_plan() == ""
     before = reader.read_anew()
     ids = list(WorkspaceProxy.objects.values_list("pk", flat=True))
-    assert add_pending(map(str, ids)) in (True, False)
+    assert add_pending(map(str, ids)) in SendTask
     run_pending_check()
     count_task("check_all", "success", 0.5)
     after = reader.read_anew()
@@ -176,7 +176,7 @@ def test_check__an_invalid_id_spares_the_others(fleet, redis_client, caplog):
     redis_client.sadd(key("pending"), "rubbish", b"\xff", "", str(paris.pk))
     run_pending_check()
     assert reader.read_anew().statuses[paris.pk].checked_at > before.statuses[paris.pk].checked_at
-    assert "removed b'rubbish' from 'pending'" in caplog.text
+    assert "removed 3 values from 'pending', because they are not ids, such as b'" in caplog.text
 
 
 PLANS = {
@@ -213,3 +213,36 @@ def test_keys__are_all_known(fleet, redis_client):
     prefix = key("").encode()
     assert {name.removeprefix(prefix).decode() for name in redis_client.scan_iter(prefix + b"*")} <= {*KEYS}
     assert {name for name in KEYS if not redis_client.exists(key(name))} <= {"rerun"}
+
+
+def test_repair__many_faults_are_few_lines(redis_client, caplog):
+    id = uuid.uuid4()
+    redis_client.hset(key("round-stats"), mapping={f"count:{i}": "rubbish" for i in range(2_000)})
+    redis_client.sadd(key("pending"), str(id), *(f"rubbish {i}" for i in range(2_000)))
+    repair()
+    assert take_pending() == {id}
+    *lines, fields, ids = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 20
+    assert fields == "cache repaired: removed 1980 more keys and fields"
+    assert ids.startswith("cache repaired: removed 2000 values from 'pending', because they are not ids")
+
+
+def test_round__rubbish_slots_make_few_shards(redis_client, configure, monkeypatch):
+    configure(SHARD_SIZE=10)
+    WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i}") for i in range(1_000))
+    redis_client.sadd(key("slots"), *range(50_000))
+    redis_client.expire(key("slots"), 60)
+    shared = []
+    monkeypatch.setattr(runner.sharing, "share_round", shared.append)
+    runner.run_round(share=True)
+    assert len(shared[0].shards) <= 257
+
+
+def test_claim__ends_whatever_the_plan_holds(redis_client):
+    """A loop without end would block Redis, and no command could stop it after a write."""
+    begun = begin_round()
+    save_plan(begun.token, "x", ["{}"])
+    redis_client.hset(key("plan"), mapping={"shards": "1e15", "slot:0": "other"})
+    with at_most(1):
+        for anew in (True, False):
+            assert claim_shard(begun.token, 0, "host/1", anew=anew) is None
