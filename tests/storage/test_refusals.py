@@ -188,11 +188,3 @@ def test_rounds__repeated_after_an_error_count_once(redis_client):
     redis_client.rpush(key("lease"), "rubbish")
     count_round("offline", "Prober offline: x", 1)
     assert redis_client.hget(key("round-stats"), "count:offline") == b"1"
-
-
-def test_rounds__refused_counter_fails_once(redis_client, refuse):
-    refuse("scripts denied")
-    redis_client.hset(key("round-stats"), "count:failure", "rubbish")
-    with pytest.raises(StoreError, match="not an integer"):
-        count_round("failure", "x")
-    assert reader.read().error == "x"
