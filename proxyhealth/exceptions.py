@@ -26,7 +26,7 @@ class ForeignSnapshot(StoreError):
 
 
 class RoundFailed(Exception):
-    """A failed round or check. The snapshot did not change."""
+    """A failed round or check. A round changed no status, except as ``health.force_update()`` describes."""
 
 
 class ProberOffline(RoundFailed):

@@ -1,6 +1,7 @@
 """Counters of rounds and Celery tasks, and the last error of a round.
 
-They are in the Redis cache, so that all processes show the same numbers.
+They are in the Redis cache, so that all processes show the same numbers. An event whose reply is lost may
+count twice.
 """
 
 from collections import deque
