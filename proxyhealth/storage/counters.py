@@ -1,13 +1,14 @@
 """Counters of rounds and Celery tasks, and the last error of a round.
 
-They are in the Redis cache, so that all processes show the same numbers. An event whose reply is lost may
-count twice.
+They are in the Redis cache, so that all processes show the same numbers. A run of a task whose reply is lost
+may count twice, and so may a round if another one is counted before it is repeated.
 """
 
 from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from redis.exceptions import ResponseError
 
@@ -19,7 +20,9 @@ MAX_ERROR = 1_000  # characters
 
 _COUNT_ROUND = """
 local stats, lease = unpack(KEYS)
-local outcome, message, time, token = unpack(ARGV)
+local outcome, message, time, token, id = unpack(ARGV)
+-- A client that lost the reply runs the script again.
+if redis.call('HGET', stats, 'counted') == id then return end
 permit_writes(stats)
 if message ~= '' then redis.call('HSET', stats, 'error', message, 'error_at', time) end
 -- If another round took over, that round decides whether the prober is offline.
@@ -28,6 +31,7 @@ if outcome == 'offline' and not is_superseded(lease, stats, token) then
 end
 -- Last: after an error reply, the whole script is repeated.
 redis.call('HINCRBY', stats, 'count:' .. outcome, 1)
+redis.call('HSET', stats, 'counted', id)
 """
 
 # Makes the writes of a round, and leaves nothing behind. ``SET`` comes first: it fails if Redis is full.
@@ -45,6 +49,7 @@ class _Result(NamedTuple):
     error: str
     time: str
     token: int
+    id: str
 
 
 # The rounds that could not be counted. They are counted when the cache accepts writes again.
@@ -60,7 +65,7 @@ def count_round(outcome: str, error: str = "", token: int = 0) -> None:
     With the outcome ``offline``, every snapshot shows the error until a full round is committed, unless
     another round has superseded the one with this token. If the cache fails, :func:`count_missed` counts it.
     """
-    result = _Result(outcome, error[:MAX_ERROR], rfc3339(datetime.now(UTC)), token)
+    result = _Result(outcome, error[:MAX_ERROR], rfc3339(datetime.now(UTC)), token, uuid4().hex)
     try:
         _count(result)
     except StoreError:

@@ -1,15 +1,18 @@
 """Commits that Redis executes, but whose replies are lost."""
 
+import contextlib
 import logging
 
 import pytest
 from django.conf import settings as django_settings
 
+from proxyhealth.exceptions import StoreError
 from proxyhealth.rounds.steps import commit_statuses
 from proxyhealth.statuses import Status
 from proxyhealth.storage import commit as module
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
+from proxyhealth.storage.counters import count_missed, count_round
 from proxyhealth.storage.lease import take_token
 from tests.settings import REDIS_PORT
 from tests.support.redis_relay import RedisRelay
@@ -84,3 +87,13 @@ def test_check__that_was_not_written_logs_only_real_changes(redis_client, monkey
 
     monkeypatch.setattr(module, "merged", merge_slowly)
     assert commit([make_status(proxy, Status.UNREACHABLE)], second).changes == []
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_count_round__whose_reply_is_lost_counts_once(relay, times):
+    relay.lose(b"the database is gone", times)
+    with contextlib.suppress(StoreError):
+        count_round("failure", "the database is gone")
+    count_missed()
+    assert relay.left == 0
+    assert reader.read().outcomes == {"failure": 1}
