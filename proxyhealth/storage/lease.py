@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
+from uuid import uuid4
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import ForeignSnapshot, StoreError
@@ -26,7 +27,12 @@ _POLL = 0.1  # seconds
 # Leases are in milliseconds, all other times in microseconds. An empty string means None.
 _BEGIN = """
 local last_token, lease, stats, tick, rerun, plan = unpack(KEYS)
-local ttl, max_ttl, min_gap, requested, rerun_if_busy, max_age, deployment, stale_after = unpack(ARGV)
+local ttl, max_ttl, min_gap, requested, rerun_if_busy, max_age, deployment, stale_after, id = unpack(ARGV)
+local holder = redis.call('GET', lease)
+-- A client that lost the reply runs the script again.
+if holder and redis.call('HGET', stats, 'begun') == id then
+  return {'begun', holder, redis.call('EXISTS', plan)}
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local full = tonumber(redis.call('HGET', stats, 'full') or '0')
@@ -40,7 +46,6 @@ if requested ~= '' and full > tonumber(requested) then return {'done', '0', 0} e
 if now >= full and now - full < tonumber(max_age) and redis.call('EXISTS', plan) == 0 then
   return {'done', '0', 0}
 end
-local holder = redis.call('GET', lease)
 local left = redis.call('PTTL', lease)
 -- A lease above the maximum is from before the clock was set back.
 if holder and left >= 0 and left <= tonumber(max_ttl) then
@@ -54,6 +59,7 @@ if min_gap ~= '' then
 end
 local token = take_token(last_token)
 redis.call('SET', lease, token, 'PX', ttl)
+redis.call('HSET', stats, 'begun', id)
 redis.call('DEL', rerun)
 return {'begun', token, redis.call('EXISTS', plan)}
 """
@@ -150,6 +156,7 @@ def begin_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0) -> RoundS
         int(request.max_age * 1_000_000),
         read_identity(),
         int(conf.STALE_AFTER * 1_000_000),
+        uuid4().hex,
     ]
     while True:
         outcome, token, left_over = run_script(_BEGIN, keys, *args)

@@ -13,7 +13,7 @@ from proxyhealth.storage import commit as module
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import count_missed, count_round
-from proxyhealth.storage.lease import take_token
+from proxyhealth.storage.lease import begin_round, end_round, take_token
 from tests.settings import REDIS_PORT
 from tests.support.redis_relay import RedisRelay
 from tests.support.values import a_round, make_proxy, make_status
@@ -97,3 +97,14 @@ def test_count_round__whose_reply_is_lost_counts_once(relay, times):
     count_missed()
     assert relay.left == 0
     assert reader.read().outcomes == {"failure": 1}
+
+
+def test_begin_round__whose_reply_is_lost_has_begun(relay):
+    """Otherwise the lease would block the next rounds, and no process would run this one."""
+    relay.lose(b":rerun", 1)
+    begun = begin_round()
+    assert relay.left == 0
+    assert begun.outcome == "begun"
+    assert begin_round().outcome == "running"
+    end_round(begun.token)
+    assert begin_round().token > begun.token
