@@ -32,8 +32,11 @@ for i = 3, #ARGV, 1000 do
 end
 -- A claim above the maximum is from before the clock was set back.
 local left = redis.call('PTTL', claim)
-if left > 0 and left <= tonumber(timeout) then return 'no' end
-redis.call('SET', claim, '1', 'PX', timeout)
+if left > 0 and left <= tonumber(timeout) then
+  -- A client that lost the reply runs the script again.
+  return redis.pcall('GET', claim) == change and 'yes' or 'no'
+end
+redis.call('SET', claim, change, 'PX', timeout)
 local was_sent = redis.pcall('HGET', stats, 'check_sent') == '1'
 redis.pcall('HSET', stats, 'check_sent', '1')
 return was_waiting == 1 and was_sent and 'if lost' or 'yes'

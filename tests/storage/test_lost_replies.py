@@ -14,6 +14,7 @@ from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import count_missed, count_round
 from proxyhealth.storage.lease import begin_round, end_round, take_token
+from proxyhealth.storage.pending import SendTask, add_pending
 from tests.settings import REDIS_PORT
 from tests.support.redis_relay import RedisRelay
 from tests.support.values import a_round, make_proxy, make_status
@@ -108,3 +109,10 @@ def test_begin_round__whose_reply_is_lost_has_begun(relay):
     assert begin_round().outcome == "running"
     end_round(begun.token)
     assert begin_round().token > begun.token
+
+
+def test_add_pending__whose_reply_is_lost_sends_a_task(relay):
+    relay.lose(b":pending:sent", 1)
+    assert add_pending(["x"]) is SendTask.YES
+    assert relay.left == 0
+    assert add_pending(["x"]) is SendTask.NO
