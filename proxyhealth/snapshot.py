@@ -268,7 +268,8 @@ class Snapshot:
     def by_name(self) -> Mapping[str, ProxyStatus]:
         """The statuses by name in lower case.
 
-        When a proxy takes the name of another, both have it until both are checked. The later check wins.
+        When a proxy takes the name of another, both have it until both are checked. The later check wins, by
+        the clocks of the workers.
         """
         by_check = sorted(self.statuses.values(), key=lambda status: status.checked_at or _NEVER)
         return FrozenMapping({status.proxy.name.lower(): status for status in by_check})
