@@ -148,7 +148,7 @@ export interface components {
          * @enum {string}
          */
         Reason: "" | "invalid_url" | "blocked" | "dns" | "connect" | "tls" | "timeout" | "protocol" | "status_code" | "truncated" | "too_large" | "not_json" | "bad_report" | "report_errors" | "internal";
-        /** @description The proxy's report on itself, and messages about its response. Untrusted: show it as text, never as markup. */
+        /** @description The proxy's report on itself, and messages about its response. Untrusted: show it as text, never as markup. At most 4 KiB in all, on one line each, without invisible characters. If texts were left out, the last one says how many. */
         Report: {
             errors: string[];
             warnings: string[];
