@@ -34,7 +34,17 @@ BAD_URLS = [
     "https://par\u200bis.example.com",
 ]
 BAD_NAMES = ["primary", "PRIMARY", "a/b", "../x", "a\\b", "a" * 65, "a\nb", "a\x00", "a\x85", ""]
-BAD_NAMES += [" primary ", "ｐｒｉｍａｒｙ", "primary\u200b", "\u202eabc", ".", "..", "openapi.json"]
+BAD_NAMES += [
+    " primary ",
+    "ｐｒｉｍａｒｙ",
+    "primary\u200b",
+    "\u202eabc",
+    ".",
+    "..",
+    "openapi.json",
+    "\u3164",
+    "a\ufe0f",
+]
 
 
 def insert(**values):
@@ -171,6 +181,12 @@ def test_admin__shows_the_row_as_it_is(admin_client):
         assert 'href="javascript:alert' not in text
     assert "it contains a space" in admin_client.get(f"{path}health/").content.decode()
     assert health.status_of(row).status is Status.UNHEALTHY
+
+
+def test_metrics__labels_have_no_invisible_characters():
+    insert(name="par\u202eis\u200b\u3164\x1b[31m\u2028", url="ftp://x y")
+    health.force_update()
+    assert 'name="paris[31m",host=""' in metrics()
 
 
 def test_metrics__label_of_any_name():
