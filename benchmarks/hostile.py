@@ -92,49 +92,57 @@ def listed(item: str, count: int, key: str = "a") -> str:
     return f'{{"{key}":[{",".join([item] * count)}]}}'
 
 
-KEYS = "{" + ",".join(f'"{number:x}":""' for number in range(4_000)) + "}"
+KEYS = "{" + ",".join(f'"{number:x}":""' for number in range(1_000)) + "}"
+CONTROLS = ",".join(['"' + "\x7fx" * 600 + '"'] * 26)
+BOTH = f'{{"errors":[{CONTROLS}],"warnings":[{CONTROLS}]}}'
 PAGE = b"<p>" + b"&#0" * 1_300
 BOMB = gzip.compress(b" " * 60_000_000)
 HINT = head(status=b"103 Early Hints")
 
 HTTP: dict[str, Script] = {
     "64 KiB of 103, then a redirect to itself": send(HINT * 2_200 + redirect(b"/healthz-report")),
-    "200 of 103": send(HINT * 200 + RESPONSE),
+    "140 of 103": send(HINT * 140 + RESPONSE),
     "redirects with 99 headers": send(redirect(b"/healthz-report", *[b"X: y"] * 97)),
     "redirects without end": send(redirect(b"/healthz-report")),
-    "redirects with 380 characters": lead_to(RESPONSE, 5, b"%41" * 125),
+    "4 redirects with 490 characters": lead_to(RESPONSE, 4, b"%41" * 160),
     "a redirect with 2,000 characters": lead_to(RESPONSE, 1, b"%41" * 650),
     "60,000 chunks of one byte": send(chunks(60_000)),
-    "480 chunks of one byte": send(chunks(480)),
-    "480 trailers": send(head(b"Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\n" + b"X: y\r\n" * 480),
+    "280 chunks of one byte": send(chunks(280)),
+    "99 trailers": send(
+        head(b"Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\n" + b"X: y\r\n" * 99 + b"\r\n"
+    ),
     "single bytes": drip(RESPONSE.ljust(60_000)),
     "single bytes without end": drip(head() + b" " * 60_000),
     "no answer": hold,
     "32,000 numbers": send(body(listed("0", 32_000))),
-    "4,000 numbers": send(body(listed("0", 4_000))),
-    "1,300 objects": send(body(listed('{"":0}', 1_300))),
-    "4,000 keys": send(body(KEYS)),
-    "12,000 errors": send(body(listed('""', 12_000, "errors"))),
-    "1,300 lists of errors": send(body("{" + ",".join(['"errors":[""]'] * 1_300) + "}")),
+    "2,000 numbers": send(body(listed("0", 2_000))),
+    "600 objects": send(body(listed('{"":0}', 600))),
+    "1,000 keys": send(body(KEYS)),
+    "10,000 errors": send(body(listed('""', 10_000, "errors"))),
+    "680 lists of errors": send(body("{" + ",".join(['"errors":[""]'] * 680) + "}")),
     "64 KiB of escapes": send(body(listed('"' + r"\nx" * 21_000 + '"', 1, "errors"))),
     "64 KiB of controls, in 8 errors": send(body(listed('"' + "\x7fx" * 3_990 + '"', 8, "errors"))),
     "64 KiB of controls, in 60 errors": send(body(listed('"' + "\x7fx" * 490 + '"', 60, "errors"))),
+    "64 KiB of controls, in errors and warnings": send(body(BOTH)),
     "64 KiB of errors": send(body(listed('"' + "ab" * 490 + '"', 60, "errors"))),
     "a page of references": send(response(PAGE).replace(b"200 OK", b"500 Oops")),
     "a page of invalid bytes": send(
         response(b"<p>" + b"\x81" * 4_000).replace(b"application/json", b"text/html;charset=windows-1252")
     ),
     "a gzip bomb": send(response(BOMB).replace(b"Date:", b"Content-Encoding: gzip\r\nDate:")),
-    "4 redirects, then 300 chunks": lead_to(chunks(300), 4),
-    "5 redirects, then 64 KiB of controls": lead_to(body(listed('"' + "\x7fx" * 490 + '"', 60, "errors")), 5),
+    "4 redirects, then 60 chunks": lead_to(chunks(60), 4),
+    "4 redirects, then 64 KiB of controls": lead_to(body(BOTH), 4),
+    "4 redirects with long URLs and 103, then 64 KiB of controls": lead_to(
+        body(BOTH), 4, b"%41" * 160, HINT * 6
+    ),
 }
 HTTPS: dict[str, Script] = {
     "redirects without end": HTTP["redirects without end"],
     "single bytes": drip(RESPONSE.ljust(60_000)),
     "64 KiB of single bytes at once": lambda sock, path: [sock.send(b" ") for _ in head() * 999] and None,
-    "5 redirects, then 64 KiB of controls": HTTP["5 redirects, then 64 KiB of controls"],
+    "4 redirects, then 64 KiB of controls": HTTP["4 redirects, then 64 KiB of controls"],
 }
-TICKETS, FFDHE, LONG_CHAIN = "2,000 session tickets", "a key exchange with 8,192 bits", "a chain of ten"
+TICKETS, FFDHE = "2,000 session tickets", "a key exchange with 8,192 bits"
 TLS = (TICKETS, FFDHE)
 
 

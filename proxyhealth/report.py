@@ -13,7 +13,7 @@ from proxyhealth.statuses import Reason
 
 MAX_ITEMS = 50
 MAX_ITEM_LENGTH = 1_000
-MAX_PARTS = 4_096
+MAX_PARTS = 2_048
 MAX_BEGINNING_BYTES = 4 * 1024
 
 # Bytes of a report, escaped for JSON and HTML, where a character takes up to twelve.
@@ -32,7 +32,9 @@ class HealthReport:
     @classmethod
     def sanitized(cls, errors: Sequence[str] = (), warnings: Sequence[str] = ()) -> Self:
         """Return a report of untrusted texts, made safe to store and to show. Mark what is cut with …."""
-        shown, noted = _clean_items(errors), _clean_items(warnings)
+        shown = _clean_items(errors, MAX_SIZE)
+        # As below: half of the size, or what the errors leave.
+        noted = _clean_items(warnings, max(MAX_SIZE // 2, MAX_SIZE - sum(map(len, shown))))
         if sum(map(len, (*shown, *noted))) > _SMALL:
             # Each list has half of the size, and what the other one leaves.
             errors_size, warnings_size = _size(shown), _size(noted)
@@ -74,24 +76,24 @@ _TOO_COMPLEX = "the JSON is nested too deeply, or has too many parts"
 
 def _texts_of(pairs: tuple[tuple[str, Any], ...], key: str) -> list[str]:
     """Return the strings of all lists under ``key``, in any case, so that no second key hides errors."""
-    texts: list[str] = []
+    found: list[str] = []
     for name, value in pairs:
         if len(name) != len(key) or name.lower() != key or value is None:
             continue
         if type(value) is not list or set(map(type, value)) - {str}:
             raise BadReport(Reason.BAD_REPORT, f'"{key}" is not a list of strings')
-        if texts:
-            texts += value
+        if found:
+            found += value
         else:
-            texts = value
-    return texts
+            found = value
+    return found
 
 
 def _parse_json(text: str) -> Any:
     if not text.strip():
         raise BadReport(Reason.NOT_JSON, "the body is empty")
     parts = sum(map(text.count, ("[", "{", ",", '":')))
-    if 3 * parts - 2 * text.count('",') > 3 * MAX_PARTS:  # a string in a list counts as a third
+    if 5 * parts - 4 * text.count('",') > 5 * MAX_PARTS:  # a string in a list counts as a fifth
         # Many small parts need much more time and memory than their text.
         raise BadReport(Reason.BAD_REPORT, _TOO_COMPLEX)
     try:
@@ -107,11 +109,17 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _clean_items(items: Sequence[str]) -> tuple[str, ...]:
-    if len(items) <= MAX_ITEMS:
-        return tuple(_clean_item(item) for item in items)
-    kept = MAX_ITEMS - 1
-    return (*(_clean_item(item) for item in items[:kept]), _rest(len(items) - kept))
+def _clean_items(items: Sequence[str], size: int) -> tuple[str, ...]:
+    """Return the first ``items``, made safe, that can fill ``size``, and the number of the others."""
+    cleaned: list[str] = []
+    length = 0
+    for item in items if len(items) <= MAX_ITEMS else items[: MAX_ITEMS - 1]:
+        if length > size:
+            break  # it is full, unless many of the characters are invisible
+        length += min(len(item), MAX_ITEM_LENGTH * 5 // 4)
+        cleaned.append(_clean_item(item))
+    left = len(items) - len(cleaned)
+    return (*cleaned, _rest(left)) if left else tuple(cleaned)
 
 
 def _clean_item(item: str) -> str:

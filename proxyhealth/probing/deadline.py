@@ -6,11 +6,14 @@ from collections.abc import Callable
 from proxyhealth.exceptions import TooManyBytes
 
 # Of all responses together, with those that redirect. A line is a header, a status, or the size of a chunk.
-MAX_LINES = 500
+MAX_LINES = 300
+_LINES_OF_REDIRECT = 50  # a redirect costs as much as these
 MAX_LINE_BYTES = 64 * 1024
 MAX_TLS_OVERHEAD = 16 * 1024  # bytes of TLS after handshakes that carry no data
 
-_UNPACED_RECEIVES = 16
+# Receives without a pause, of the probe and in addition of each of its connections.
+_UNPACED_RECEIVES = 6
+_UNPACED_RECEIVES_OF_CONNECTION = 4
 
 
 class Deadline:
@@ -40,16 +43,24 @@ class Deadline:
         """Let the rest of the probe take at most ``seconds``."""
         self.end = min(self.end, time.monotonic() + seconds)
 
+    def count_redirect(self) -> None:
+        """Let a redirect take its share of the lines."""
+        self._lines_left -= _LINES_OF_REDIRECT
+
+    def count_connection(self) -> None:
+        """Allow for the receives of a new connection."""
+        self._unpaced_receives += _UNPACED_RECEIVES_OF_CONNECTION
+
     def pace(self) -> None:
         """Call this before each receive. After many of them, wait, so that the next one gets more bytes.
 
-        The pauses grow with the time of the probe: a peer that sends single bytes causes fifty receives, not
-        fifty thousand, and its latency grows by a quarter at most.
+        The pauses grow with the time of the probe: a peer that sends single bytes causes thirty receives, not
+        thirty thousand, and its latency grows by half at most.
         """
         self._unpaced_receives -= 1
         if self._unpaced_receives < 0:
             elapsed = time.monotonic() - self._begin
-            time.sleep(min(elapsed / 4, self.remaining()))
+            time.sleep(min(elapsed / 2, self.remaining()))
 
     def read_line(self, readline: Callable[[int], bytes], limit: int = MAX_LINE_BYTES) -> bytes:
         """Return a line of at most ``limit`` bytes. Raise ``TooManyBytes`` if it exceeds what is left."""

@@ -35,7 +35,7 @@ from proxyhealth.validators import MAX_URL_LENGTH, ProxyURL, parse_proxy_url, sp
 logger = logging.getLogger(__name__)
 
 REPORT_PATH = "/healthz-report"
-MAX_REDIRECTS = 5
+MAX_REDIRECTS = 4
 
 _HEADERS = CaseInsensitiveDict(
     {
@@ -163,6 +163,7 @@ class _Fetch:
                 if not location:
                     return _read_report(response, self.deadline, self.warnings)
                 self.responded = False  # a redirect does not count
+                self.deadline.count_redirect()
                 self.policy = self.policy.after(self._peer)
                 url, target = self._follow(target, location)
         raise ProbeFailed(

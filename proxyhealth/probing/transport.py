@@ -77,6 +77,7 @@ class Connection(http.client.HTTPConnection):
             sock.settimeout(self.deadline.remaining() / left)
             sock.connect(address.sockaddr)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.deadline.count_connection()
             sock.settimeout(self.deadline.remaining())
         except OSError:
             sock.close()

@@ -154,7 +154,7 @@ def test_probe__body_without_end(script: servers.Script) -> None:
     assert verdict(result) == TOO_LARGE
     assert result.report.errors[0] in (
         f"{BAD}more than 64 KiB",
-        f"{BAD}more than 500 lines of headers and chunks",
+        f"{BAD}more than 300 lines of headers and chunks",
         f"{BAD}more than 100 trailers",
     )
 

@@ -222,7 +222,7 @@ def test_error__body_without_end(data: bytes) -> None:
 
 def test_error__body_of_tiny_chunks_without_end() -> None:
     start = error(chunked(end=b""))
-    assert message_of(flood(b"1\r\nx\r\n" * 1000, start=start)).endswith("x…”")
+    assert "says “xxx" in message_of(flood(b"1\r\nx\r\n" * 1000, start=start))
 
 
 def test_error__server_header_is_clean_and_limited() -> None:

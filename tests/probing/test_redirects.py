@@ -77,23 +77,23 @@ def test_probe__follows_every_form_of_a_location(location: str, path: str | None
     assert "hunter2" not in repr(result.report)
 
 
-def test_probe__follows_exactly_five_redirects() -> None:
-    hops = [send(redirect(f"/{i}")) for i in range(1, 6)]
+def test_probe__follows_exactly_four_redirects() -> None:
+    hops = [send(redirect(f"/{i}")) for i in range(1, 5)]
     with Server(servers.sequence(*hops, send(report()))) as server:
         result = ask(server)
     assert verdict(result) == OK
-    assert server.paths == ["/healthz-report", *(f"/{i}" for i in range(1, 6))]
-    assert result.report.warnings == (led_to(f"{server.url}/5"),)
+    assert server.paths == ["/healthz-report", *(f"/{i}" for i in range(1, 5))]
+    assert result.report.warnings == (led_to(f"{server.url}/4"),)
 
 
 @pytest.mark.parametrize("location", ["/healthz-report", "/other"])
-def test_probe__gives_up_after_five_redirects(location: str) -> None:
+def test_probe__gives_up_after_four_redirects(location: str) -> None:
     with Server(send(redirect(location))) as server:
         result = ask(server)
     assert verdict(result) == PROTOCOL
-    assert result.report.errors == (f"{DOWN}more than 5 redirects",)
+    assert result.report.errors == (f"{DOWN}more than 4 redirects",)
     assert result.report.warnings == (led_to(f"{server.url}{location}"),)
-    assert server.connections == 6
+    assert server.connections == 5
 
 
 def test_probe__follows_a_redirect_to_https(ca: trustme.CA, ca_file: Path, configure: Configure) -> None:
