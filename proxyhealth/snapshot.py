@@ -44,16 +44,23 @@ class Proxy:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Return the proxy of ``data``, with defaults for all but ``id`` and ``name``."""
-        return cls(
-            UUID(data["id"]),
+        """Return the proxy of ``data``, with defaults for all but ``id`` and ``name``.
+
+        Raise ``ValueError``, ``LookupError``, ``TypeError`` or ``AttributeError`` for other data.
+        """
+        texts = (
             data["name"],
             data.get("display_name", ""),
             data.get("icon", ""),
             data.get("url", ""),
             data.get("wildcard_hostname", ""),
             data.get("version", ""),
-            data.get("deleted", False),
+        )
+        "".join(texts)  # raises TypeError if one is no text, and takes the least time
+        return cls(
+            UUID(data["id"]),
+            *texts,
+            bool(data.get("deleted", False)),
             parse_rfc3339(data.get("created_at")) or _NEVER,
             parse_rfc3339(data.get("updated_at")) or _NEVER,
         )
@@ -147,9 +154,9 @@ def convert(column: Iterable[Any], function: Callable[[Any], Any]) -> Iterator[A
 
 
 def finite(value: Any) -> float:
-    """Return ``value`` as a float. Raise ``ValueError`` for NaN and infinity, which JSON does not have."""
+    """Return ``value`` in seconds as a float. Raise ``ValueError`` if JSON cannot have it in milliseconds."""
     number = float(value)
-    if not math.isfinite(number):
+    if not math.isfinite(1000 * number):
         raise ValueError(f"{number} is not finite")
     return number
 
@@ -174,9 +181,11 @@ class RoundHistogram:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the histogram of ``data``, or an empty one if it has the bounds of another version.
 
-        Raise ``ValueError`` for an infinite sum.
+        Raise ``ValueError`` for numbers that metrics cannot have.
         """
         counts = tuple(map(int, data.get("counts", cls.counts)))
+        if max(map(abs, counts), default=0) >= 1 << 63:
+            raise ValueError("a count is too large")
         if len(counts) != len(cls.BOUNDS) + 1:
             return cls()
         return cls(counts, finite(data.get("sum", 0)))

@@ -76,8 +76,18 @@ def rfc3339(moment: datetime) -> str:
 
 
 def parse_rfc3339(text: str | None) -> datetime | None:
-    """Return the time of a text from :func:`rfc3339`, or None."""
-    return None if text is None else datetime.fromisoformat(text)
+    """Return the time of a text from :func:`rfc3339`, or None. Raise ``ValueError`` for any other text."""
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is UTC:
+        return moment
+    try:
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except OverflowError:  # near the first or the last year of all
+        pass
+    raise ValueError(f"{text[:40]} is not a time in UTC")
 
 
 # What precedes the last @ of a URL, whatever characters its password has, but not that of the next URL.

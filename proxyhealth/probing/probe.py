@@ -69,7 +69,7 @@ _HINTS = (
 )
 
 _NOT_IN_LOCATIONS = re.compile(r"[\x00-\x1f\x7f\\]")
-_HOST_IS_MISSING = re.compile("https?:(?!//[^/])|///", re.IGNORECASE)
+_HOST_IS_MISSING = re.compile(r"https?:(?!//[^/])|//(?:[/?#]|\Z)", re.IGNORECASE)
 
 # Errors of this machine: a lack of file descriptors, buffers or memory. They say nothing of the proxy.
 _LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

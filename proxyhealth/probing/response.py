@@ -125,6 +125,8 @@ class Response:
             if header is None or header[3] != line_end:
                 raise http.client.HTTPException("malformed header line")
             name, value = header[1].decode("ascii").lower(), header[2].strip(b" \t").decode("latin-1")
+            if name == "transfer-encoding" and header[2][-1:].isspace():
+                value += " "  # Python's http.client takes "chunked " for another coding
             if name in headers:
                 value = _combined(name, headers[name], value)
             headers[name] = value

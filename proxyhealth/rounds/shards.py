@@ -95,6 +95,7 @@ class Plan:
         try:
             data = json.loads(text)
             shards = [[Proxy.from_json(proxy) for proxy in shard] for shard in data["shards"]]
+            "".join(data["tasks"])  # raises TypeError if one is no text
             return cls(data["ticket"], datetime.fromisoformat(data["checked_at"]), shards, data["tasks"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the stored plan of a round is invalid: {error!r}") from error

@@ -229,9 +229,11 @@ def _check_columns(columns: dict[str, list[Any]]) -> None:
         raise ValueError("its columns differ in length")
     for name, kind in _TYPES.items():
         allowed = {kind} if name in _ESSENTIAL else {kind, NoneType}
-        if not allowed.issuperset(map(type, columns.get(name, ()))):
+        column = columns.get(name, ())
+        items = chain.from_iterable(filter(None, column)) if kind is list else ()
+        if not (allowed.issuperset(map(type, column)) and {str}.issuperset(map(type, items))):
             raise ValueError(f"the column {name} has a value of another type")
-    finite(sum(filter(None, columns.get("latency", ()))))  # cheaper than one check per latency
+    finite(sum(map(abs, filter(None, columns.get("latency", ())))))  # cheaper than one check per latency
 
 
 def _split(lines: bytes) -> list[bytes]:

@@ -29,12 +29,13 @@ KEYS: dict[str, tuple[str, str]] = {
     "tasks": ("hash", "counters"),
 }
 
-# Other fields of a hash may belong to a newer version, and stay. Lua counts exactly up to 2^53.
+# Other fields of a hash may belong to a newer version, and stay. Lua counts exactly up to 2^53, and scripts
+# add to the numbers between two repairs.
 _REPAIR = """
 local removed = {}
 local function is_integer(text)
   if not text or #text > 16 then return false end
-  return (text == '0' or string.find(text, '^[1-9]%d*$')) and tonumber(text) < 2^53
+  return (text == '0' or string.find(text, '^[1-9]%d*$')) and tonumber(text) < 2^52
 end
 local time = redis.call('TIME')
 local last_token = time[1] * 1000000 + time[2]

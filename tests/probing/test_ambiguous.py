@@ -114,6 +114,8 @@ CODING = "Transfer-Encoding is not chunked"
 @pytest.mark.parametrize(
     ("headers", "why"),
     [
+        ([b"Transfer-Encoding: chunked "], CODING),
+        ([b"Transfer-Encoding: chunked\t"], CODING),
         ([b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity"], CODING),
         ([b"Transfer-Encoding: identity", b"Transfer-Encoding: chunked"], CODING),
         ([b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"], CODING),

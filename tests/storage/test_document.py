@@ -229,6 +229,18 @@ DAMAGE = {
     ),
     "head with a duration that is too large": changed_json(lambda whole: whole.update(duration=10**400)),
     "head with a moment that is none": changed_json(lambda whole: whole.update(checked_at="today")),
+    "head with a moment without a zone": changed_json(
+        lambda whole: whole.update(stale_at="2026-11-22T08:00")
+    ),
+    "head with a moment before all": changed_json(
+        lambda whole: whole.update(checked_at="0001-01-01T00:00:00+01:00")
+    ),
+    "head with a duration that is endless in milliseconds": changed_json(
+        lambda whole: whole.update(duration=1e306)
+    ),
+    "head with a count that is too large": changed_json(
+        lambda whole: whole["rounds"]["counts"].__setitem__(0, 10**400)
+    ),
     "no judgements": changed_json(lambda whole: whole.update(judgements=None)),
     "judgements of nothing": changed_json(lambda whole: whole.update(judgements={})),
     "judgements too deep": lambda value: value.replace(b'"name": [', b'"name": ' + b"[" * 100_000, 1),
@@ -258,6 +270,10 @@ DAMAGE = {
         for number in (*NOT_FINITE, b'"1"', b"1.5")
     },
     "a host that is a number": changed_column("proxy_host", lambda column: column.__setitem__(1, 7)),
+    "latencies that are endless in milliseconds": changed_column(
+        "latency", lambda column: column.__setitem__(1, -1e306)
+    ),
+    "errors that are no texts": changed_column("errors", lambda column: column.__setitem__(1, ["a", None])),
     "errors that are a text": changed_column("errors", lambda column: column.__setitem__(1, "kaputt")),
     "warnings that are an object": changed_column("warnings", lambda column: column.__setitem__(1, {"a": 1})),
     "a judgement without a name": changed_column("name", lambda column: column.__setitem__(1, None)),
@@ -282,6 +298,7 @@ DAMAGE = {
     "a proxy with a moment that is none": changed_json(
         lambda whole: whole["proxies"][1].update(updated_at="today")
     ),
+    "a proxy with a URL that is none": changed_json(lambda whole: whole["proxies"][1].update(url=None)),
     "a proxy that is not JSON": lambda value: value.replace(b'"wildcard', b"wildcard", 1),
     "two proxies on a line": lambda value: value.replace(b"},\n{", b"}, {", 1),
     "a proxy on two lines": lambda value: value.replace(b', "icon"', b',\n"icon"', 1),

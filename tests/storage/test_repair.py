@@ -55,6 +55,7 @@ POISONS = {
     "bytes": lambda client, name: client.set(name, b"\xff\x00\x80"),
     "1e17": lambda client, name: client.set(name, "1e17"),
     "2**63-1": lambda client, name: client.set(name, 2**63 - 1),
+    "2**53-1": lambda client, name: client.set(name, 2**53 - 1),
     "Infinity": lambda client, name: client.set(name, "Infinity"),
     "list": lambda client, name: client.rpush(name, "a"),
     "set": lambda client, name: client.sadd(name, "a"),
@@ -188,6 +189,9 @@ PLANS = {
         {"ticket": 10**17, "checked_at": "2026-11-22T08:00:00+00:00", "shards": [], "tasks": []}
     ),
     "nested": "[" * 100_000,
+    "tasks that are no texts": json.dumps(
+        {"ticket": 1, "checked_at": "2026-11-22T08:00:00+00:00", "shards": [[]], "tasks": [[]]}
+    ),
 }
 
 
