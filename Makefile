@@ -55,9 +55,9 @@ chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header -m alone
 
-## Send random input to the probe; the same SEED produces the same input
+## Send random input to the probe, and put random contents into Redis; the same SEED produces the same input
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.probing.fuzz --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),1)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -20,6 +20,7 @@ SERVER = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 MAY_SIGN = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
 ENCIPHERS = x509.KeyUsage(False, False, True, False, False, False, False, False, False)
 AGREES = x509.KeyUsage(False, False, False, False, True, False, False, False, True)  # two bytes
+CRITICAL = x509.BasicConstraints | x509.UnrecognizedExtension
 GATED = x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.16.840.1.113730.4.1")])  # of Netscape, for servers
 
 
@@ -66,7 +67,7 @@ def issue(
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName([_name(name) for name in names]), False)
     for extension in extensions:
-        builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        builder = builder.add_extension(extension, critical=isinstance(extension, CRITICAL))
     if not type(signer).__name__.startswith("Ed"):
         algorithm = algorithm or hashes.SHA256()
     certificate = builder.sign(signer, algorithm, rsa_padding=padding)
