@@ -36,7 +36,7 @@ from proxyhealth.conf import conf
 from proxyhealth.exceptions import ForeignSnapshot, Superseded, UnusableSnapshot
 from proxyhealth.snapshot import JUDGEMENT, Proxy, ProxyStatus, RoundHistogram, Snapshot, convert, finite
 from proxyhealth.storage.deployment import foreign_message
-from proxyhealth.utils import FrozenMapping, parse_rfc3339, rfc3339
+from proxyhealth.utils import FrozenMapping, parse_json, parse_rfc3339, rfc3339
 
 logger = logging.getLogger(__name__)
 
@@ -210,11 +210,11 @@ def _parts(value: bytes) -> tuple[dict[str, Any], dict[str, list[Any]], bytes]:
     if middle < 0 or end < 0 or not value.endswith(_END):
         raise ValueError("it is truncated")
     lines = value[end + len(_PROXIES) : -len(_END)]
-    head = _first_head() | {"ticket": None} | json.loads(value[:middle] + b"}")
+    head = _first_head() | {"ticket": None} | parse_json(value[:middle] + b"}")
     for name, kind in (("ticket", int), ("number", int), ("deployment", str)):
         if not isinstance(head[name], kind):
             raise ValueError(f"its {name} has another type")
-    columns = json.loads(value[middle + len(_JUDGEMENTS) : end])
+    columns = parse_json(value[middle + len(_JUDGEMENTS) : end])
     _check_columns(columns)
     if lines and _ESSENTIAL - columns.keys():
         raise ValueError("an essential column is missing")
@@ -395,6 +395,6 @@ def _proxies(lines: bytes, previous: PreviousLines) -> list[Proxy]:
     by_line = dict(zip(_split(previous.lines), previous.proxies, strict=True))
     all_lines = _split(lines)
     new = [line for line in all_lines if line not in by_line]
-    decoded = map(Proxy.from_json, json.loads(b"[%s]" % b",".join(new)))
+    decoded = map(Proxy.from_json, parse_json(b"[%s]" % b",".join(new)))
     by_line.update(zip(new, decoded, strict=True))
     return [by_line[line] for line in all_lines]

@@ -61,9 +61,13 @@ local function repair_counters(key, number)
     for _, pattern in ipairs(counters) do
       if string.find(name, pattern) then valid = valid and is_integer(value) end
     end
+    local fault = 'is not a valid number'
+    if name == 'deployment' and not string.find(value, '^[%d-]+T[%d:.]+Z$') then
+      valid, fault = false, 'is not a time'
+    end
     if not valid then
       redis.call('HDEL', key, name)
-      table.insert(removed, {number, name, 'is not a valid number'})
+      table.insert(removed, {number, name, fault})
     end
   end
 end

@@ -65,7 +65,7 @@ words = (
     | moments
 )
 json_values = st.recursive(
-    st.none() | st.booleans() | numbers | words | moments,
+    st.none() | st.booleans() | numbers | words | moments | st.just("\ud800"),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(words | st.sampled_from(MEMBERS), inner, max_size=3)
     ),

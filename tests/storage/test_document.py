@@ -21,6 +21,7 @@ from tests.support.values import NOW, a_round, make_proxy, make_status
 # What a line, a text of JSON, or a text of UTF-8 might be thought to end at.
 ODD = [
     '"',
+    "\\ud800",
     "\\",
     "\n",
     ",\n",
@@ -272,6 +273,9 @@ DAMAGE = {
     "a host that is a number": changed_column("proxy_host", lambda column: column.__setitem__(1, 7)),
     "latencies that are endless in milliseconds": changed_column(
         "latency", lambda column: column.__setitem__(1, -1e306)
+    ),
+    "errors with a lone surrogate": changed_column(
+        "errors", lambda column: column.__setitem__(1, ["\ud800"])
     ),
     "errors that are no texts": changed_column("errors", lambda column: column.__setitem__(1, ["a", None])),
     "errors that are a text": changed_column("errors", lambda column: column.__setitem__(1, "kaputt")),

@@ -108,11 +108,19 @@ def assert_good(redis_client):
 
 
 FIELDS = {
-    "round-stats": ["committed", "closed", "full", "count:success", "count:failure", "count:skipped"],
+    "round-stats": [
+        "committed",
+        "closed",
+        "full",
+        "count:success",
+        "count:failure",
+        "count:skipped",
+        "deployment",
+    ],
     "tasks": ["check_all:success", "check_all:microseconds", "check_all:failure"],
     "plan": ["ticket", "plan"],
 }
-VALUES = ["rubbish", "1e17", str(2**63 - 1), "-1", "Infinity", "007"]
+VALUES = ["rubbish", "1e17", str(2**63 - 1), "-1", "Infinity", "007", b"\xff"]
 
 
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name in FIELDS for field in FIELDS[name]])
