@@ -158,7 +158,7 @@ redirects = st.tuples(st.sampled_from([301, 302, 303, 307, 308]), st.sampled_fro
 free_responses = st.builds(
     lambda line, headers, body: b"\r\n".join([line, *headers, b"", body]),
     st.sampled_from(STATUS_LINES),
-    st.lists(st.sampled_from(HEADERS), max_size=4),
+    st.lists(st.sampled_from([header for header in HEADERS if len(header) < 5_000]), max_size=4),
     st.sampled_from([b"", b"{}", b"2\r\n{}\r\n0\r\n\r\n", b'{"errors": ["a"]}', b"<h1>x</h1>"]),
 )
 
