@@ -12,7 +12,7 @@ from django.db.models.functions import Lower
 
 from proxyhealth.display import name_of
 from proxyhealth.snapshot import Proxy
-from proxyhealth.texts import clean, is_plain
+from proxyhealth.texts import clean, is_suspicious
 from proxyhealth.utils import aware
 from proxyhealth.validators import (
     MAX_URL_LENGTH,
@@ -161,8 +161,8 @@ def _bounded(proxy: Proxy) -> Proxy:
     Rows may have skipped validation. What is cut of a name or a URL stays too long to be valid. Raise
     ``TypeError`` for bytes.
     """
-    text = "".join(_texts_of(proxy))
-    if len(text) <= _USUAL_LENGTH and is_plain(text):
+    length = len("".join(_texts_of(proxy)))
+    if length <= _USUAL_LENGTH and not is_suspicious(proxy.display_name + proxy.version):
         return proxy
     return replace(
         proxy,

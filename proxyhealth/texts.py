@@ -31,13 +31,14 @@ def is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _is_suspicious(text: str) -> bool:
+def is_suspicious(text: str) -> bool:
+    """Return True if ``text`` may contain invisible characters."""
     return not is_plain(text) and _SUSPICIOUS.search(text) is not None
 
 
 def without_controls(text: str) -> str:
     """Return ``text`` without control characters, direction marks, and other invisible characters."""
-    if not _is_suspicious(text):
+    if not is_suspicious(text):
         return text
     return _PLACED_OR_MISPLACED.sub(r"\1", _INVISIBLE.sub("", text))
 
@@ -45,7 +46,7 @@ def without_controls(text: str) -> str:
 def clean(text: str, length: int) -> str:
     """Return ``text`` on one line without invisible characters, cut to ``length`` with a final …."""
     head = text[: length * 5 // 4]  # limits the work for a megabyte of controls
-    result = without_controls(_WHITE_SPACE.sub(" ", head)) if _is_suspicious(head) else head
+    result = without_controls(_WHITE_SPACE.sub(" ", head)) if is_suspicious(head) else head
     if len(head) < len(text):
         result = result[: length - 1].rstrip(_JOINERS) + "…"
     return cut(result, length)
