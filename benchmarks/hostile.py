@@ -95,6 +95,7 @@ def listed(item: str, count: int, key: str = "a") -> str:
 KEYS = "{" + ",".join(f'"{number:x}":""' for number in range(1_000)) + "}"
 CONTROLS = ",".join(['"' + "\x7fx" * 600 + '"'] * 26)
 BOTH = f'{{"errors":[{CONTROLS}],"warnings":[{CONTROLS}]}}'
+JOINERS = listed('"' + "\u200c\u0434" * 500 + '"', 24, "errors")
 PAGE = b"<p>" + b"&#0" * 1_300
 BOMB = gzip.compress(b" " * 60_000_000)
 HINT = head(status=b"103 Early Hints")
@@ -124,6 +125,7 @@ HTTP: dict[str, Script] = {
     "64 KiB of controls, in 8 errors": send(body(listed('"' + "\x7fx" * 3_990 + '"', 8, "errors"))),
     "64 KiB of controls, in 60 errors": send(body(listed('"' + "\x7fx" * 490 + '"', 60, "errors"))),
     "64 KiB of controls, in errors and warnings": send(body(BOTH)),
+    "64 KiB of misplaced joiners": send(body(JOINERS)),
     "64 KiB of errors": send(body(listed('"' + "ab" * 490 + '"', 60, "errors"))),
     "a page of references": send(response(PAGE).replace(b"200 OK", b"500 Oops")),
     "a page of invalid bytes": send(

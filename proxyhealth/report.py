@@ -116,7 +116,7 @@ def _clean_items(items: Sequence[str], size: int) -> tuple[str, ...]:
     for item in items if len(items) <= MAX_ITEMS else items[: MAX_ITEMS - 1]:
         if length > size:
             break  # it is full, unless many of the characters are invisible
-        length += min(len(item), MAX_ITEM_LENGTH * 5 // 4)
+        length += len(item[: MAX_ITEM_LENGTH * 5 // 4].encode(errors="surrogatepass"))
         cleaned.append(_clean_item(item))
     left = len(items) - len(cleaned)
     return (*cleaned, _rest(left)) if left else tuple(cleaned)

@@ -19,6 +19,7 @@ _NOT_LATIN = (
 )
 
 _INVISIBLE = re.compile(f"[{INVISIBLE}]")
+_ASCII_CONTROLS = dict.fromkeys([*range(32), 127])
 _SUSPICIOUS = re.compile(f"[{INVISIBLE}{SELECTORS}{_JOINERS}\u2800]")
 _PLACED_OR_MISPLACED = re.compile(
     rf"({_NOT_LATIN}[{SELECTORS}]?(?:[{_JOINERS}](?={_NOT_LATIN}))?)|[{SELECTORS}{_JOINERS}]"
@@ -40,7 +41,10 @@ def without_controls(text: str) -> str:
     """Return ``text`` without control characters, direction marks, and other invisible characters."""
     if not is_suspicious(text):
         return text
-    return _PLACED_OR_MISPLACED.sub(r"\1", _INVISIBLE.sub("", text))
+    if text.isascii():
+        return text.translate(_ASCII_CONTROLS)  # faster
+    # A function takes half the time of a template.
+    return _PLACED_OR_MISPLACED.sub(lambda match: match[1] or "", _INVISIBLE.sub("", text))
 
 
 def clean(text: str, length: int) -> str:

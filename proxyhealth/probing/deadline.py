@@ -64,10 +64,11 @@ class Deadline:
 
     def read_line(self, readline: Callable[[int], bytes], limit: int = MAX_LINE_BYTES) -> bytes:
         """Return a line of at most ``limit`` bytes. Raise ``TooManyBytes`` if it exceeds what is left."""
-        line = readline(min(limit, self._line_bytes_left) + 1)
-        self._line_bytes_left -= len(line)
+        left = self._line_bytes_left
+        line = readline((left if left < limit else limit) + 1)
+        self._line_bytes_left = left = left - len(line)
         self._lines_left -= 1
-        if self._line_bytes_left < 0:
+        if left < 0:
             raise TooManyBytes(f"more than {MAX_LINE_BYTES // 1024} KiB of headers")
         if self._lines_left < 0:
             raise TooManyBytes(f"more than {MAX_LINES} lines of headers and chunks")
