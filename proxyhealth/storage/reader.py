@@ -127,6 +127,7 @@ def _read_contents(cache: Cache, whole: bool) -> CacheContents:
     document, round_stats, lease, (seconds, microseconds) = replies
     if isinstance(task_stats, RedisError):
         task_stats = {}  # an invalid key of the counters must not hide the snapshot
+    round_stats.pop(b"begun", None)  # the beginning of a round makes no new snapshot
     now = seconds + microseconds / 1e6
     return CacheContents(document or b"", round_stats, task_stats, lease, now, time.monotonic())
 
