@@ -64,6 +64,7 @@ class TLSSocket(PlainSocket):
         self.tls = context.wrap_bio(self._received, self._to_send, server_hostname=server_name)
         self._records = bytearray()  # received, but not complete
         self._overhead = 0  # bytes without data that OpenSSL got
+        self._hello = b""  # the ServerHello, until it is whole
         self._greeted = False
         self._connected = False
 
@@ -126,18 +127,22 @@ class TLSSocket(PlainSocket):
             if len(records) < end + size:
                 break
             if not self._greeted and records[end] == _HANDSHAKE:
-                _require_elliptic_curve(records[end + _HEADER_SIZE : end + size])
-                self._greeted = True
+                self._hello += records[end + _HEADER_SIZE : end + size]
+                self._greeted = _is_whole(self._hello)
             end += size
         return end
 
 
-def _require_elliptic_curve(hello: bytearray) -> None:
-    """Raise ``SSLError`` if a server demands a Diffie-Hellman group, which OpenSSL would accept.
+def _is_whole(hello: bytes) -> bool:
+    """Return True if a ServerHello is complete: its records may be short.
 
-    A key exchange with the largest one takes 200 times the CPU of a usual handshake.
+    Raise ``SSLError`` if it demands a Diffie-Hellman group, which OpenSSL would accept. A key exchange with
+    the largest one takes 200 times the CPU of a usual handshake.
     """
-    if hello[:1] != bytes([_SERVER_HELLO]) or len(hello) < 4 + int.from_bytes(hello[1:4]):
-        raise ssl.SSLError(1, "the server begins with a malformed ServerHello")
+    if not bytes([_SERVER_HELLO]).startswith(hello[:1]):
+        raise ssl.SSLError(1, "the server does not begin with a ServerHello")
+    if len(hello) < 4 or len(hello) < 4 + int.from_bytes(hello[1:4]):
+        return False
     if hello[6:38] == _RETRY and _FINITE_FIELD.search(hello):
         raise ssl.SSLError(1, "the server demands a key exchange without elliptic curves")
+    return True

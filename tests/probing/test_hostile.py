@@ -6,7 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -154,6 +154,10 @@ def records(kind: int, count: int, content: bytes) -> bytes:
     return (bytes([kind, 3, 3]) + len(content).to_bytes(2) + content) * count
 
 
+def usual(ca: trustme.CA) -> ssl.SSLContext:
+    return servers.server_context(ca, "127.0.0.1")
+
+
 def tickets(ca: trustme.CA) -> ssl.SSLContext:
     context = servers.server_context(ca, "127.0.0.1")
     context.num_tickets = 1_000
@@ -208,16 +212,54 @@ def test_tls__records_of_one_byte_are_limited(ca: trustme.CA, ca_file: Path, con
     assert result.report.errors == (f"{BAD}more than 16 KiB of TLS records without data",)
 
 
-def hello(*, complete: bool = True) -> bytes:
-    content = bytes([2, 0, 0, 80]) + b"\3\3" + bytes(78)
-    return content if complete else content[:40]
+def with_short_records(context: ssl.SSLContext) -> servers.Script:
+    """Return a script that splits the ServerHello into records of 30 bytes."""
+
+    def script(sock: socket.socket) -> None:
+        received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(received, to_send, server_side=True)
+
+        def run(call: Callable[[], object]) -> None:
+            while True:
+                try:
+                    call()
+                    return
+                except ssl.SSLWantReadError:
+                    data, size = to_send.read(), 0
+                    if data.startswith(b"\x16"):
+                        size = int.from_bytes(data[3:5])
+                    for start in range(0, size, 30):
+                        sock.sendall(records(22, 1, data[5 : 5 + size][start : start + 30]))
+                    sock.sendall(data[5 + size if size else 0 :])
+                    received.write(sock.recv(65536))
+
+        with suppress(ssl.SSLError):
+            run(tls.do_handshake)
+            run(tls.read)
+            tls.write(report())
+            sock.sendall(to_send.read())
+
+    return script
+
+
+@pytest.mark.parametrize(("context", "verdict_"), [(usual, OK), (finite_field, TLS)])
+def test_tls__hello_in_short_records(
+    context: Callable[[trustme.CA], ssl.SSLContext],
+    verdict_: object,
+    ca: trustme.CA,
+    ca_file: Path,
+    configure: Configure,
+) -> None:
+    configure(CA_BUNDLE=ca_file)
+    with Server(with_short_records(context(ca)), read=False) as server:
+        result = ask(f"https://127.0.0.1:{server.port}")
+    assert verdict(result) == verdict_, result.report.errors
 
 
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (records(22, 1, hello(complete=False)) + records(22, 1, hello()[40:]), "a malformed ServerHello"),
-        (records(22, 1, b"\x0b" + bytes(90)), "a malformed ServerHello"),
+        (records(22, 1, b"\x0b" + bytes(90)), "the server does not begin with a ServerHello"),
         (records(21, 9, b"\1\x70"), ""),  # warnings
         (records(20, 9_999, b"\1"), ""),
     ],
@@ -236,7 +278,7 @@ def test_tls__malformed_beginning(data: bytes, why: str) -> None:
 def test_tls__handshake_without_end(timeout: float) -> None:
     def script(sock: socket.socket) -> None:
         sock.recv(65536)
-        drip(records(22, 1, hello()), 0.01)(sock)
+        drip(records(22, 1, bytes([2, 0, 0, 80]) + b"\3\3" + bytes(78)), 0.01)(sock)
         servers.hold(sock)
 
     with Server(script, read=False) as server:
