@@ -1,9 +1,8 @@
 """A new connection for each request, with limits on its total time and its bytes."""
 
-import http.client
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from proxyhealth.exceptions import AddressBlocked
 from proxyhealth.probing.addresses import Address, address_ip, look_up, routable
@@ -15,10 +14,9 @@ from proxyhealth.probing.sockets import PlainSocket, TLSSocket
 from proxyhealth.probing.tls import HANDSHAKE, shake_hands
 
 
-class Connection(http.client.HTTPConnection):
-    """An HTTP connection that resolves its host, checks the addresses, and connects once."""
+class Connection:
+    """An HTTP connection for one request. It resolves its host, checks the addresses, and connects once."""
 
-    sock: PlainSocket
     peer: IPAddress
 
     def __init__(
@@ -30,15 +28,42 @@ class Connection(http.client.HTTPConnection):
         policy: AddressPolicy,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(host, port)
-        if context is not None:
-            self.default_port = http.client.HTTPS_PORT  # omitted from the Host header
+        self.host = host
+        self.port = port
         self.deadline = deadline
         self.first_to_expire: Certificate | None = None  # in the peer's chain
         self._policy = policy
         self._context = context
+        self._sock: PlainSocket | None = None
 
-    def connect(self) -> None:
+    def get(self, path: str, headers: Mapping[str, str]) -> Response:
+        """Send a request, and read the headers of the response.
+
+        Raise ``AddressBlocked``, ``OSError`` (also for DNS and TLS), or as :meth:`Response.begin`.
+        """
+        sock = self._connect()
+        sock.sendall(self._request(path, headers))
+        response = Response(sock)
+        try:
+            response.begin()
+        except BaseException:
+            response.close()
+            raise
+        self.deadline.phase = f"reading the report of {self.host}"
+        return response
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+
+    def _request(self, path: str, headers: Mapping[str, str]) -> bytes:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.port != (80 if self._context is None else 443):
+            host = f"{host}:{self.port}"
+        lines = (f"GET {path} HTTP/1.1", f"Host: {host}", *(f"{name}: {headers[name]}" for name in headers))
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+
+    def _connect(self) -> PlainSocket:
         """Connect to a permitted address. Raise ``AddressBlocked``, or ``OSError`` (also for DNS and TLS)."""
         self.deadline.phase = f"looking up {self.host}"
         addresses = look_up(self.host, self.port, self.deadline)
@@ -48,13 +73,14 @@ class Connection(http.client.HTTPConnection):
             blocked = ", ".join(map(str, ips))
             name = self.host if blocked == self.host else f"{self.host} ({blocked})"
             raise AddressBlocked(self._policy.refusal(name, ips))
-        self.sock, self.peer = self._connect_to_any(routable(permitted))
-        if isinstance(self.sock, TLSSocket) and self._context:
+        self._sock, self.peer = sock, _ = self._connect_to_any(routable(permitted))
+        if isinstance(sock, TLSSocket) and self._context:
             self.deadline.phase += f", {HANDSHAKE}"
-            self.sock.start(self._context, self.host.removesuffix("."))
-            self.first_to_expire = shake_hands(self.sock)
+            sock.start(self._context, self.host.removesuffix("."))
+            self.first_to_expire = shake_hands(sock)
         at = "" if str(self.peer) == self.host else f" at {self.peer}"
         self.deadline.phase = f"waiting for {self.host}{at} to answer"
+        return sock
 
     def _connect_to_any(self, addresses: Sequence[Address]) -> tuple[PlainSocket, IPAddress]:
         failures: list[str] = []
@@ -83,14 +109,3 @@ class Connection(http.client.HTTPConnection):
             sock.close()
             raise
         return sock, ip
-
-    def read_response(self) -> Response:
-        """Read the headers of the response. Raise as :meth:`Response.begin`."""
-        response = Response(self.sock)
-        try:
-            response.begin()
-        except BaseException:
-            response.close()
-            raise
-        self.deadline.phase = f"reading the report of {self.host}"
-        return response
