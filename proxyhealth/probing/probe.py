@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
+from urllib.parse import quote
 
 import requests
 from requests.adapters import BaseAdapter
@@ -121,7 +122,7 @@ def is_reachable(url: str) -> bool:
     fetch.policy = AddressPolicy()
     shown = url.partition("?")[0]  # a query may contain a token
     try:
-        with fetch.get(parse_proxy_url(shown), requests.utils.requote_uri(url)):
+        with fetch.get(parse_proxy_url(shown), _quoted(url)):
             return True
     except ProbeFailed as error:
         logger.warning("canary silent url=%s error=%s", shown, error)
@@ -186,7 +187,7 @@ class _Fetch:
         shown = clean(f"{url.base}{parts.path}", 200)
         self._redirect = f"redirected to {shown}; change the proxy's URL, its users may not be redirected"
         query = f"?{parts.query}" if parts.query else ""
-        return url, requests.utils.requote_uri(f"{url.base}{parts.path}{query}")
+        return url, _quoted(f"{url.base}{parts.path}{query}")
 
     @contextmanager
     def get(self, url: ProxyURL, target: str) -> Iterator[requests.Response]:
@@ -226,6 +227,11 @@ class _Fetch:
         return error
 
 
+def _quoted(url: str) -> str:
+    """Return ``url`` with escapes for all characters that a request must not have, as browsers do."""
+    return quote(url, safe="!#$%&'()*+,/:;=?@[]~")
+
+
 def _decode_location(header: str) -> str:
     """Return the header ``Location`` as text. Raise ``ValueError`` if clients would follow it differently."""
     try:
@@ -242,7 +248,7 @@ def _decode_location(header: str) -> str:
 @lru_cache(maxsize=16_384)  # each round uses the same URLs; targets of redirects are not cached
 def _report_of(proxy_url: str) -> tuple[ProxyURL, str]:
     url = parse_proxy_url(proxy_url)
-    return url, requests.utils.requote_uri(url.base + REPORT_PATH)
+    return url, _quoted(url.base + REPORT_PATH)
 
 
 def _request(target: str) -> requests.PreparedRequest:
