@@ -30,7 +30,7 @@ from project.startup import (
     read_port,
     require_free_port,
 )
-from proxyhealth.utils import without_passwords
+from proxyhealth.texts import without_passwords
 
 # Short intervals, so that the demo shows changes soon.
 DEMO_DEFAULTS = {"DEBUG": "1", "PROXYHEALTH_INTERVAL": "10", "PROXYHEALTH_TIMEOUT": "3"}

@@ -8,7 +8,7 @@ from django.core.exceptions import PermissionDenied
 from django.views.debug import SafeExceptionReporterFilter
 
 from project.startup import DEMO_MODE, DEMO_PASSWORD
-from proxyhealth.utils import without_passwords
+from proxyhealth.texts import without_passwords
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from proxyhealth.rounds import broker, steps
 from proxyhealth.rounds.worker import library_of_pool
 from proxyhealth.storage.client import require_client
 from proxyhealth.task_names import TaskName
-from proxyhealth.utils import without_passwords
+from proxyhealth.texts import without_passwords
 
 # The id and the hint of each setting. Ids are public: never change one, never reuse one.
 SETTINGS = {

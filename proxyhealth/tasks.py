@@ -29,7 +29,7 @@ from proxyhealth.snapshot import Proxy
 from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.lease import RoundRequest, lease_seconds, take_token
 from proxyhealth.task_names import TaskName
-from proxyhealth.utils import without_passwords
+from proxyhealth.texts import without_passwords
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Characters that nobody can see, or that change how others are shown, in texts from outside."""
+"""The removal of passwords and of invisible or misleading characters from texts."""
 
 import re
 
@@ -25,6 +25,16 @@ _PLACED_OR_MISPLACED = re.compile(
     rf"({_NOT_LATIN}[{SELECTORS}]?(?:[{_JOINERS}](?={_NOT_LATIN}))?)|[{SELECTORS}{_JOINERS}]"
 )
 _WHITE_SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029\u2800]+")
+
+# What precedes the last @ of a URL, whatever characters its password has, but not that of the next URL.
+_USER = re.compile(r"(?<=://)(?:(?!://)\S)*@")
+_PASSWORD = re.compile(
+    r"""((?:password|passwd|pwd|secret)["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&)}\]>'"]+)""", re.IGNORECASE
+)
+# The errors for a URL with a password that contains a slash or another special character repeat a part of it.
+_PART = re.compile(
+    r"(Port could not be cast to integer value as|Database is int between 0 and limit - 1, not) .*"
+)
 
 
 def is_plain(text: str) -> bool:
@@ -59,3 +69,9 @@ def clean(text: str, length: int) -> str:
 def cut(text: str, length: int) -> str:
     """Return ``text``, cut to ``length`` characters with a final … if it is longer."""
     return text if len(text) <= length else text[: length - 1].rstrip(_JOINERS) + "…"
+
+
+def without_passwords(message: object) -> str:
+    """Return the text of an error or a URL, with ``***`` for the users and passwords in it."""
+    text = _PART.sub(r"\1 ***. Percent-encode its special characters", str(message))
+    return _PASSWORD.sub(r"\1***", _USER.sub("***@", text))

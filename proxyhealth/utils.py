@@ -1,4 +1,4 @@
-"""Frozen collections, JSON, times as text, texts without passwords, objects per process, green threads."""
+"""Frozen collections, JSON, times as text, objects per process, and the detection of green threads."""
 
 import json
 import os
@@ -99,23 +99,6 @@ def parse_rfc3339(text: str | None) -> datetime | None:
     except OverflowError:  # near the first or the last year of all
         pass
     raise ValueError(f"{text[:40]} is not a time in UTC")
-
-
-# What precedes the last @ of a URL, whatever characters its password has, but not that of the next URL.
-_USER = re.compile(r"(?<=://)(?:(?!://)\S)*@")
-_PASSWORD = re.compile(
-    r"""((?:password|passwd|pwd|secret)["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&)}\]>'"]+)""", re.IGNORECASE
-)
-# The errors for a URL with a password that contains a slash or another special character repeat a part of it.
-_PART = re.compile(
-    r"(Port could not be cast to integer value as|Database is int between 0 and limit - 1, not) .*"
-)
-
-
-def without_passwords(message: object) -> str:
-    """Return the text of an error or a URL, with ``***`` for the users and passwords in it."""
-    text = _PART.sub(r"\1 ***. Percent-encode its special characters", str(message))
-    return _PASSWORD.sub(r"\1***", _USER.sub("***@", text))
 
 
 class PerProcess(Generic[V]):

@@ -231,8 +231,7 @@ def test_settings__defaults(settings):
         "AUTHENTICATE": None,
         "METRICS_TOKEN": "",
     }
-    denied = [str(network) for network in conf.ADDRESS_DENY]
-    assert denied == [*LINK_LOCAL_NETWORKS, *METADATA_NETWORKS]
+    assert [*map(str, conf.ADDRESS_DENY)] == [*LINK_LOCAL_NETWORKS, *METADATA_NETWORKS]
 
 
 def test_checks__misspelt_name(configure):

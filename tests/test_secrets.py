@@ -9,7 +9,7 @@ from django.conf import settings as django_settings
 from proxyhealth import checks, health
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.storage import counters, reader
-from proxyhealth.utils import without_passwords
+from proxyhealth.texts import without_passwords
 from tests.support.api import LIST, signed_in
 
 

@@ -16,8 +16,8 @@ from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy, is_of_a_row
 from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy
-from proxyhealth.texts import clean
-from proxyhealth.utils import PerProcess, aware, without_passwords
+from proxyhealth.texts import clean, without_passwords
+from proxyhealth.utils import PerProcess, aware
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from proxyhealth.rounds import broker
 from proxyhealth.storage.lease import take_token
 from proxyhealth.storage.pending import SendTask, add_pending, release_claim
 from proxyhealth.task_names import TaskName
-from proxyhealth.utils import PerProcess, without_passwords
+from proxyhealth.texts import without_passwords
+from proxyhealth.utils import PerProcess
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from proxyhealth.storage.commit import Commit, commit
 from proxyhealth.storage.counters import count_missed, count_round
 from proxyhealth.storage.document import Change, Round
 from proxyhealth.storage.lease import end_round
-from proxyhealth.utils import without_passwords
+from proxyhealth.texts import without_passwords
 
 logger = logging.getLogger(__name__)
 

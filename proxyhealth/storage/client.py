@@ -16,7 +16,8 @@ from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError, StoreRefused
-from proxyhealth.utils import PerProcess, without_passwords
+from proxyhealth.texts import without_passwords
+from proxyhealth.utils import PerProcess
 
 # Every script can call these functions.
 _LUA_FUNCTIONS = """

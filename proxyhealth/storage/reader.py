@@ -21,8 +21,8 @@ from proxyhealth.storage.counters import MAX_ERROR, find_refusal
 from proxyhealth.storage.deployment import foreign_message, is_foreign
 from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode
 from proxyhealth.storage.lease import MAX_LEASE
-from proxyhealth.texts import clean
-from proxyhealth.utils import FrozenMapping, PerProcess, parse_rfc3339, without_passwords
+from proxyhealth.texts import clean, without_passwords
+from proxyhealth.utils import FrozenMapping, PerProcess, parse_rfc3339
 
 logger = logging.getLogger(__name__)
 
