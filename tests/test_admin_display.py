@@ -13,9 +13,12 @@ from proxyhealth import display, health
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import HealthReport
 from proxyhealth.statuses import Reason, Status
+from proxyhealth.storage import reader
+from proxyhealth.storage.client import open_cache
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import count_round
 from proxyhealth.storage.lease import take_token
+from tests.storage.documents import changed_json
 from tests.support.values import a_round, make_status
 
 pytestmark = pytest.mark.django_db
@@ -203,3 +206,18 @@ def test_times__are_in_the_time_zone_of_the_user(admin_client):
         for zone in ("Asia/Tokyo", "America/Chicago"):
             with timezone.override(zone):
                 assert display.clock(moment)
+
+
+def test_pages__of_a_round_without_a_duration(admin_client):
+    """A document may hold null there, although no round writes that."""
+    store(insert(name="paris"))
+    with open_cache() as cache:
+        document = changed_json(lambda whole: whole.update(duration=None))(
+            cache.client.get(cache.key("snapshot"))
+        )
+        cache.client.set(cache.key("snapshot"), document)
+    reader.forget()
+    facts = re.search(r"Last full round: .*", page(admin_client))
+    assert facts
+    assert facts[0].endswith("</time>.")
+    assert re.search(r"Last round: .*</time>\.</p>", page(admin_client, "/"))
