@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import UUID
 
+import idna
 from django.core.exceptions import ImproperlyConfigured
 
 from proxyhealth.conf import conf
@@ -42,6 +43,9 @@ NOT_JSON = (Status.UNHEALTHY, Reason.NOT_JSON)
 BAD_REPORT = (Status.UNHEALTHY, Reason.BAD_REPORT)
 ERRORS = (Status.UNHEALTHY, Reason.REPORT_ERRORS)
 INTERNAL = (Status.UNHEALTHY, Reason.INTERNAL)
+
+# The first host name outside ASCII loads large tables, which are not the memory of its probe.
+idna.encode("é", uts46=True)
 
 
 def proxy_at(url: str) -> Proxy:
