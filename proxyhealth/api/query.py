@@ -1,6 +1,8 @@
 """The filters and pages of a list, parsed from the query of a URL."""
 
+import base64
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from django.http import QueryDict
@@ -12,9 +14,10 @@ from proxyhealth.validators import short
 MAX_LIMIT = 1_000
 MAX_TEXT = 200
 
-# A cursor names the last entry of a page: a proxy, or the primary region, which precedes all proxies.
+# A cursor names the last entry of a page: a proxy, or the primary region, which precedes all proxies. It has
+# only characters that a URL may contain as they are, because URL parsers drop tabs without a word.
 PRIMARY_CURSOR = "0"
-_KEY_CURSOR = re.compile(r"1(.{1,200})", re.DOTALL)
+_KEY_CURSOR = re.compile("2([A-Za-z0-9_-]{1,500})")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ EVERYTHING = Selection()
 
 def cursor_after(key: str) -> str:
     """Return the cursor of the page after the proxy with this key."""
-    return f"1{key}"
+    return "2" + base64.urlsafe_b64encode(key.encode()).rstrip(b"=").decode()
 
 
 def parse_selection(query: QueryDict, filter: str) -> Selection:
@@ -99,5 +102,6 @@ def _after(value: str | None) -> str | None:
     if value == PRIMARY_CURSOR:
         return ""
     if match := _KEY_CURSOR.fullmatch(value):
-        return match[1]
+        with suppress(ValueError):
+            return base64.urlsafe_b64decode(match[1] + "==").decode()
     raise InvalidQuery(f"'cursor' must be the next_cursor of a page, not {short(value)}.")

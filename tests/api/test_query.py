@@ -1,7 +1,7 @@
 import pytest
 from django.http import QueryDict
 
-from proxyhealth.api.query import EVERYTHING, Selection, parse_selection
+from proxyhealth.api.query import EVERYTHING, Selection, cursor_after, parse_selection
 from proxyhealth.exceptions import InvalidQuery
 from proxyhealth.statuses import Status
 
@@ -21,8 +21,8 @@ def test_parse_selection__of_an_empty_query_is_everything(query):
         ("limit=1", Selection(limit=1)),
         ("limit=1000", Selection(limit=1000)),
         ("limit=007", Selection(limit=7)),
-        ("cursor=1paris-2_x", Selection(after="paris-2_x", limit=1000)),
-        ("cursor=1oslo%202%0A%C3%A9&limit=2", Selection(after="oslo 2\né", limit=2)),
+        (f"cursor={cursor_after('paris-2_x')}", Selection(after="paris-2_x", limit=1000)),
+        ("limit=2&cursor=" + cursor_after("oslo 2\té"), Selection(after="oslo 2\té", limit=2)),
         ("cursor=0", Selection(after="", limit=1000)),
     ],
 )
@@ -54,11 +54,15 @@ def test_parse_selection__valid_values(query, selection):
         ("limit=1&limit=2", "'limit' must be given once, not 2 times."),
         ("cursor=", "'cursor' must be the next_cursor of a page, not ''."),
         ("cursor=paris", "'cursor' must be"),
-        ("cursor=1", "'cursor' must be"),
+        ("cursor=2", "'cursor' must be"),
         ("cursor=00", "'cursor' must be"),
         ("cursor=%00", "'cursor' must be"),
         ("cursor=%C3%A9", "'cursor' must be"),
-        (f"cursor=1{'x' * 201}", "'cursor' must be"),
+        (f"cursor=2{'x' * 501}", "'cursor' must be"),
+        ("cursor=2paris%09", "'cursor' must be"),
+        ("cursor=2_w", "'cursor' must be"),  # not UTF-8
+        ("cursor=2a", "'cursor' must be"),  # not Base64
+        ("cursor=1paris", "'cursor' must be"),  # of an earlier version
         ("cursor=a&cursor=b", "'cursor' must be given once, not 2 times."),
     ],
 )

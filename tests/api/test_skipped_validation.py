@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from django.test import Client
@@ -162,6 +163,16 @@ def test_names__of_pages_are_in_order(viewer):
         query = page["next_cursor"] and f"?limit=1&cursor={page['next_cursor']}"
     assert len(set(seen)) == len(seen) == 7
     assert seen == [region["name"] for region in viewer.get(REGIONS).json()["regions"]]
+
+
+def test_cursor__needs_no_escape(viewer):
+    """A URL parser drops a bare tab, which would move "b" and its id behind "b0"."""
+    insert(name="b", id="f" * 32)
+    insert(name="b0")
+    page = viewer.get(f"{REGIONS}?limit=1").json()
+    assert re.fullmatch("[A-Za-z0-9_-]+", page["next_cursor"])
+    page = viewer.get(f"{REGIONS}?limit=1&cursor={page['next_cursor']}").json()
+    assert [region["name"] for region in page["regions"]] == ["b0"]
 
 
 def test_valid_row__is_served_as_it_is(viewer, paris):
