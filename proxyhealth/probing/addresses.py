@@ -69,8 +69,9 @@ _free_look_ups = PerProcess(lambda: threading.BoundedSemaphore(MAX_LOOK_UPS))
 def _resolve(host: str, port: int, deadline: Deadline) -> Any:
     """Call ``socket.getaddrinfo`` in a thread: nothing can interrupt it, but the caller can stop waiting."""
     free = _free_look_ups.value
-    if not free.acquire(timeout=deadline.remaining()):
-        raise TimeoutError
+    with deadline.pause():
+        if not free.acquire(timeout=deadline.remaining()):
+            raise TimeoutError
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def work() -> None:
@@ -87,7 +88,8 @@ def _resolve(host: str, port: int, deadline: Deadline) -> Any:
         free.release()
         raise
     try:
-        result = results.get(timeout=deadline.remaining())
+        with deadline.pause():
+            result = results.get(timeout=deadline.remaining())
     except queue.Empty:
         raise TimeoutError from None
     if isinstance(result, Exception):

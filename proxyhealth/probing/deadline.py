@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from proxyhealth.exceptions import TooManyBytes
+from proxyhealth.probing.turns import Pause
 
 # Of all responses together, with those that redirect. A line is a header, a status, or the size of a chunk.
 MAX_LINES = 300
@@ -19,11 +21,13 @@ _UNPACED_RECEIVES_OF_CONNECTION = 4
 class Deadline:
     """The limits of a probe, over all its redirects.
 
-    ``end`` is monotonic time; ``phase`` is the current step, for messages.
+    ``end`` is monotonic time; ``phase`` is the current step, for messages. Wait only within ``pause()``, so
+    that other probes can work.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, pause: Pause = nullcontext) -> None:
         self.seconds = seconds
+        self.pause = pause
         self.phase = "starting"
         self._begin = time.monotonic()
         self.end = self._begin + seconds
@@ -60,7 +64,8 @@ class Deadline:
         self._unpaced_receives -= 1
         if self._unpaced_receives < 0:
             elapsed = time.monotonic() - self._begin
-            time.sleep(min(elapsed / 2, self.remaining()))
+            with self.pause():
+                time.sleep(min(elapsed / 2, self.remaining()))
 
     def read_line(self, readline: Callable[[int], bytes], limit: int = MAX_LINE_BYTES) -> bytes:
         """Return a line of at most ``limit`` bytes. Raise ``TooManyBytes`` if it exceeds what is left."""

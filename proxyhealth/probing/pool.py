@@ -3,11 +3,10 @@
 import math
 import queue
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from typing import Self
 from uuid import UUID
@@ -18,13 +17,13 @@ from proxyhealth.probing.probe import is_reachable, probe
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
-from proxyhealth.utils import PerProcess, green_threads
+from proxyhealth.utils import green_threads
 from proxyhealth.validators import parse_proxy_url
 
 _STOP_POLL = 0.5  # seconds between two checks of the stop event
 _CLAIM_PAUSE = 0.25  # seconds after a shard before a process takes the next one, so that others get theirs
-_SWITCH_THRESHOLD = 64  # with more threads, fewer switches between them save time
-_COLLECT_PAUSE = 0.02  # seconds in which the statuses of so many probes gather
+_MANY = 64  # probes: with more, the thread that collects their statuses takes time from them
+_COLLECT_PAUSE = 0.02  # seconds in which the statuses of many probes gather
 
 
 def time_limit(count: int) -> float:
@@ -163,7 +162,6 @@ class _Prober:
         self._threads = 0
         self._unfinished = 0
         self._ended = threading.Event()
-        self._fewer_switches = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -172,7 +170,6 @@ class _Prober:
         self._ended.set()
         for _ in range(self._threads):
             self._waiting.put(None)
-        self._fewer_switches.close()
 
     def add(self, proxies: Sequence[Proxy]) -> None:
         """Probe these proxies, too. Raise ``RoundFailed`` if no thread can be started."""
@@ -180,8 +177,6 @@ class _Prober:
             self._waiting.put(proxy)
         self._unfinished += len(proxies)
         count = min(self._limit, self._unfinished)
-        if self._threads <= _SWITCH_THRESHOLD < count:
-            self._fewer_switches.enter_context(fewer_thread_switches())
         while self._threads < count:
             try:
                 # Daemons, so that the process can end while a probe hangs.
@@ -208,7 +203,7 @@ class _Prober:
         """
         while not (self._stop and self._stop.is_set()):
             begin, cpu = time.monotonic(), time.process_time()
-            if self._unfinished > _SWITCH_THRESHOLD and self._statuses.empty():
+            if self._unfinished > _MANY and self._statuses.empty():
                 # Otherwise each probe that ends would wake this thread, and take time from the other probes.
                 time.sleep(_COLLECT_PAUSE)
             statuses = []
@@ -246,47 +241,6 @@ def _timed_out(proxy: Proxy, checked_at: datetime) -> ProxyStatus:
         host = ""
     report = HealthReport.sanitized(["request to proxy failed: no result before the end of the round"])
     return ProxyStatus(proxy, host, Status.UNREACHABLE, Reason.TIMEOUT, report, checked_at)
-
-
-class _SwitchInterval:
-    """The interpreter's switch interval: its usual value, and the blocks that lengthen it."""
-
-    usual = 0.0  # 0 outside such blocks; a class attribute, so that a child forked in a block restores it
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.blocks = 0
-        self.restore()
-
-    def restore(self) -> None:
-        if _SwitchInterval.usual:
-            sys.setswitchinterval(_SwitchInterval.usual)
-            _SwitchInterval.usual = 0.0
-
-
-_switch_interval = PerProcess(_SwitchInterval)
-
-
-@contextmanager
-def fewer_thread_switches() -> Iterator[None]:
-    """Make the interpreter switch threads less often while the block runs.
-
-    Each waiting thread requests a switch once per interval, and hundreds of them leave little time for the
-    work. A probe gives way by itself whenever it waits for its proxy.
-    """
-    state = _switch_interval.value
-    with state.lock:
-        state.blocks += 1
-        if state.blocks == 1:
-            _SwitchInterval.usual = sys.getswitchinterval()
-            sys.setswitchinterval(max(_SwitchInterval.usual, 0.05))
-    try:
-        yield
-    finally:
-        with state.lock:
-            state.blocks -= 1
-            if state.blocks == 0:
-                state.restore()
 
 
 def require_online(statuses: Iterable[ProxyStatus]) -> None:

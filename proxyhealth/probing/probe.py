@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -28,6 +28,7 @@ from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.excerpts import describe_bad_report, describe_status
 from proxyhealth.probing.policy import AddressPolicy
 from proxyhealth.probing.transport import Connection
+from proxyhealth.probing.turns import Pause, turns
 from proxyhealth.report import HealthReport, clean
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
@@ -83,8 +84,13 @@ def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
     checked_at = checked_at or datetime.now(UTC)
     if not proxy.url:
         return ProxyStatus(proxy, "", Status.UNREGISTERED, checked_at=checked_at)
+    with turns.value.begin() as pause:
+        return _probe(proxy, checked_at, pause)
+
+
+def _probe(proxy: Proxy, checked_at: datetime, pause: Pause) -> ProxyStatus:
     begin = time.monotonic()
-    fetch = _Fetch()
+    fetch = _Fetch(pause)
     status, reason = Status.OK, Reason.NONE
     try:
         report = fetch.fetch_report(proxy.url)
@@ -117,7 +123,7 @@ def is_reachable(url: str) -> bool:
 
     The operator chose the URL, so the address policy does not apply.
     """
-    fetch = _Fetch()
+    fetch = _Fetch(nullcontext)
     fetch.deadline = Deadline(conf.TIMEOUT)
     fetch.policy = AddressPolicy()
     shown = url.partition("?")[0]  # a query may contain a token
@@ -134,7 +140,8 @@ def is_reachable(url: str) -> bool:
 class _Fetch:
     """The requests of one probe: the first one and those that follow redirects."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: Pause) -> None:
+        self._pause = pause
         self.proxy_host = ""
         self.responded = False
         self.tls_expires_at: datetime | None = None  # of the certificate that expires first
@@ -148,7 +155,7 @@ class _Fetch:
         return [text for text in (self._redirect, self._expiry) if text]
 
     def fetch_report(self, proxy_url: str) -> HealthReport:
-        self.deadline = Deadline(conf.TIMEOUT)
+        self.deadline = Deadline(conf.TIMEOUT, self._pause)
         self.policy = AddressPolicy(conf.ADDRESS_DENY, conf.ADDRESS_ALLOW)
         try:
             url, target = _report_of(proxy_url)

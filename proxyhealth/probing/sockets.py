@@ -44,7 +44,8 @@ class PlainSocket(socket.socket):
         self.deadline.pace()
         self.settimeout(self.deadline.remaining())
         try:
-            result = receive(*args)
+            with self.deadline.pause():
+                result = receive(*args)
         finally:
             self.deadline.remaining()  # if the time is over, report that, not the error it caused
         self.ended = not result
@@ -70,9 +71,13 @@ class TLSSocket(PlainSocket):
 
     def do_handshake(self) -> None:
         """Shake hands. Raise ``OSError``."""
-        self._run(self.tls.do_handshake)
+        self._run(self._compute_handshake)
         self._connected = True
         self._overhead = 0
+
+    def _compute_handshake(self) -> None:
+        with self.deadline.pause():  # OpenSSL computes without the interpreter, on another processor
+            self.tls.do_handshake()
 
     def recv_into(self, buffer: Any, *args: Any) -> int:
         count = 0

@@ -101,7 +101,8 @@ class Connection:
         try:
             # An address that does not respond uses only its share of the time.
             sock.settimeout(self.deadline.remaining() / left)
-            sock.connect(address.sockaddr)
+            with self.deadline.pause():
+                sock.connect(address.sockaddr)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.deadline.count_connection()
             sock.settimeout(self.deadline.remaining())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.support.forks import run_in_fork
 
 IMPORTS = """
-from proxyhealth.probing import addresses, deadline, pool, tls
+from proxyhealth.probing import addresses, deadline, tls, turns
 """
 
 HELD_AND_USED = {
@@ -14,15 +14,9 @@ HELD_AND_USED = {
         "[addresses._free_look_ups.value.acquire() for _ in range(addresses.MAX_LOOK_UPS)]",
         "assert addresses.look_up('localhost', 80, deadline.Deadline(5))",
     ),
-    "switch interval": (
-        "block = pool.fewer_thread_switches(); block.__enter__(); pool._switch_interval.value.lock.acquire()",
-        """
-usual = sys.getswitchinterval()
-assert usual < 0.05, "the child has the usual interval again"
-with pool.fewer_thread_switches():
-    assert sys.getswitchinterval() > usual
-assert sys.getswitchinterval() == usual
-""",
+    "turn to work": (
+        "turn = turns.turns.value.begin(); turn.__enter__()",
+        "with turns.turns.value.begin() as pause, pause(): pass",
     ),
 }
 

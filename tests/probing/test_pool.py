@@ -1,6 +1,5 @@
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -215,29 +214,3 @@ def test_require_online__hanging_canary_is_offline(configure, monkeypatch):
 def test_require_online__any_http_response_is_online(serve, configure):
     configure(CANARY_URLS=[serve(report=[1]).url], ADDRESS_DENY=["127.0.0.0/8"])
     pool.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
-
-
-def test_probe_batches__switch_interval_restored_by_the_last(serve, monkeypatch):
-    monkeypatch.setattr(pool, "_SWITCH_THRESHOLD", 0)
-    before = sys.getswitchinterval()
-    server = serve()
-    server.gate.clear()
-    slow = pool.probe_batches([with_url(serve().url), with_url(server.url)], NOW, batch_idle=0.01)
-    next(slow)
-    assert sys.getswitchinterval() > before
-    pool.probe_all([with_url(serve().url)], NOW)
-    assert sys.getswitchinterval() > before
-    server.gate.set()
-    assert len(list(slow)) == 1
-    assert sys.getswitchinterval() == before
-
-
-def test_probe_batches__switch_interval_restored_on_close(serve, monkeypatch):
-    monkeypatch.setattr(pool, "_SWITCH_THRESHOLD", 0)
-    before = sys.getswitchinterval()
-    server = serve()
-    server.gate.clear()
-    slow = pool.probe_batches([with_url(serve().url), with_url(server.url)], NOW, batch_idle=0.01)
-    next(slow)
-    slow.close()
-    assert sys.getswitchinterval() == before
