@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Self
-from uuid import UUID, uuid4
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from proxyhealth.conf import conf
 from proxyhealth.probing.pool import expected_seconds, slow_first
@@ -59,6 +59,11 @@ def split(
     return [shard for shard in shards if shard]
 
 
+def task_ids(token: int, count: int) -> list[str]:
+    """Return the ids of the Celery tasks of a round, which delete their results without its plan."""
+    return [str(uuid5(NAMESPACE_OID, f"proxyhealth round {token} shard {index}")) for index in range(count)]
+
+
 @dataclass(frozen=True)
 class Plan:
     """The shards of a round. ``tasks`` has the id of the Celery task of each shard."""
@@ -70,7 +75,7 @@ class Plan:
 
     @classmethod
     def create(cls, token: int, checked_at: datetime, shards: Sequence[Sequence[Proxy]]) -> Self:
-        return cls(token, checked_at, shards, [str(uuid4()) for _ in shards])
+        return cls(token, checked_at, shards, task_ids(token, len(shards)))
 
     def messages(self) -> list[list[dict[str, str]]]:
         """Return the proxies of each shard, with only the fields that a probe needs."""

@@ -17,7 +17,7 @@ from proxyhealth.conf import conf
 from proxyhealth.exceptions import ProberOffline, RoundFailed, StoreError
 from proxyhealth.probing import pool
 from proxyhealth.rounds import steps
-from proxyhealth.rounds.shards import Part, Plan
+from proxyhealth.rounds.shards import Part, Plan, task_ids
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.storage.document import Round
 from proxyhealth.storage.lease import renewing_lease, take_token
@@ -75,14 +75,21 @@ def run_shard(token: int, index: int, checked_at: datetime, proxies: Sequence[Pr
     """Return the part of a shard of the round with this token, as :meth:`Plan.merge` expects it.
 
     Probe the shard, and more shards while the probes only wait. If another process has taken this shard,
-    probe others, and wait for the part of that process. Never raise: a failed task would break the chord.
+    probe others, and wait for the part of that process. After the last part of all, commit the round: the
+    chord does so only after the tasks that still wait in the queue.
+
+    Never raise: a failed task would break the chord.
     """
     run = _ShardRun(token, index, checked_at, proxies)
     try:
         run.probe()
-        return run.part or _wait_for_part(token, index)
+        part = run.part or _wait_for_part(token, index)
     except Exception as error:
-        return run.give_up(error)
+        part = run.give_up(error)
+    if run.stored_last:
+        with suppress(RoundFailed):  # it is recorded
+            finish_shared_round(token)
+    return part
 
 
 class _ShardRun:
@@ -94,6 +101,7 @@ class _ShardRun:
         self.checked_at = checked_at
         self.proxies = proxies
         self.part: Part = {}  # of the shard of the task
+        self.stored_last = False  # this process stored the last part of the round
         self._slot = _slot()
         self._claimed: dict[int, int] = {}  # the number of proxies of each shard without a part
 
@@ -139,7 +147,7 @@ class _ShardRun:
         if index == self.index:
             self.part = part
         try:
-            store_part(self.token, index, json.dumps(part), found="found" in part)
+            self.stored_last |= store_part(self.token, index, json.dumps(part), found="found" in part)
         except StoreError as error:
             logger.warning("shard not stored token=%d shard=%d error=%s", self.token, index, error)
 
@@ -178,10 +186,13 @@ def _wait_for_part(token: int, index: int) -> Part:
 def finish_shared_round(token: int, parts: Sequence[Any] = ()) -> None:
     """Commit the round with this token from the parts of its shards. Raise ``RoundFailed`` if that fails.
 
-    For shards without a result in ``parts``, use the stored parts.
+    For shards without a result in ``parts``, use the stored parts. Do nothing if the round is over.
     """
     with steps.recording_failures(token), renewing_lease(token, steps.lease_limit(0)) as lease:
-        plan = _load_plan() if lease else None
+        if not lease:
+            _forget_results(task_ids(token, len(parts)))  # of the tasks that ended after the commit
+            return
+        plan = _load_plan()
         if plan and plan.token == token:
             _commit_plan(plan, _complete_parts(plan, parts))
         else:
@@ -214,14 +225,14 @@ def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> 
     result = plan.merge(parts)
     if result.offline:
         drop_plan(plan.token)
-        _forget_parts(plan)
+        _forget_results(plan.tasks)
         raise ProberOffline(result.error)
     duration = max(0.0, (take_token() - plan.token) / 1e6)  # tokens are microseconds
     full_round = Round(plan.checked_at, duration, result.missing, result.error)
     steps.commit_round(result.statuses, plan.token, full_round, lease)
     if result.missing:
         logger.error("round incomplete token=%d error=%s", plan.token, result.error)
-    _forget_parts(plan)
+    _forget_results(plan.tasks)
 
 
 def _complete_parts(plan: Plan, parts: Sequence[Any]) -> Sequence[Any]:
@@ -235,7 +246,7 @@ def _stored_parts(plan: Plan) -> list[Any]:
     return returned + [json.loads(part) for part in load_parts(len(plan.shards))]
 
 
-def _forget_parts(plan: Plan) -> None:
-    for id in plan.tasks:
+def _forget_results(ids: Iterable[str]) -> None:
+    for id in ids:
         with suppress(Exception):  # the results expire anyway
             current_app.AsyncResult(id).forget()

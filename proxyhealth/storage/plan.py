@@ -53,11 +53,23 @@ end
 return false
 """
 
-_STORE_PART = """
-local token, field, part, is_found = unpack(ARGV)
-if redis.call('HGET', KEYS[1], 'ticket') ~= token then return end
+_STORE_PART = f"""
+local plan = KEYS[1]
+local token, index, part, is_found = unpack(ARGV)
+if redis.call('HGET', plan, 'ticket') ~= token then return 0 end
 -- Of two processes that probed the shard, one may have failed.
-redis.call(is_found == '1' and 'HSET' or 'HSETNX', KEYS[1], field, part)
+if is_found ~= '1' then
+  redis.call('HSETNX', plan, 'part:' .. index, part)
+  return 0
+end
+redis.call('HSET', plan, 'part:' .. index, part)
+if redis.call('HSETNX', plan, 'found:' .. index, 1) == 0 then return 0 end
+local count = math.min(tonumber(redis.call('HGET', plan, 'shards') or '') or 0, {_MAX_SHARDS})
+if count < 1 then return 0 end -- an earlier version made the plan
+for i = 0, count - 1 do
+  if redis.call('HEXISTS', plan, 'found:' .. i) == 0 then return 0 end
+end
+return 1
 """
 
 _LOAD_PART = """
@@ -102,9 +114,12 @@ def claim_shard(token: int, index: int, slot: str, *, anew: bool) -> tuple[int, 
     return (int(claimed[0]), claimed[1].decode()) if claimed else None
 
 
-def store_part(token: int, index: int, part: str, *, found: bool = True) -> None:
-    """Store the result of a shard, unless the round is over. A failure replaces no result."""
-    run_script(_STORE_PART, ["plan"], token, f"part:{index}", part, int(found))
+def store_part(token: int, index: int, part: str, *, found: bool = True) -> bool:
+    """Store the result of a shard, unless the round is over. A failure replaces no result.
+
+    Return True if it was the last result that was missing, and none is a failure.
+    """
+    return bool(run_script(_STORE_PART, ["plan"], token, index, part, int(found)))
 
 
 def load_part(token: int, index: int) -> str | None:

@@ -112,6 +112,16 @@ def test_store_part__lost_replaces_no_found(plan):
     assert storage.load_part(plan.token, 0) == "found"
 
 
+def test_store_part__last_found_one(plan):
+    def store(index, *, found=True):
+        return storage.store_part(plan.token, index, "{}", found=found)
+
+    assert [store(0), store(1), store(2, found=False)] == [False, False, False]
+    assert store(2)
+    assert not store(2), "only one process commits the round"
+    assert not storage.store_part(plan.token - 1, 2, "{}")
+
+
 def test_run_shard__killed_worker_is_not_waited_for(plan, redis_client):
     for index in range(3):
         storage.claim_shard(plan.token, index, OTHER, anew=False)

@@ -13,7 +13,7 @@ from project.celery import app
 from proxyhealth import tasks
 from proxyhealth.exceptions import ProberOffline, RoundFailed
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.rounds import runner, sharing
+from proxyhealth.rounds import runner, sharing, steps
 from proxyhealth.rounds.shards import Plan
 from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
@@ -43,17 +43,18 @@ def shared(configure, monkeypatch, serve):
     return Plan.load(load_plan())
 
 
+def run_shard(plan, index):
+    return sharing.run_shard(plan.token, index, plan.checked_at, plan.shards[index])
+
+
 def run_shards(plan):
-    return [
-        sharing.run_shard(plan.token, index, plan.checked_at, shard)
-        for index, shard in enumerate(plan.shards)
-    ]
+    return [run_shard(plan, index) for index in range(len(plan.shards))]
 
 
-def test_finish__commits_all_shards_at_once(shared):
-    parts = run_shards(shared)
-    assert reader.read().number == 0
-    sharing.finish_shared_round(shared.token, json.loads(json.dumps(parts)))
+def test_run_shard__last_one_commits_the_round(shared):
+    run_shard(shared, 1)
+    assert reader.read_anew().number == 0
+    run_shard(shared, 0)
     snapshot = reader.read()
     assert [s.status for s in snapshot.statuses.values()] == ["ok", "unhealthy", "ok", "unhealthy"]
     assert {status.checked_at for status in snapshot.statuses.values()} == {shared.checked_at}
@@ -129,11 +130,41 @@ def test_finish__repeated_after_kill_releases_lease(shared, redis_client):
 
 
 def test_finish__lost_lease_commits_nothing(shared, redis_client):
-    parts = run_shards(shared)
+    part = run_shard(shared, 0)
     redis_client.delete(caches["default"].make_key("proxyhealth:lease"))
     begin_round()
-    sharing.finish_shared_round(shared.token, parts)
+    run_shard(shared, 1)
+    sharing.finish_shared_round(shared.token, [part])
     assert reader.read().number == 0
+
+
+def test_finish__after_the_last_shard_deletes_results(shared, redis_client):
+    parts = json.loads(json.dumps(run_shards(shared)))
+    assert reader.read().number == 1
+    for id, part in zip(shared.tasks, parts, strict=True):
+        app.backend.store_result(id, part, "SUCCESS")  # as Celery does when the task returns
+    sharing.finish_shared_round(shared.token, parts)
+    assert reader.read().outcomes == {"success": 1}
+    assert redis_client.keys("celery-task-meta-*") == []
+
+
+def test_finish__requests_one_more_round_once(shared, monkeypatch):
+    requested = []
+    monkeypatch.setattr(steps, "request_check", lambda: requested.append(True))
+    assert begin_round(RoundRequest(rerun_if_busy=True)).outcome == "running"
+    sharing.finish_shared_round(shared.token, run_shards(shared))
+    assert requested == [True]
+
+
+def test_run_shard__failed_shard_waits_for_the_chord(shared, monkeypatch):
+    """Celery may have delivered its task twice, so another process may succeed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing.pool, "require_online", lambda statuses: 1 / 0)
+        parts = [run_shard(shared, 0)]
+    parts.append(run_shard(shared, 1))
+    assert reader.read_anew().number == 0
+    sharing.finish_shared_round(shared.token, parts)
+    assert reader.read_anew().outcomes == {"incomplete": 1}
 
 
 def test_finish_broken__commits_other_shards(shared):
@@ -176,7 +207,7 @@ def test_share__without_lease_keeps_plan_of_other_round(shared, redis_client, mo
 
 
 def test_finish__ignores_plan_of_other_round(shared, redis_client):
-    parts = run_shards(shared)
+    parts = [run_shard(shared, 0)]
     end_round(shared.token)
     other = begin_round()
     save_plan(other.token, shared.dump())  # as if it was its own
