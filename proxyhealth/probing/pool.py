@@ -14,6 +14,7 @@ from uuid import UUID
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import ProberOffline, RoundFailed
 from proxyhealth.probing.probe import is_reachable, probe
+from proxyhealth.probing.turns import Turn, turns
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
@@ -159,15 +160,18 @@ class _Prober:
         self._limit = conf.CONCURRENCY
         self._waiting: queue.SimpleQueue[Proxy | None] = queue.SimpleQueue()
         self._statuses: queue.SimpleQueue[ProxyStatus] = queue.SimpleQueue()
+        self._lock = threading.Lock()
         self._threads = 0
+        self._ready = 0  # threads that have a proxy and wait for their turn
         self._unfinished = 0
-        self._ended = threading.Event()
+        self._ended = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._ended.set()
+        with self._lock:
+            self._ended = True
         for _ in range(self._threads):
             self._waiting.put(None)
 
@@ -176,20 +180,36 @@ class _Prober:
         for proxy in proxies:
             self._waiting.put(proxy)
         self._unfinished += len(proxies)
-        count = min(self._limit, self._unfinished)
-        while self._threads < count:
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        """Start a thread if there is work for one more. Raise ``RoundFailed`` if there is none at all."""
+        with self._lock:
+            if self._ended or self._threads >= self._limit or self._waiting.empty():
+                return
             try:
                 # Daemons, so that the process can end while a probe hangs.
                 threading.Thread(target=self._work, name="probe", daemon=True).start()
             except RuntimeError as error:
                 if self._threads == 0:
                     raise RoundFailed(f"no thread can be started: {error}") from error
-                break
-            self._threads += 1
+                self._limit = self._threads
+            else:
+                self._threads += 1
 
     def _work(self) -> None:
-        while (proxy := self._waiting.get()) and not self._ended.is_set():
-            self._statuses.put(probe(proxy, self._checked_at))
+        turn = Turn(turns.value)
+        while (proxy := self._waiting.get()) and not self._ended:
+            with self._lock:
+                self._ready += 1
+            with turn:
+                with self._lock:
+                    self._ready -= 1
+                if not self._ready:
+                    # The other threads wait for proxies. A thread takes memory, so start no more than needed.
+                    self._start_thread()
+                status = probe(proxy, self._checked_at, turn.pause)
+            self._statuses.put(status)
 
     @property
     def only_waits(self) -> bool:

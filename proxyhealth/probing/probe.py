@@ -28,7 +28,7 @@ from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.excerpts import describe_bad_report, describe_status
 from proxyhealth.probing.policy import AddressPolicy
 from proxyhealth.probing.transport import Connection
-from proxyhealth.probing.turns import Pause, turns
+from proxyhealth.probing.turns import Pause
 from proxyhealth.report import HealthReport, clean
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
@@ -75,20 +75,15 @@ _HOST_IS_MISSING = re.compile(r"https?:(?!//[^/])|//(?:[/?#]|\Z)", re.IGNORECASE
 _LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-def probe(proxy: Proxy, checked_at: datetime | None = None) -> ProxyStatus:
+def probe(proxy: Proxy, checked_at: datetime | None = None, pause: Pause = nullcontext) -> ProxyStatus:
     """Request the report of ``proxy`` and return its status, within ``TIMEOUT`` seconds.
 
     Never raise: an unexpected error gives the reason ``internal``, and its traceback is logged.
-    ``checked_at`` is stored in the status; the default is now.
+    ``checked_at`` is stored in the status; the default is now. The probe waits only within ``pause()``.
     """
     checked_at = checked_at or datetime.now(UTC)
     if not proxy.url:
         return ProxyStatus(proxy, "", Status.UNREGISTERED, checked_at=checked_at)
-    with turns.value.begin() as pause:
-        return _probe(proxy, checked_at, pause)
-
-
-def _probe(proxy: Proxy, checked_at: datetime, pause: Pause) -> ProxyStatus:
     begin = time.monotonic()
     fetch = _Fetch(pause)
     status, reason = Status.OK, Reason.NONE

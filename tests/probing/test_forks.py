@@ -15,8 +15,8 @@ HELD_AND_USED = {
         "assert addresses.look_up('localhost', 80, deadline.Deadline(5))",
     ),
     "turn to work": (
-        "turn = turns.turns.value.begin(); turn.__enter__()",
-        "with turns.turns.value.begin() as pause, pause(): pass",
+        "turns.Turn(turns.turns.value).__enter__()",
+        "with turns.Turn(turns.turns.value) as turn: turns.turns.value.next.acquire()",
     ),
 }
 

@@ -69,13 +69,13 @@ def test_probe_all__never_exceeds_concurrency(serve, configure, monkeypatch):
     server = serve(delay=0.05)
     original = pool.probe
 
-    def counting(proxy, checked_at):
+    def counting(*args):
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
         try:
-            return original(proxy, checked_at)
+            return original(*args)
         finally:
             with lock:
                 now -= 1
@@ -103,10 +103,10 @@ def test_probe_all__hanging_probe_is_a_timeout(serve, monkeypatch):
     release = threading.Event()
     original = pool.probe
 
-    def stuck(proxy, checked_at):
+    def stuck(proxy, *args):
         if proxy.name == "stuck":
             release.wait(60)
-        return original(proxy, checked_at)
+        return original(proxy, *args)
 
     monkeypatch.setattr(pool, "probe", stuck)
     with at_most(2.5):
@@ -191,7 +191,7 @@ def test_probe_all__silent_proxies_start_first(serve, configure, monkeypatch):
     first = pool.probe_all(proxies, NOW)
     started, original = [], pool.probe
     monkeypatch.setattr(
-        pool, "probe", lambda proxy, moment: started.append(proxy.name) or original(proxy, moment)
+        pool, "probe", lambda proxy, *args: started.append(proxy.name) or original(proxy, *args)
     )
     second = pool.probe_all(proxies, NOW, {status.proxy.id: status for status in first})
     assert "silent" in started[:2]
@@ -214,3 +214,23 @@ def test_require_online__hanging_canary_is_offline(configure, monkeypatch):
 def test_require_online__any_http_response_is_online(serve, configure):
     configure(CANARY_URLS=[serve(report=[1]).url], ADDRESS_DENY=["127.0.0.0/8"])
     pool.require_online([make_status(make_proxy(), Status.UNREACHABLE)])
+
+
+def test_probe_all__starts_only_the_threads_that_it_needs(serve, configure, monkeypatch):
+    """Each thread takes memory."""
+    configure(CONCURRENCY=512, TIMEOUT=0.3)
+    started, start = [], threading.Thread.start
+
+    def count(thread):
+        if thread.name == "probe":
+            started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", count)
+    silent = serve()
+    silent.gate.clear()
+    statuses = pool.probe_all(
+        [*(with_url("") for _ in range(300)), *(with_url(silent.url) for _ in range(20))], NOW
+    )
+    assert len(statuses) == 320
+    assert 20 <= len(started) < 60

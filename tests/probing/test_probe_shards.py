@@ -56,13 +56,13 @@ def test_probe_shards__all_shards_share_concurrency(serve, configure, monkeypatc
     lock, running, most = threading.Lock(), 0, 0
     original = pool.probe
 
-    def counting(proxy, checked_at):
+    def counting(*args):
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
         try:
-            return original(proxy, checked_at)
+            return original(*args)
         finally:
             with lock:
                 running -= 1
@@ -81,7 +81,7 @@ def test_probe_shards__all_shards_share_concurrency(serve, configure, monkeypatc
 def test_probe_shards__hanging_probe_is_a_timeout(serve, configure, monkeypatch):
     configure(TIMEOUT=0.05)
     monkeypatch.setattr(pool, "time_limit", lambda count: 0.2)
-    monkeypatch.setattr(pool, "probe", lambda proxy, checked_at: threading.Event().wait(2))
+    monkeypatch.setattr(pool, "probe", lambda *args: threading.Event().wait(2))
     ((number, statuses),) = pool.probe_shards((7, [make_proxy()]), lambda: None, NOW)
     assert number == 7
     assert [(s.status, s.reason) for s in statuses] == [(Status.UNREACHABLE, Reason.TIMEOUT)]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from proxyhealth.probing import pool
-from proxyhealth.probing.turns import Turns, turns
+from proxyhealth.probing.turns import Turn, Turns, turns
 from proxyhealth.statuses import Reason, Status
 from tests.support.proxies import wait_for
 from tests.support.values import make_proxy
@@ -19,57 +19,78 @@ NOW = datetime.now(UTC)
 
 
 def is_taken() -> bool:
-    return turns.value._turn.locked()
+    return turns.value.lock.locked()
 
 
 def probe_urls(*urls):
     return pool.probe_all([replace(make_proxy(), url=url) for url in urls], NOW)
 
 
-def test_turns__one_at_a_time():
+def test_turns__one_at_a_time(configure):
+    configure(TIMEOUT=60)
     value, working, most = Turns(), [], []
 
     def work(number):
-        with value.begin() as pause:
-            for _ in range(5):
-                working.append(number)
-                most.append(len(working))
-                working.remove(number)
-                with pause():
-                    threading.Event().wait(0.001)
+        turn = Turn(value)
+        for _ in range(2):
+            with turn:
+                for _ in range(5):
+                    working.append(number)
+                    most.append(len(working))
+                    working.remove(number)
+                    with turn.pause():
+                        threading.Event().wait(0.001)
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))
-    assert len(most) == 40
+    assert len(most) == 80
     assert set(most) == {1}
 
 
-def test_turns__running_probe_competes_with_one_beginner():
+def test_turns__running_probe_competes_with_one_beginner(configure):
+    configure(TIMEOUT=60)
     value, begun = Turns(), []
 
     def begin():
-        with value.begin():
+        with Turn(value):
             begun.append(True)
 
-    with value.begin() as pause:
+    turn = Turn(value)
+    with turn:
         threads = [threading.Thread(target=begin) for _ in range(5)]
         for thread in threads:
             thread.start()
-        wait_for(value._next.locked)
-        with pause():
+        wait_for(value.next.locked)
+        with turn.pause():
             wait_for(lambda: begun)
-        assert value._turn.locked()
+        assert value.lock.locked()
     for thread in threads:
         thread.join(10)
     assert len(begun) == 5
 
 
+def test_turn__that_hangs_ends(configure):
+    """Otherwise one probe that hangs would make all others time out."""
+    configure(TIMEOUT=0.1)
+    value = Turns()
+    first, others = Turn(value), [Turn(value), Turn(value)]
+    with first:
+        for other in others:
+            with other, other.pause():
+                pass
+        assert not value.lock.locked()
+    with first, first.pause():
+        pass
+    assert not value.lock.locked()
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_turn__ends_with_an_error(error):
     value = Turns()
-    with pytest.raises(error), value.begin() as pause, pause():
+    turn = Turn(value)
+    with pytest.raises(error), turn, turn.pause():
         raise error
-    assert not value._turn.locked()
+    assert not value.lock.locked()
 
 
 def test_turn__is_free_while_a_proxy_is_silent(serve):
