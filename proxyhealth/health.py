@@ -3,25 +3,41 @@
 Only :func:`force_update` waits for proxies. While Redis is down, reads return the last copy of this process,
 marked as stale. Of the reads, only :func:`statuses_of` queries the database, and raises its errors. All of
 them raise ``ImproperlyConfigured`` for an invalid setting, which ``manage.py check`` reports.
+
+Each function has a version for async code, whose name begins with ``a`` and which does not block the event
+loop. All of them share the copy of the process.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from django.db import connections
 
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
 from proxyhealth.report import HealthReport
 from proxyhealth.rounds import runner, steps
 from proxyhealth.rounds.dispatch import request_check
+from proxyhealth.shared_copy import SharedCalls
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.lease import RoundOutcome
+from proxyhealth.utils import PerProcess
 from proxyhealth.validators import parse_proxy_url
 
 __all__ = [
     "RoundFailed",
+    "aforce_update",
+    "ahealth_status",
+    "aproxy_hosts",
+    "arequest_check",
+    "asnapshot",
+    "astatus_of",
+    "astatuses_of",
     "force_update",
     "health_status",
     "proxy_hosts",
@@ -37,6 +53,11 @@ def health_status() -> Mapping[UUID, ProxyStatus]:
     return reader.read().statuses
 
 
+async def ahealth_status() -> Mapping[UUID, ProxyStatus]:
+    """Return what :func:`health_status` returns."""
+    return (await reader.aread()).statuses
+
+
 def proxy_hosts(*, healthy_only: bool = False) -> list[str]:
     """Return ``host[:port]`` of the proxies in the snapshot with a valid URL, or only of the healthy ones.
 
@@ -47,9 +68,20 @@ def proxy_hosts(*, healthy_only: bool = False) -> list[str]:
     return snapshot.healthy_hosts if healthy_only else snapshot.hosts
 
 
+async def aproxy_hosts(*, healthy_only: bool = False) -> list[str]:
+    """Return what :func:`proxy_hosts` returns."""
+    snapshot = await reader.aread()
+    return snapshot.healthy_hosts if healthy_only else snapshot.hosts
+
+
 def snapshot() -> Snapshot:
     """Return all statuses, when they were checked, and whether and why they are stale."""
     return reader.read()
+
+
+async def asnapshot() -> Snapshot:
+    """Return what :func:`snapshot` returns."""
+    return await reader.aread()
 
 
 def force_update() -> Snapshot:
@@ -68,6 +100,40 @@ def force_update() -> Snapshot:
     return reader.read_anew()
 
 
+async def aforce_update() -> Snapshot:
+    """Run a full round as :func:`force_update` does, in a thread of its own with its own database connection.
+
+    Coroutines of this process that wait for the same round share the thread. If all of them are cancelled,
+    the round goes on to its end, so that it leaves no lease behind.
+    """
+    if await sync_to_async(_is_in_transaction)():  # as in a TestCase: only this thread sees its rows
+        return await sync_to_async(force_update)()
+    return await _rounds.value.run(_update_and_disconnect)
+
+
+_rounds = PerProcess[SharedCalls[Snapshot]](lambda: SharedCalls("proxyhealth round"))
+
+
+def _is_in_transaction() -> bool:
+    return connections[WorkspaceProxy.objects.primary().db].in_atomic_block
+
+
+def _update_and_disconnect() -> Snapshot:
+    try:
+        return force_update()
+    finally:
+        connections.close_all()  # only those of this thread
+
+
+async def arequest_check(ids: Iterable[UUID] | None = None) -> None:
+    """Request a check as :func:`request_check` does, and wait until the broker has it. Raise its errors.
+
+    While the broker is down, this takes many seconds. The request is sent even if this coroutine is
+    cancelled.
+    """
+    await asyncio.wrap_future(await sync_to_async(request_check)(ids))
+
+
 def statuses_of(rows: WorkspaceProxyQuerySet, snapshot: Snapshot | None = None) -> list[ProxyStatus]:
     """Return the status of each row, sorted by name, with one query. Raise the errors of the database.
 
@@ -79,9 +145,19 @@ def statuses_of(rows: WorkspaceProxyQuerySet, snapshot: Snapshot | None = None) 
     return [join(proxy, statuses.get(proxy.id)) for proxy in rows.as_proxies()]
 
 
+async def astatuses_of(rows: WorkspaceProxyQuerySet, snapshot: Snapshot | None = None) -> list[ProxyStatus]:
+    """Return what :func:`statuses_of` returns."""
+    return await sync_to_async(statuses_of)(rows, snapshot or await reader.aread())
+
+
 def status_of(row: WorkspaceProxy) -> ProxyStatus:
     """Return the status of a loaded row, as :func:`statuses_of` does, without a query."""
     return join(row.as_proxy(), reader.read().statuses.get(row.pk))
+
+
+async def astatus_of(row: WorkspaceProxy) -> ProxyStatus:
+    """Return what :func:`status_of` returns."""
+    return join(row.as_proxy(), (await reader.aread()).statuses.get(row.pk))
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:

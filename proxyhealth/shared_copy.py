@@ -1,15 +1,54 @@
 """A value that the threads of a process share. One thread refreshes it; the others read on meanwhile."""
 
+import asyncio
 import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 # The grace of readers that wait for a refresh by another thread, instead of taking the previous value.
 NO_GRACE = -math.inf
+
+
+class SharedCalls(Generic[T]):
+    """Calls in one thread, for coroutines. Those that wait for the same call to begin share its result.
+
+    The thread is none of the event loop's: those may all be busy, or wait for this call.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(1, name)
+        self._lock = threading.Lock()
+        self._next: Future[T] | None = None  # of the call that has not begun
+
+    async def run(self, function: Callable[[], T], timeout: float | None = None) -> T:
+        """Return the result of a call that begins after this one. Raise its error, or ``TimeoutError``.
+
+        The call goes on if this coroutine is cancelled, because others may wait for it.
+        """
+        return await asyncio.wait_for(asyncio.wrap_future(self._join(function)), timeout)
+
+    def _join(self, function: Callable[[], T]) -> Future[T]:
+        with self._lock:
+            if self._next is None:
+                future: Future[T] = Future()
+                future.set_running_or_notify_cancel()  # from now on, it cannot be cancelled
+                self._executor.submit(self._call, future, function)
+                self._next = future
+            return self._next
+
+    def _call(self, future: Future[T], function: Callable[[], T]) -> None:
+        with self._lock:
+            self._next = None
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
 
 
 class SharedCopy(Generic[T]):
@@ -30,6 +69,7 @@ class SharedCopy(Generic[T]):
         self._failed_at = -math.inf
         self._refresh_lock = threading.Lock()
         self._state_lock = threading.Lock()  # never held for long
+        self._calls: SharedCalls[T] = SharedCalls("proxyhealth reader")
 
     @property
     def expired(self) -> bool:
@@ -81,6 +121,31 @@ class SharedCopy(Generic[T]):
             return self._refresh(refresh)
         finally:
             self._refresh_lock.release()
+
+    async def aget(
+        self,
+        refresh: Callable[[T | None], tuple[T, float]],
+        *,
+        grace: float = NO_GRACE,
+        timeout: float = threading.TIMEOUT_MAX,
+    ) -> T:
+        """Return the value as :meth:`get` does. A thread refreshes it, so that the event loop goes on.
+
+        The coroutine that needs a refresh waits for ``timeout`` seconds, too.
+        """
+        value = self.fresh()
+        if value is not None:
+            return value
+        previous = self.value
+        if previous is not None and self._refresh_lock.locked() and not self._is_overdue(grace):
+            return previous
+        get = partial(self.get, refresh, grace=grace, timeout=timeout)
+        try:
+            return await self._calls.run(get, self._time_left(timeout))
+        except TimeoutError:
+            if previous is None:
+                raise
+            return self._marked_late(self.value or previous)
 
     def _is_overdue(self, grace: float) -> bool:
         return time.monotonic() >= self.due_at + grace

@@ -76,6 +76,7 @@ class Sender:
         with the result of the last one.
         """
         future: Future[None] = Future()
+        future.set_running_or_notify_cancel()  # the thread fails if a caller has cancelled it
         app = broker.celery_app()  # here, because the thread may have another current app
         with self._changed:
             batch = self._batches.setdefault(app, _Batch())

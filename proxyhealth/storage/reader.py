@@ -319,6 +319,17 @@ def read() -> Snapshot:
     return reader.get(_refresh).snapshot  # without a copy, wait for the cache
 
 
+async def aread() -> Snapshot:
+    """Return the snapshot as :func:`read` does. A thread reads the cache, so that the event loop goes on."""
+    reader = _reader.value
+    if time.monotonic() < reader.due_at and (state := reader.value):  # as in read()
+        return state.snapshot
+    if reader.value and reader.value.copy:
+        state = await reader.aget(_refresh, grace=max(conf.READ_INTERVAL, _GRACE), timeout=_TIMEOUT)
+        return state.snapshot
+    return (await reader.aget(_refresh)).snapshot
+
+
 def read_anew() -> Snapshot:
     """Read the cache now, and return the snapshot as :func:`read` does."""
     return _reader.value.get(_refresh, is_current=lambda state: False).snapshot

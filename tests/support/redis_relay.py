@@ -1,4 +1,4 @@
-"""A relay in front of Redis that loses replies, or makes its own."""
+"""A relay in front of Redis that hangs, loses replies, or makes its own."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ class RedisRelay:
 
     ``lose(marker, times)`` closes the connection instead of the reply to the next requests with ``marker``.
     ``refuse(marker, answer)`` responds with ``answer`` to each command of the requests with ``marker``.
+    After ``delivers.clear()``, all requests wait until ``delivers.set()``.
     """
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._marker, self._times = b"", 0
         self._refused, self._answer = b"", b""
+        self.delivers = threading.Event()
+        self.delivers.set()
         self._server = Server(self._relay, read=False)
 
     def lose(self, marker: bytes, times: int) -> None:
@@ -41,6 +44,7 @@ class RedisRelay:
     def running(self) -> Iterator[str]:
         with self._server:
             yield f"redis://{self._server.netloc}/0"
+            self.delivers.set()  # the server waits for its threads
 
     def _relay(self, client: socket.socket) -> None:
         with socket.create_connection(("127.0.0.1", self._port)) as upstream:
@@ -49,6 +53,7 @@ class RedisRelay:
             backward.start()
             with contextlib.suppress(OSError):
                 while data := client.recv(1 << 16):
+                    self.delivers.wait()
                     if self._answer and self._refused in data:
                         client.sendall(self._answer * len(_COMMAND.findall(data)))
                         continue
