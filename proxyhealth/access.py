@@ -2,10 +2,11 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from inspect import isawaitable, iscoroutine
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
 from django.db import Error as DatabaseError
@@ -18,6 +19,7 @@ from django.template.loader import render_to_string
 from django.template.response import SimpleTemplateResponse
 from django.utils.cache import add_never_cache_headers
 from django.utils.decorators import decorator_from_middleware
+from django.utils.functional import LazyObject, empty
 from django.views.decorators.csrf import csrf_exempt
 
 from proxyhealth.conf import conf
@@ -25,6 +27,7 @@ from proxyhealth.exceptions import APIError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 View = Callable[..., HttpResponseBase]
 
 
@@ -150,16 +153,25 @@ def may_see_regions(request: HttpRequest) -> bool:
     return True
 
 
+async def amay_see_regions(request: HttpRequest) -> bool:
+    """Return what :func:`may_see_regions` returns. Use a thread only if something may be queried."""
+    user = getattr(request, "user", None)
+    is_lazy = isinstance(user, LazyObject) and user._wrapped is empty  # no code has used it yet
+    if conf.PUBLIC_REGIONS or not (conf.AUTHENTICATE or is_lazy):
+        return may_see_regions(request)
+    return await sync_to_async(may_see_regions)(request)
+
+
 def _authorize(request: HttpRequest, permission: str) -> Authenticated:
     """Return the user of ``request``. Raise ``APIError`` unless the user is active and has ``permission``."""
     try:
         authenticate = conf.AUTHENTICATE
         # Without AuthenticationMiddleware, requests have no user.
-        result = authenticate(request) if authenticate else getattr(request, "user", None)
+        result = _resolved(authenticate(request)) if authenticate else getattr(request, "user", None)
         caller = result if isinstance(result, Authenticated) else Authenticated(result)
         if isawaitable(caller.user):
             _close(caller.user)
-            raise TypeError("AUTHENTICATE must return a user, not an awaitable. Use a synchronous function.")
+            raise TypeError("AUTHENTICATE must return a user, but its user is an awaitable. Await it first.")
         caller = caller._replace(csrf_exempt=_boolean("csrf_exempt", caller.csrf_exempt))
         _require_permission(caller.user, permission)
     except (APIError, DatabaseError):
@@ -173,6 +185,23 @@ def _authorize(request: HttpRequest, permission: str) -> Authenticated:
     return caller
 
 
+def _resolved(result: Any) -> Any:
+    """Return the result of a coroutine, or ``result`` itself if it is none.
+
+    Under ASGI, the coroutine runs in the event loop of the server, while the thread of the view waits.
+    """
+    if not iscoroutine(result):
+        return result
+    try:
+        return async_to_sync(_await)(result)
+    finally:
+        _close(result)  # in case it could not begin
+
+
+async def _await(coroutine: Coroutine[Any, Any, T]) -> T:
+    return await coroutine
+
+
 def _require_permission(user: Any, permission: str) -> None:
     # "is True", because in old user classes is_authenticated is a method, which is always truthy.
     authenticated = getattr(user, "is_authenticated", False)
@@ -184,8 +213,14 @@ def _require_permission(user: Any, permission: str) -> None:
             raise APIError(401, "Not signed in.", "Send valid credentials with the request.")
         detail = "Sign in and send the session cookie."
         raise APIError(401, "Not signed in.", detail, WWW_Authenticate='Session realm="proxyhealth"')
-    if permission and not _boolean("has_perm()", user.has_perm(permission)):
+    if permission and not _has_perm(user, permission):
         raise APIError(403, "Not allowed.", f"The user needs the permission {permission}.")
+
+
+def _has_perm(user: Any, permission: str) -> bool:
+    if hasattr(user, "ahas_perm") and not hasattr(user, "has_perm"):
+        return _boolean("ahas_perm()", _resolved(user.ahas_perm(permission)))
+    return _boolean("has_perm()", user.has_perm(permission))
 
 
 def _boolean(name: str, value: Any) -> bool:
@@ -198,7 +233,7 @@ def _boolean(name: str, value: Any) -> bool:
     _close(value)
     raise TypeError(
         f"{name} must be True or False, not of type {type(value).__name__}. "
-        "It is called synchronously: an async function must have a synchronous version."
+        "It is called synchronously: only AUTHENTICATE and ahas_perm() may be async functions."
     )
 
 

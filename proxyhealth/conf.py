@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from inspect import isasyncgenfunction, iscoroutinefunction
+from inspect import isasyncgenfunction
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -204,16 +204,14 @@ def _primary(value: Any) -> Primary:
 
 
 def _function(value: Any) -> Callable[[Any], Any]:
-    requirement = "must be the dotted path of a synchronous function such as 'host.api.authenticate'"
+    requirement = "must be the dotted path of a function such as 'host.api.authenticate'"
     if not isinstance(value, str):
         raise TypeError(requirement)
     try:
         function = import_string(value)
     except ImportError as error:
         raise ValueError(f"{requirement} ({error})") from None
-    # An object may have an "async def __call__".
-    calls = (function, type(function).__call__) if callable(function) else ()
-    if not calls or any(iscoroutinefunction(call) or isasyncgenfunction(call) for call in calls):
+    if not callable(function) or any(map(isasyncgenfunction, (function, type(function).__call__))):
         raise TypeError(requirement)
     return function  # type: ignore[no-any-return]  # its signature is unknown
 
@@ -286,7 +284,7 @@ class Settings:
     PUBLIC_CSP = _Setting(False, _boolean)
     """True if the middleware adds the proxies to the policy of every response, whoever requests it."""
     AUTHENTICATE = _Setting(None, _optional(_function))
-    """A function of the host that authenticates requests, or None for Django's session."""
+    """A function of the host, plain or async, that authenticates requests, or None for Django's session."""
     METRICS_TOKEN = _Setting("", _token)
     """Bearer token that ``/metrics`` requires, or empty if the metrics are public."""
 

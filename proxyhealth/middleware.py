@@ -12,7 +12,7 @@ from django.utils.cache import patch_cache_control, patch_vary_headers
 from django.utils.deprecation import MiddlewareMixin
 
 from proxyhealth import health
-from proxyhealth.access import may_see_regions
+from proxyhealth.access import amay_see_regions, may_see_regions
 from proxyhealth.conf import conf
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.utils import PerProcess
@@ -48,26 +48,49 @@ class ProxyHostsMiddleware(MiddlewareMixin):
     """
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-        if changed := _changed_headers(response):
-            if not (conf.PUBLIC_CSP or conf.PUBLIC_REGIONS):
-                # The header depends on the user, so no cache may give this response to others.
-                patch_vary_headers(response, ("Authorization", "Cookie"))
-                if not may_see_regions(request):
-                    return response
-                patch_cache_control(response, private=True)
-            for name, header in changed.items():
-                response.headers[name] = header
+        if (policies := _policies(response)) and (changed := _changed(policies, health.health_status())):
+            public = _is_public(response)
+            if public or may_see_regions(request):
+                _replace(response, changed, private=not public)
+        return response
+
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        # The base class would call process_response() in a thread, for each response.
+        response: HttpResponseBase = await self.get_response(request)  # type: ignore[misc]
+        if (policies := _policies(response)) and (
+            changed := _changed(policies, await health.ahealth_status())
+        ):
+            public = _is_public(response)
+            if public or await amay_see_regions(request):
+                _replace(response, changed, private=not public)
         return response
 
 
-def _changed_headers(response: HttpResponseBase) -> dict[str, str]:
-    """Return those headers of ``response`` that the proxies change, with their new values."""
-    headers = {name: header for name in HEADERS if (header := response.headers.get(name))}
-    sources = _sources.value.joined() if headers else ""
-    if not sources:
+def _policies(response: HttpResponseBase) -> dict[str, str]:
+    return {name: header for name in HEADERS if (header := response.headers.get(name))}
+
+
+def _changed(policies: Mapping[str, str], statuses: Mapping[UUID, ProxyStatus]) -> dict[str, str]:
+    """Return those headers that the proxies change, with their new values."""
+    if not (sources := _sources.value.joined(statuses)):
         return {}
-    changed = {name: with_sources(header, sources) for name, header in headers.items()}
-    return {name: header for name, header in changed.items() if header != headers[name]}
+    changed = {name: with_sources(header, sources) for name, header in policies.items()}
+    return {name: header for name, header in changed.items() if header != policies[name]}
+
+
+def _is_public(response: HttpResponseBase) -> bool:
+    """Return True if the header does not depend on the user. Otherwise, say so to caches."""
+    if conf.PUBLIC_CSP or conf.PUBLIC_REGIONS:
+        return True
+    patch_vary_headers(response, ("Authorization", "Cookie"))
+    return False
+
+
+def _replace(response: HttpResponseBase, changed: Mapping[str, str], *, private: bool) -> None:
+    if private:
+        patch_cache_control(response, private=True)
+    for name, header in changed.items():
+        response.headers[name] = header
 
 
 def with_sources(header: str, sources: str) -> str:
@@ -98,8 +121,7 @@ class _Sources:
         self._lock = threading.Lock()
         self._built: tuple[Mapping[UUID, ProxyStatus] | None, str] = (None, "")
 
-    def joined(self) -> str:
-        statuses = health.health_status()
+    def joined(self, statuses: Mapping[UUID, ProxyStatus]) -> str:
         built_from, joined = self._built
         return joined if built_from is statuses else self._build(statuses)
 

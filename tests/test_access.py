@@ -47,10 +47,6 @@ def no_user(request):
     return None
 
 
-async def coroutine(request):
-    return None
-
-
 class UserWithBrokenPermissions:
     is_authenticated = True
 

@@ -152,18 +152,27 @@ def test_csrf_exempt__truthy_is_denied(paris, sent, results, caplog, value):
     assert sent == []
 
 
+async def coroutine_of_a_coroutine():
+    return answer_true()
+
+
 @pytest.mark.parametrize(
     "result",
     [
-        answer_true,
+        coroutine_of_a_coroutine,
         AwaitableObject,
         lambda: Authenticated(answer_true(), csrf_exempt=True),
     ],
 )
 @pytest.mark.parametrize("path", [LIST, REGIONS])
-def test_authenticate__awaitable_is_denied(paris, results, caplog, result, path):
+def test_authenticate__awaitable_user_is_denied(paris, results, caplog, result, path):
     results(result)
-    assert_denied(caplog, "get", path, "AUTHENTICATE must return a user, not an awaitable.")
+    assert_denied(caplog, "get", path, "AUTHENTICATE must return a user, but its user is an awaitable.")
+
+
+def test_authenticate__coroutine_of_true_is_401(paris, results):
+    results(answer_true)
+    assert_error(Client().get(LIST), 401, "Not signed in.")
 
 
 def test_authenticate__callable_object(paris, configure):
@@ -171,9 +180,15 @@ def test_authenticate__callable_object(paris, configure):
     assert Client().get(LIST).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["async_callable", "async_partial", "answer_true", "async_generator"])
-def test_authenticate__async_callable_is_reported(configure, name):
+@pytest.mark.parametrize("name", ["async_callable", "async_partial", "answer_true"])
+def test_authenticate__async_callable_is_accepted(paris, configure, name):
     configure(AUTHENTICATE=f"{__name__}.{name}")
+    assert check_settings() == []
+    assert_error(Client().get(LIST), 401, "Not signed in.")  # neither True nor None is a user
+
+
+def test_authenticate__async_generator_is_reported(configure):
+    configure(AUTHENTICATE=f"{__name__}.async_generator")
     (error,) = check_settings()
     assert error.id == "proxyhealth.E025"
-    assert "must be the dotted path of a synchronous function" in error.msg
+    assert "must be the dotted path of a function" in error.msg

@@ -320,28 +320,6 @@ def test_project__async(host, where):
     assert asyncio.run(get())[ENFORCED] == f"default-src 'self'; connect-src 'self' {OURS}"
 
 
-def test_project__async_reads_outside_of_the_event_loop(paris, monkeypatch):
-    """A read may wait for Redis, which must not block the event loop."""
-    loops = []
-
-    def read():
-        try:
-            loops.append(asyncio.get_running_loop())
-        except RuntimeError:
-            loops.append(None)
-        return health.snapshot().statuses
-
-    monkeypatch.setattr(middleware.health, "health_status", read)
-
-    async def get():
-        request = RequestFactory().get("/")
-        request.user = USER
-        return await ProxyHostsMiddleware(async_view)(request)
-
-    assert OURS in asyncio.run(get())[ENFORCED]
-    assert loops == [None]
-
-
 def test_django_csp__policy_with_a_nonce(host, settings):
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "csp.middleware.CSPMiddleware"]
     settings.CONTENT_SECURITY_POLICY = {
