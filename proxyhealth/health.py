@@ -15,6 +15,7 @@ from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.db import connections
+from django.utils.asyncio import async_unsafe
 
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
@@ -84,6 +85,7 @@ async def asnapshot() -> Snapshot:
     return await reader.aread()
 
 
+@async_unsafe("force_update() blocks the event loop. In async code, await aforce_update().")
 def force_update() -> Snapshot:
     """Run a full round in this process, and return the snapshot after it.
 

@@ -1,15 +1,20 @@
 """A project under uvicorn: its event loop goes on, whatever a request waits for."""
 
 import asyncio
+import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
 from django.conf import settings as django_settings
+from django.contrib.auth.models import User
+from django.core import signing
 from django.core.asgi import get_asgi_application
 from django.core.cache import caches
 from django.http import HttpResponse, StreamingHttpResponse
+from django.test import Client
 from django.urls import include, path
 
 from proxyhealth import health, middleware
@@ -92,6 +97,17 @@ def host(settings, relay, paris):
         yield address
 
 
+DOCUMENT = Path(__file__).parent.parent / "docs" / "async.md"
+
+
+def example(name):
+    """Return the names of the module ``name`` in the document."""
+    (code,) = re.findall(rf"```python\n# {name}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    names = {"__name__": name}
+    exec(code, names)
+    return names
+
+
 def get(host, path, **headers):
     return requests.get(f"http://{host}{path}", headers=headers, timeout=10)
 
@@ -146,3 +162,30 @@ def test_authenticate__coroutine_runs_in_the_loop_of_the_server(host, configure)
     assert check.json()["detail"] == "The user needs the permission proxyhealth.change_workspaceproxy."
     assert len(loops) == 3
     assert len(set(loops)) == 1
+
+
+def test_document__views_of_the_example_work(host, settings, sent, tmp_path):
+    (tmp_path / "page.html").write_text("{% load proxyhealth %}{% proxy_badge 'paris' %} {{ user }}")
+    settings.TEMPLATES = [{**django_settings.TEMPLATES[0], "DIRS": [tmp_path]}]
+    views = example("host/views.py")
+    names = ("hosts", "statuses", "check", "update", "page")
+    settings.ROOT_URLCONF = tuple(path(name, views[name]) for name in names)
+    number = health.snapshot().number
+    assert get(host, "/hosts").json() == {"hosts": [], "stale": False}
+    assert get(host, "/statuses").json() == {"paris": "unhealthy"}
+    assert get(host, "/check?name=paris").status_code == 202
+    assert len(sent[-1]) == 1
+    assert get(host, "/update").json() == {"number": number + 1}
+    assert "unhealthy" in (text := get(host, "/page").text)
+    assert "AnonymousUser" in text
+
+
+def test_document__authenticate_of_the_example_works(host, configure, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.authenticate", example("host/api.py")["authenticate"])
+    configure(AUTHENTICATE=f"{__name__}.authenticate")
+    user = User.objects.create_superuser("robot")
+    for id, status in ((user.pk, 200), (0, 401)):
+        token = signing.dumps(id, salt="host.api")
+        assert get(host, LIST, Authorization=f"Bearer {token}").status_code == status
+        assert Client().get(LIST, headers={"Authorization": f"Bearer {token}"}).status_code == status
+    assert get(host, LIST, Authorization="Bearer forged").status_code == 401

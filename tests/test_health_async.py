@@ -3,12 +3,13 @@
 import asyncio
 import inspect
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings as django_settings
 from django.core.cache import caches
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 
 from proxyhealth import health
@@ -174,6 +175,24 @@ def test_reads__share_a_read_between_event_loops(relay, configure, redis_client)
     assert reads_of_redis(redis_client) == 1
 
 
+def test_reads__do_not_wait_for_busy_threads(relay):
+    """Neither for those of the event loop, nor for the one that queries the database."""
+    free = threading.Event()
+
+    async def main():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        busy = [
+            asyncio.create_task(sync_to_async(free.wait, thread_sensitive=is_sensitive)())
+            for is_sensitive in (True, False)
+        ]
+        await asyncio.sleep(0.01)
+        assert not (await health.asnapshot()).stale
+        free.set()
+        await asyncio.gather(*busy)
+
+    asyncio.run(main())
+
+
 @pytest.mark.django_db
 def test_statuses_of__makes_one_query(serve, django_assert_num_queries):
     paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
@@ -246,6 +265,17 @@ def test_force_update__raises_its_error(monkeypatch):
     begin_round()
     with pytest.raises(health.RoundFailed, match="another round is still running"):
         async_to_sync(health.aforce_update)()
+
+
+def test_force_update__sync_one_is_refused_in_a_coroutine():
+    """It could not query the database, but would take the lease and count a failed round before."""
+
+    async def main():
+        health.force_update()
+
+    with pytest.raises(SynchronousOnlyOperation, match=r"await aforce_update\(\)"):
+        asyncio.run(main())
+    assert health.snapshot().outcomes == {}
 
 
 # Requests for checks
