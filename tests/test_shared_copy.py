@@ -1,5 +1,6 @@
 """The copy that one thread refreshes while the others read on."""
 
+import asyncio
 import threading
 import time
 from contextlib import contextmanager
@@ -280,3 +281,27 @@ def test_get__no_thread_gets_an_older_value_than_before(copy):
         pass
     assert results == [0] * 8
     assert copy.value == [source.calls]
+
+
+def test_aget__without_a_value_waits_for_the_timeout():
+    copy = SharedCopy()
+    free = threading.Event()
+
+    def refresh(previous):
+        free.wait(10)
+        return "value", 60
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(copy.aget(refresh, timeout=0.01))
+    free.set()
+    assert asyncio.run(copy.aget(refresh)) == "value"
+
+
+def test_aget__raises_the_error_of_the_refresh():
+    copy = SharedCopy("old")
+
+    def refresh(previous):
+        raise ValueError(previous)
+
+    with pytest.raises(ValueError, match="old"):
+        asyncio.run(copy.aget(refresh))
