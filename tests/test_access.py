@@ -43,6 +43,18 @@ def without_database(request):
     raise OperationalError("gone")
 
 
+async def abroken(request):
+    broken(request)
+
+
+async def adenying(request):
+    denying(request)
+
+
+async def awithout_database(request):
+    without_database(request)
+
+
 def no_user(request):
     return None
 
@@ -132,8 +144,9 @@ def test_authenticate__inactive_user_is_401(paris, sent, token, method, path):
 
 
 @every_view
-def test_authenticate__exception_is_500(paris, sent, configure, caplog, method, path):
-    configure(AUTHENTICATE="tests.test_access.broken")
+@pytest.mark.parametrize("name", ["broken", "abroken"])
+def test_authenticate__exception_is_500(paris, sent, configure, caplog, method, path, name):
+    configure(AUTHENTICATE=f"tests.test_access.{name}")
     response = getattr(signed_in("view_workspaceproxy"), method)(path)
     assert_error(response, 500, "Not authenticated.", "Authentication failed. See the server log.")
     assert "the token service is down" in caplog.text
@@ -150,13 +163,15 @@ def test_authenticate__late_exception_is_500(paris, configure, caplog, name, cau
     assert cause in caplog.text
 
 
-def test_authenticate__permission_denied_is_403_with_its_text(paris, configure):
-    configure(AUTHENTICATE="tests.test_access.denying")
+@pytest.mark.parametrize("name", ["denying", "adenying"])
+def test_authenticate__permission_denied_is_403_with_its_text(paris, configure, name):
+    configure(AUTHENTICATE=f"tests.test_access.{name}")
     assert_error(Client().get(REGIONS), 403, "Not allowed.", "The token was withdrawn.")
 
 
-def test_authenticate__database_error_is_503(paris, configure):
-    configure(AUTHENTICATE="tests.test_access.without_database")
+@pytest.mark.parametrize("name", ["without_database", "awithout_database"])
+def test_authenticate__database_error_is_503(paris, configure, name):
+    configure(AUTHENTICATE=f"tests.test_access.{name}")
     assert_error(
         Client().get(REGIONS), 503, "Not available.", "The database is not available. Try again later."
     )

@@ -5,9 +5,9 @@ import functools
 from types import SimpleNamespace
 
 import pytest
-from django.test import Client
+from django.test import Client, RequestFactory
 
-from proxyhealth.access import Authenticated
+from proxyhealth.access import Authenticated, may_see_regions
 from proxyhealth.checks import check_settings
 from tests.support.api import LIST, REGIONS, assert_error
 
@@ -124,6 +124,40 @@ def test_has_perm__falsy_is_403(paris, results, value):
 def test_has_perm__true_is_allowed(paris, results):
     results(user(has_perm=lambda permission: True))
     assert Client().get(LIST).status_code == 200
+
+
+async def answer_false(*args):
+    return False
+
+
+async def answer_yes(*args):
+    return "yes"
+
+
+@pytest.mark.parametrize(
+    ("methods", "status"),
+    [
+        ({"ahas_perm": answer_true}, 200),
+        ({"ahas_perm": answer_false}, 403),
+        ({"ahas_perm": answer_yes}, 500),
+        ({"ahas_perm": lambda permission: AwaitableObject()}, 500),
+        ({"ahas_perm": answer_true, "has_perm": lambda permission: False}, 403),
+    ],
+)
+def test_ahas_perm__counts_without_has_perm(paris, results, methods, status):
+    results(user(**methods))
+    assert Client().get(LIST).status_code == status
+
+
+def test_authenticate__in_an_event_loop_is_denied(paris, results, caplog):
+    """Django calls a view in a thread. Code that calls it in a coroutine gets no coroutine's result."""
+    results(answer_true)
+
+    async def call():
+        return may_see_regions(RequestFactory().get("/"))
+
+    assert asyncio.run(call()) is False
+    assert "You cannot use AsyncToSync" in caplog.text
 
 
 @pytest.mark.parametrize("value", [lambda: True, answer_true, 1, "no"])
