@@ -196,6 +196,7 @@ def test_wheel__requires_version_ranges_for_the_app_only(wheel):
     metadata = archive.read(name).decode()
     requirements = re.findall(r"^Requires-Dist: ([a-z0-9-]+)(.*)$", metadata, re.MULTILINE)
     assert {name for name, _ in requirements} == {
+        "asgiref",
         "celery",
         "certifi",
         "django",
