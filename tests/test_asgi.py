@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -136,12 +137,30 @@ def test_redis__hangs_and_other_requests_go_on(host, relay, configure, path):
         assert [response.text for response in responses] == ["ab"] * 4
 
 
+@contextmanager
+def client_that_goes(host, path):
+    hostname, port = host.split(":")
+    with socket.create_connection((hostname, int(port))) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        yield
+
+
+def test_redis__hangs_and_a_client_goes(host, relay, configure):
+    configure(PUBLIC_REGIONS=True)
+    reader.forget()
+    relay.delivers.clear()
+    with client_that_goes(host, REGIONS):
+        wait_for(lambda: reader._reader.value._refresh_lock.locked(), 5)
+    for _ in range(3):
+        assert_responds(host)
+    relay.delivers.set()
+    assert get(host, REGIONS).status_code == 200
+
+
 def test_force_update__goes_on_without_its_client(host, serve, redis_client):
     WorkspaceProxy.objects.create(name="slow", url=serve(delay=0.5).url)
     lease = caches["default"].make_key("proxyhealth:lease")
-    hostname, port = host.split(":")
-    with socket.create_connection((hostname, int(port))) as client:
-        client.sendall(b"GET /update HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    with client_that_goes(host, "/update"):
         wait_for(lambda: redis_client.exists(lease), 5)
     wait_for(lambda: cancelled, 5)
     assert_responds(host)
