@@ -15,11 +15,14 @@ from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
 from django.utils.module_loading import import_string
 from django_prometheus.exports import ExportToDjangoView
 from kombu.serialization import dumps
 
+from proxyhealth import isolation
 from proxyhealth.conf import LINK_LOCAL_NETWORKS, METADATA_NETWORKS, NAMES, Network, conf, is_within
 from proxyhealth.exceptions import StoreError
 from proxyhealth.metrics import exposition
@@ -85,6 +88,8 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _check_cache() -> list[CheckMessage]:
+    if isolation.is_isolated():
+        return []  # tests need no cache
     backend = str(settings.CACHES[conf.CACHE].get("BACKEND", ""))
     try:
         classes: tuple[type, ...] = import_string(backend).__mro__
@@ -239,6 +244,25 @@ def _check_fractions(scheduler: str) -> list[CheckMessage]:
             id="proxyhealth.E032",
         )
     ]
+
+
+def check_isolation(**kwargs: Any) -> list[CheckMessage]:
+    """Warn of tests that use the cache and the broker of the settings."""
+    if isolation.is_decided() or not _uses_test_database():
+        return []
+    return [
+        Warning(
+            "The database is one for tests, but the cache and the broker are those of the settings.",
+            hint="If tests run in this process, call django.test.utils.setup_test_environment() first. "
+            "Otherwise, make sure that the settings lead to no live deployment, and silence this.",
+            id="proxyhealth.W006",
+        )
+    ]
+
+
+def _uses_test_database() -> bool:
+    names = [str(connection.settings_dict["NAME"]) for connection in connections.all()]
+    return any(name.startswith(TEST_DATABASE_PREFIX) or "mode=memory" in name for name in names)
 
 
 def check_deployment(**kwargs: Any) -> list[CheckMessage]:

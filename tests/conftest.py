@@ -73,6 +73,15 @@ def redis_client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
         yield client
 
 
+@pytest.fixture(scope="session", autouse=True)
+def real_services() -> Iterator[None]:
+    """The tests use their own Redis and broker. Those of other projects use neither."""
+    from proxyhealth.testing import real_services
+
+    with real_services():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def generous_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine must not fail a test that is not about time. Tests about time set less."""
@@ -86,19 +95,14 @@ def empty_cache(request: pytest.FixtureRequest) -> None:
 
     A server that never ran has nothing to empty. It starts, empty, when the test connects to it.
     """
-    from proxyhealth.api import inventory, listing
     from proxyhealth.rounds import dispatch
-    from proxyhealth.storage import counters, deployment, reader
+    from proxyhealth.testing import reset
 
     # A thread may only now send the requests of the previous test.
     dispatch._sender.value.flush(timeout=60)
     if _redis_server.has_started:
         request.getfixturevalue("redis_client").flushall()
-    counters.forget()
-    reader.forget()
-    deployment.forget()
-    inventory.forget()
-    listing.forget()
+    reset()
 
 
 @pytest.fixture

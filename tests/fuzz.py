@@ -67,6 +67,9 @@ def prepare(stack: ExitStack) -> None:
     logging.disable(logging.CRITICAL)
     stack.callback(LazyRedisServer(REDIS_PORT).close)
     setup_test_environment()
+    from proxyhealth.testing import real_services  # it imports models
+
+    stack.enter_context(real_services())
     setup_databases(verbosity=0, interactive=False)
 
 

@@ -14,6 +14,7 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
 
+from proxyhealth import isolation
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError, StoreRefused
 from proxyhealth.texts import without_passwords
@@ -87,7 +88,12 @@ class Cache(NamedTuple):
 
 @contextmanager
 def open_cache() -> Iterator[Cache]:
-    """Open the cache that ``CACHE`` names. Raise ``StoreError`` if it fails, also inside the block."""
+    """Open the cache that ``CACHE`` names. Raise ``StoreError`` if it fails, also inside the block.
+
+    In a test that is isolated, raise ``StoreError``, too.
+    """
+    if isolation.is_isolated():
+        raise StoreError(isolation.NO_CACHE)
     cache = _cache()
     try:
         yield cache
