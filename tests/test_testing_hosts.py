@@ -1,6 +1,7 @@
-"""The test suite of another project, in a process that refuses every connection to Redis or a broker."""
+"""The tests of another project, also those in docs/testing.md, in a process that refuses every connection."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 from tests.support.demo import ROOT
 
 SUITE = ROOT / "tests" / "support" / "host_tests"
+DOCS = ROOT / "docs" / "testing.md"
 
 # Runs the tests with Django's runner, then with pytest, because imports take most of the time. Threads hide
 # the errors of connections, so standard error has them, too.
@@ -33,6 +35,8 @@ sys.exit(pytest.main(["--quiet", "-p", "no:cacheprovider", "-p", "no:schemathesi
 
 def test_host_suite__passes_without_redis_broker_and_network(tmp_path):
     suite = shutil.copytree(SUITE, tmp_path / "suite")  # not below our own conftest.py
+    for name, code in re.findall(r"```python\n# (?:host/)?(\w+\.py)\n(.*?)```", DOCS.read_text(), re.DOTALL):
+        (suite / name).write_text(code)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COVERAGE_"))}
     env |= {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": f"{suite}{os.pathsep}{ROOT}"}
     done = subprocess.run(
@@ -46,7 +50,7 @@ def test_host_suite__passes_without_redis_broker_and_network(tmp_path):
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
-    assert "Ran 10 tests" in output
-    assert "11 passed" in output
+    assert "Ran 14 tests" in output
+    assert "17 passed" in output
     assert "FORBIDDEN" not in output
     assert not (suite / "live.sqlite3").exists()
