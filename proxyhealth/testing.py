@@ -1,5 +1,6 @@
 """Fake statuses for the tests of other projects. docs/testing.md describes them."""
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from unittest import TestCase
 from uuid import NAMESPACE_DNS, UUID, uuid4, uuid5
 
 from asgiref.sync import sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db.models.signals import post_delete, post_save
 
 from proxyhealth import isolation
@@ -31,6 +33,9 @@ __all__ = ["FakeSnapshot", "FakeStatus", "active_fake", "fake_snapshot", "real_s
 T = TypeVar("T", bound=Callable[..., Any])
 S = TypeVar("S", bound=isolation.Substitute | None)
 
+logger = logging.getLogger(__name__)
+
+_IN_COROUTINE = "in a coroutine, the rows cannot be read: use 'async with fake_snapshot()'"
 _DURATION = 0.05  # seconds of a fake round, and of a probe that got a response
 _WITHOUT_REASON = (Status.OK, Status.UNREGISTERED, Status.UNKNOWN)
 _USUAL_REASONS = {Status.UNHEALTHY: Reason.REPORT_ERRORS, Status.UNREACHABLE: Reason.CONNECT}
@@ -166,9 +171,12 @@ class FakeSnapshot:
     def _read_rows(self) -> None:
         try:
             rows = WorkspaceProxy.objects.primary().active().as_proxies()
-        except Exception:
-            return  # the test may not use the database, or not from a coroutine
-        self._match(rows)
+        except SynchronousOnlyOperation:
+            logger.warning(_IN_COROUTINE)
+        except Exception as error:
+            logger.debug("the test may not use the database: %s", error)
+        else:
+            self._match(rows)
 
     def _match(self, rows: Iterable[Proxy]) -> None:
         with self._lock:

@@ -314,6 +314,16 @@ def test_coroutine__async_with_matches_earlier_rows():
     assert async_to_sync(statuses)()
 
 
+@needs_database
+def test_coroutine__with_warns_of_earlier_rows(caplog):
+    async def enter():
+        with fake_snapshot(paris="ok"):
+            return by_name()
+
+    assert asyncio.run(enter()) == {"paris": "ok"}
+    assert "use 'async with fake_snapshot()'" in caplog.text
+
+
 def test_threads__all_read_the_fake():
     with fake_snapshot(paris="ok"), ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: tuple(by_name()), range(200))) == {("paris",)}
