@@ -1,6 +1,7 @@
 """The isolation of tests: in a test, a substitute replaces the cache and the broker."""
 
 import sys
+import threading
 from collections.abc import Iterable
 from typing import Protocol
 from uuid import UUID
@@ -24,19 +25,22 @@ class Substitute(Protocol):
 # The substitutes that tests have entered, the innermost last. None stands for the real cache and broker. Only
 # whole tuples are assigned, because other threads read them.
 _entered: tuple[Substitute | None, ...] = ()
+_lock = threading.Lock()
 
 
 def enter(substitute: Substitute | None) -> None:
     """Make this process use ``substitute``, or the real cache and broker."""
     global _entered
-    _entered = (*_entered, substitute)
+    with _lock:
+        _entered = (*_entered, substitute)
 
 
 def leave(substitute: Substitute | None) -> None:
     """Undo the last :func:`enter` of this substitute, even if another one was entered after it."""
     global _entered
-    index = max(i for i, each in enumerate(_entered) if each is substitute)
-    _entered = (*_entered[:index], *_entered[index + 1 :])
+    with _lock:
+        index = max(i for i, each in enumerate(_entered) if each is substitute)
+        _entered = (*_entered[:index], *_entered[index + 1 :])
 
 
 def current() -> Substitute | None:

@@ -329,6 +329,16 @@ def test_threads__all_read_the_fake():
         assert set(pool.map(lambda _: tuple(by_name()), range(200))) == {("paris",)}
 
 
+def test_threads__enter_and_leave_at_once():
+    @fake_snapshot(paris="ok")
+    def use(_):
+        return by_name()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(use, range(200))) == [{"paris": "ok"}] * 200
+    assert isolation.current() is None
+
+
 # Without a fake
 
 
