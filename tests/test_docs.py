@@ -10,11 +10,13 @@ from django.contrib.auth.models import Permission, User
 from django.core import signing
 from django.test import Client
 
-from proxyhealth.checks import check_settings
-from proxyhealth.conf import conf
+from proxyhealth.checks import SETTINGS, check_settings
+from proxyhealth.conf import NAMES, conf
+from proxyhealth.statuses import Reason, Status
 from tests.support.api import LIST, REGIONS, assert_error, signed_in
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
 @pytest.fixture
@@ -42,6 +44,30 @@ def test_json__token_example_works(paris, sent, host_api):
     session = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
     assert session.get(REGIONS).status_code == 200
     assert_error(session.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
+
+
+def test_settings__lists_every_setting_and_its_check():
+    text = (DOCS / "settings.md").read_text()
+    for name in NAMES:
+        assert f"| `{name}` |" in text
+        assert f"| `proxyhealth.{SETTINGS[name][0]}` | `{name}` |" in text
+
+
+def test_statuses__lists_every_status_and_reason():
+    text = (DOCS / "statuses.md").read_text()
+    for word in [*Status, *filter(None, Reason)]:
+        assert f"| `{word}` |" in text
+
+
+def test_documents__make_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    lines = re.findall(r"^([a-z0-9-]+(?: [a-z0-9-]+)*):", makefile, re.MULTILINE)
+    targets = {target for line in lines for target in line.split()}
+    text = "".join(
+        path.read_text() for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]
+    )
+    commands = set(re.findall(r"(?:`|\$ |PORT=\d+ )make ([a-z0-9-]+)", text))
+    assert {"run", "test", "deployment", "start-proxy", "stop-proxy"} <= commands <= targets
 
 
 def test_settings__lists_the_denied_networks(configure):

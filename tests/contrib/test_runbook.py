@@ -22,7 +22,7 @@ from tests.support.servers import Server, server_context
 
 RUNBOOK = (DOCS / "runbook.md").read_text()
 BEGINNINGS = {
-    # tests/test_package.py runs these with the worker of the README.
+    # tests/deployment/test_readme_start.py runs these with the worker of docs/start.md.
     "celery -A host ",
     "grep 'status change",
     # Tests of this file.
