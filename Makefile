@@ -11,7 +11,7 @@ SLOW := tests/project tests/contrib tests/api/test_openapi.py tests/api/test_typ
 # The number of parallel test processes. Most tests wait: for rounds, for a browser, or for data to become stale.
 WORKERS ?= 3
 
-.PHONY: run prometheus test lint types tests coverage quick chaos fuzz format start-proxy stop-proxy api-types clean
+.PHONY: run prometheus test lint types tests coverage quick chaos deployment fuzz format start-proxy stop-proxy api-types clean
 
 ## Run the project with a demo fleet on http://127.0.0.1:8000
 run: $(VENV)/.installed
@@ -55,6 +55,10 @@ chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header -m alone
 
+## Follow the documents: install into new projects, deploy, build the documentation site
+deployment: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/deployment --quiet --no-header --numprocesses 2 --dist loadfile
+
 ## Send random input to the probe, and put random contents into Redis; the same SEED produces the same input
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),1)
@@ -79,6 +83,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # With DJANGO, pip also chooses django-prometheus: 2.5.0 refuses Django 6.1, and 2.4.1 refuses 6.0. 2.4.0 refuses none.
+# Only project/ needs it: for other projects it is an extra.
 PINS := $(if $(DJANGO),s/^django==.*/django==$(DJANGO).*/; s/^django-prometheus==.*/django-prometheus/)
 INSTALL = sed '$(PINS)' $< >$(VENV)/$< && $(INSTALLER) --quiet -r $(VENV)/$<
 

@@ -19,7 +19,6 @@ from django.db import connections
 from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
 from django.utils.module_loading import import_string
-from django_prometheus.exports import ExportToDjangoView
 from kombu.serialization import dumps
 
 from proxyhealth import isolation
@@ -31,6 +30,11 @@ from proxyhealth.rounds.worker import library_of_pool
 from proxyhealth.storage.client import require_client
 from proxyhealth.task_names import TaskName
 from proxyhealth.texts import without_passwords
+
+try:
+    from django_prometheus.exports import ExportToDjangoView
+except ImportError:  # an extra
+    ExportToDjangoView = None
 
 # The id and the hint of each setting. Ids are public: never change one, never reuse one.
 SETTINGS = {
@@ -302,8 +306,10 @@ def _check_metrics_token(token: str) -> list[CheckMessage]:
     ]
 
 
-def _is_served(view: Callable[..., Any]) -> bool:
+def _is_served(view: Callable[..., Any] | None) -> bool:
     """Return True if requests can reach ``view``. Of two views at one path, only the first is reachable."""
+    if view is None:
+        return False
     target = _unwrapped(view)
     try:
         return any(
