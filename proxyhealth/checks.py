@@ -199,7 +199,12 @@ def check_celery(**kwargs: Any) -> list[CheckMessage]:
                 id="proxyhealth.E033",
             )
         )
-    return [*messages, *_check_results(app), *_check_fractions(str(app.conf.beat_scheduler))]
+    return [
+        *messages,
+        *_check_results(app),
+        *_check_fractions(str(app.conf.beat_scheduler)),
+        *_check_schedule(app),
+    ]
 
 
 def _check_results(app: Any) -> list[CheckMessage]:
@@ -260,6 +265,20 @@ def check_isolation(**kwargs: Any) -> list[CheckMessage]:
             hint="If tests run in this process, call django.test.utils.setup_test_environment() first. "
             "Otherwise, make sure that the settings lead to no live deployment, and silence this.",
             id="proxyhealth.W006",
+        )
+    ]
+
+
+def _check_schedule(app: Any) -> list[CheckMessage]:
+    if broker.schedules_rounds(app):
+        return []
+    return [
+        Warning(
+            f"The Celery app {app.main!r} has no periodic task for the rounds, so snapshots become stale.",
+            hint="Merge beat_schedule(PROXYHEALTH) into CELERY_BEAT_SCHEDULE, or into app.conf.beat_schedule "
+            "if the project sets that. If this is not the app of the project, import that app in the "
+            "__init__.py beside the settings.",
+            id="proxyhealth.W007",
         )
     ]
 

@@ -9,6 +9,8 @@ from django.core.checks import registry
 from project.celery import app
 from proxyhealth.checks import check_celery
 from proxyhealth.rounds import broker
+from proxyhealth.schedules import beat_schedule
+from proxyhealth.task_names import TaskName
 
 
 def ids(messages):
@@ -60,9 +62,23 @@ def test_checks__serializer_without_shards(monkeypatch, accepted, serializer, ex
 )
 def test_checks__results_and_routes(monkeypatch, options, expected):
     host = Celery(set_as_current=False, broker="memory://", backend="cache+memory://")
-    host.conf.update(options)
+    host.conf.update(options, beat_schedule=beat_schedule())
     monkeypatch.setattr(broker, "celery_app", lambda: host)
     assert ids(check_celery()) == expected
+    host.close()
+
+
+def test_checks__app_without_a_task_for_the_rounds(monkeypatch):
+    host = Celery("shop", set_as_current=False, broker="memory://")
+    host.conf.beat_schedule = beat_schedule()
+    monkeypatch.setattr(broker, "celery_app", lambda: host)
+    assert check_celery() == []
+    host.conf.beat_schedule = {"report": {"task": "shop.report", "schedule": 60}}
+    (warning,) = check_celery()
+    assert warning.id == "proxyhealth.W007"
+    assert warning.msg.startswith("The Celery app 'shop' has no periodic task for the rounds")
+    host.add_periodic_task(60, host.tasks[TaskName.CHECK_ALL], name="another name")
+    assert check_celery() == []
     host.close()
 
 

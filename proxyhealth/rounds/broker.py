@@ -27,7 +27,7 @@ def celery_app() -> Celery:
     the schedule of the rounds. Otherwise it is the current app, which differs between threads.
     """
     apps: list[Celery] = list(_get_active_apps())
-    for is_ours in (_is_of_django, _schedules_rounds):
+    for is_ours in (_is_of_django, schedules_rounds):
         apps = list(filter(is_ours, apps)) or apps
         if len(apps) == 1:
             return apps[0]
@@ -40,7 +40,8 @@ def _is_of_django(app: Any) -> bool:
     return app._config_source is settings or app._config_source in paths
 
 
-def _schedules_rounds(app: Any) -> bool:
+def schedules_rounds(app: Any) -> bool:
+    """Return True if the app has an entry for the rounds, under any name."""
     with suppress(Exception):  # an app of the host that is not configured yet, or wrongly
         return any(entry["task"] == TaskName.CHECK_ALL for entry in app.conf.beat_schedule.values())
     return False
