@@ -15,19 +15,21 @@ from tests.support.ports import free_port
 
 @pytest.fixture(scope="module", params=["3.11 and Django 5.2", "3.13 and Django 6.1"])
 def pair(request):
-    """Return the command of a Python, and the version of Django that its newest pip chooses."""
+    """Return the command of a Python, and a version of Django."""
     version, _, django = request.param.partition(" and Django ")
     pyenv = Path.home() / ".pyenv" / "versions"
     for command in (f"python{version}", *map(str, pyenv.glob(f"{version}.*/bin/python"))):
-        if (
-            shutil.which(command)
-            and subprocess.run([command, "-c", "import venv"], check=False).returncode == 0
-        ):
+        if shutil.which(command) and _runs(command):
             return command, django
     message = f"Python {version} is not installed, for example by: pyenv install {version}"
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+def _runs(command):
+    # The command of pyenv fails if this version is not activated.
+    return not subprocess.run([command, "-c", "import venv"], capture_output=True, check=False).returncode
 
 
 @pytest.fixture(scope="module")

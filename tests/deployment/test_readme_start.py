@@ -32,12 +32,12 @@ for command in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def project(pair, redis_url, tmp_path_factory):
     """Follow the document to its end. Return the reader, and a session with the web server."""
-    python, _ = pair
+    python, django = pair
     web, proxy = free_port(), free_port()
     changes = {
         "/path/to/the/checkout": str(ROOT),
         "python3 -m venv": f"{python} -m venv --without-pip",
-        "pip install": UV_INSTALL,
+        "pip install": f"{UV_INSTALL} 'django=={django}.*'",
         "8000": str(web),
         "8001": str(proxy),
         '"INTERVAL": 60': '"INTERVAL": 3',  # beat ticks soon
