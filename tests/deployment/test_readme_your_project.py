@@ -18,11 +18,13 @@ LIST = "/proxyhealth/api/v2/workspaceproxies"
 
 # What the steps may change, and only by additions.
 MERGED = {"CACHES", "CELERY_BEAT_SCHEDULE", "CELERY_TASK_ROUTES", "INSTALLED_APPS"}
-SETTINGS = """
+STATE = """
 import json
+from importlib.metadata import distributions
 from django.conf import settings
 names = [name for name in dir(settings._wrapped) if name.isupper()]
-print(json.dumps({name: getattr(settings, name, None) for name in names}, default=repr))
+values = {name: getattr(settings, name, None) for name in names}
+print(json.dumps([{package.name: package.version for package in distributions()}, values], default=repr))
 """
 
 
@@ -56,8 +58,7 @@ def project(pair, redis_url, tmp_path_factory):
 
 def state(reader):
     """Return the versions of all packages, and all settings."""
-    versions = dict(line.split("==") for line in reader.enter("pip freeze").split() if "==" in line)
-    return versions, json.loads(reader.shell(SETTINGS))
+    return json.loads(reader.shell(STATE))
 
 
 def test_your_project__versions_and_settings_stay(project):
