@@ -114,6 +114,7 @@ PROXYHEALTH = {
     "SHARD_SIZE": env.int("PROXYHEALTH_SHARD_SIZE", default=1000),
     "CANARY_URLS": env.list("PROXYHEALTH_CANARY_URLS", default=[]),
     "METRICS_TOKEN": env.str("PROXYHEALTH_METRICS_TOKEN", default=""),
+    "RUNBOOK_URL": env.str("PROXYHEALTH_RUNBOOK_URL", default=""),
 }
 if _primary := env.str("PROXYHEALTH_PRIMARY_URL", default=""):
     PROXYHEALTH["PRIMARY"] = {

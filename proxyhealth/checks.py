@@ -51,6 +51,10 @@ SETTINGS = {
     "ADDRESS_ALLOW": ("E020", "Set a list of networks as strings, or [] to allow all that is not denied."),
     "CANARY_URLS": ("E021", "Set a list of URLs that always respond, such as ['https://example.com/']."),
     "METRICS_NAMESPACE": ("E022", "Set the prefix of all metric names, for example 'coderd', or ''."),
+    "RUNBOOK_URL": (
+        "E028",
+        "Set the address of your copy of the runbook, such as 'https://example.com/runbook'.",
+    ),
     "PRIMARY": ("E023", "Set a dictionary with the 'url' of the control plane, or None."),
     "PUBLIC_REGIONS": ("E024", "Set True to make the regions readable without authentication, else False."),
     "PUBLIC_CSP": ("E027", "Set True to add the proxies to the policy of every page, else False."),

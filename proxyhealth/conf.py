@@ -175,6 +175,13 @@ def _metric_prefix(value: Any) -> str:
     return value
 
 
+def _page_url(value: Any) -> str:
+    # In an annotation of an alert, braces begin a template. The fragment is the section of the alert.
+    if not isinstance(value, str) or (value and not (_is_url(value) and re.fullmatch(r"[^#{}\\\"]+", value))):
+        raise ValueError("must be the URL of a page, without a fragment")
+    return value
+
+
 _PRIMARY_KEYS = ("id", "display_name", "icon", "url", "wildcard_hostname")
 
 
@@ -277,6 +284,8 @@ class Settings:
     """URLs that always respond. If none does, the workers' own network has failed."""
     METRICS_NAMESPACE = _Setting("", _metric_prefix)
     """Prefix of all metric names, without the underscore that follows it."""
+    RUNBOOK_URL = _Setting("", _page_url)
+    """Address of your copy of docs/runbook.md, or empty: no link from an alert or from the health page."""
     PRIMARY = _Setting(None, _optional(_primary))
     """The control plane, if it is listed as a region."""
     PUBLIC_REGIONS = _Setting(False, _boolean)

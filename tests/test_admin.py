@@ -1,4 +1,6 @@
 import threading
+from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -7,8 +9,12 @@ from django.test import Client
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.snapshot import ProxyStatus, Snapshot
+from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.counters import count_round
+from proxyhealth.templatetags.proxyhealth_admin import runbook
+from tests.contrib.expressions import ALERTS
 from tests.support.proxies import wait_for
 
 pytestmark = pytest.mark.django_db
@@ -305,6 +311,43 @@ def test_health_page__stale_reason(admin, fleet, configure):
     text = text_of(admin.get(HEALTH))
     assert "<strong>Stale.</strong> No round has ended since the one of" in text
     assert "kaputt" in text
+
+
+RUNBOOK = "https://example.com/runbook"
+
+
+@pytest.mark.parametrize(
+    ("state", "alert"),
+    [
+        ({"stale_at": datetime(2026, 1, 1, tzinfo=UTC)}, "ProxyhealthSnapshotStale"),
+        ({"fault": "The cache cannot be read."}, "ProxyhealthSnapshotUnreadable"),
+        ({"offline": "Prober offline."}, "ProxyhealthProberOffline"),
+        ({"fault": "The cache cannot be read.", "refusal": "OOM"}, "ProxyhealthCacheRefusesRounds"),
+        ({"status": Status.UNHEALTHY}, "ProxyhealthProxyUnhealthy"),
+        ({"status": Status.UNREACHABLE}, "ProxyhealthProxyUnreachable"),
+        ({"status": Status.OK}, None),
+    ],
+)
+def test_runbook_link__leads_to_the_section_of_the_alert(configure, state, alert):
+    kind = (
+        ProxyStatus if "status" in state else partial(Snapshot, checked_at=datetime(2026, 1, 1, tzinfo=UTC))
+    )
+    subject = kind(proxy=None, proxy_host="", **state) if kind is ProxyStatus else kind(**state)
+    assert runbook(subject) == ""
+    configure(RUNBOOK_URL=RUNBOOK)
+    assert runbook(subject) == (f"{RUNBOOK}#{alert.lower()}" if alert else "")
+    assert alert is None or alert in ALERTS
+
+
+def test_health_page__links_to_the_runbook(admin, fleet, configure):
+    assert RUNBOOK not in text_of(admin.get(HEALTH))
+    configure(RUNBOOK_URL=RUNBOOK, STALE_AFTER=0.001)
+    health.force_update()
+    text = text_of(admin.get(HEALTH))
+    assert f'<a href="{RUNBOOK}#proxyhealthproxyunreachable">connect</a>' in text
+    assert f'<a href="{RUNBOOK}#proxyhealthproxyunhealthy">report_errors</a>' in text
+    assert f'<a href="{RUNBOOK}#proxyhealthsnapshotstale">Runbook</a>' in text
+    assert text.count(RUNBOOK) == 3
 
 
 def test_health_page__error_of_the_last_round(admin, fleet):

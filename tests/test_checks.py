@@ -45,6 +45,7 @@ def test_checks__ids_of_settings():
         "AUTHENTICATE": "E025",
         "METRICS_TOKEN": "E026",
         "PUBLIC_CSP": "E027",
+        "RUNBOOK_URL": "E028",
     }
 
 
@@ -133,38 +134,34 @@ def test_checks__every_setting_has_its_own_id_and_hint():
             {"url": "https://example.com", "id": "1"},
             "must have a UUID as 'id', or no 'id', not {'url': 'https://example.com', 'id': '1'}",
         ),
+        *(
+            ("RUNBOOK_URL", value, f"must be the URL of a page, without a fragment, not {value!r}")
+            for value in (
+                "runbook.md",
+                "https://a.b/#c",
+                "https://a.b/{{",
+                'https://a.b/"',
+                "https://a.b/ ",
+                1,
+            )
+        ),
         ("PUBLIC_REGIONS", 1, "must be True or False, not 1"),
         ("PUBLIC_CSP", "false", "must be True or False, not 'false'"),
-        (
-            "AUTHENTICATE",
-            len,
-            (
-                "must be the dotted path of a function such as 'host.api.authenticate', "
-                "not <built-in function len>"
-            ),
-        ),
-        (
-            "AUTHENTICATE",
-            "tests.nowhere.authenticate",
-            (
-                "must be the dotted path of a function such as 'host.api.authenticate' "
-                "(No module named 'tests.nowhere'), not 'tests.nowhere.authenticate'"
-            ),
-        ),
-        (
-            "AUTHENTICATE",
-            "tests.test_access.not_a_function",
-            (
-                "must be the dotted path of a function such as 'host.api.authenticate', "
-                "not 'tests.test_access.not_a_function'"
-            ),
-        ),
         *(
             (
-                "METRICS_TOKEN",
+                "AUTHENTICATE",
                 value,
-                "must consist of printable ASCII characters without spaces",
+                f"must be the dotted path of a function such as {path!r}{detail}, not {value!r}",
             )
+            for path in ("host.api.authenticate",)
+            for value, detail in (
+                (len, ""),
+                ("tests.nowhere.authenticate", " (No module named 'tests.nowhere')"),
+                ("tests.test_access.not_a_function", ""),
+            )
+        ),
+        *(
+            ("METRICS_TOKEN", value, "must consist of printable ASCII characters without spaces")
             for value in ("secret\n", "se cret", "sécret", b"secret", None)
         ),
     ],
@@ -192,6 +189,7 @@ def test_checks__invalid_value(configure, name, value, message):
         ("CA_BUNDLE", __file__, __file__),
         ("ADDRESS_DENY", [], ()),
         ("METRICS_NAMESPACE", "coderd", "coderd"),
+        ("RUNBOOK_URL", "https://a.b/?page=c", "https://a.b/?page=c"),
         ("METRICS_TOKEN", "Zm9v-_+/=.~", "Zm9v-_+/=.~"),
     ],
 )
@@ -217,6 +215,7 @@ def test_settings__defaults(settings):
         "ADDRESS_ALLOW": (),
         "CANARY_URLS": (),
         "METRICS_NAMESPACE": "",
+        "RUNBOOK_URL": "",
         "PRIMARY": None,
         "PUBLIC_REGIONS": False,
         "PUBLIC_CSP": False,

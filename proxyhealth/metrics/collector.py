@@ -113,6 +113,11 @@ class _ProxyMetrics(NamedTuple):
         return type(self)(prefix, statuses, _totals(prefix, statuses.values()), ids, gauges)
 
 
+def metric_prefix() -> str:
+    """Return the first part of all metric names."""
+    return f"{conf.METRICS_NAMESPACE}_proxyhealth_" if conf.METRICS_NAMESPACE else "proxyhealth_"
+
+
 class SnapshotCollector(Collector):
     """A collector that reads the cache at each scrape, and the snapshot only if it is new.
 
@@ -130,7 +135,7 @@ class SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         activity = reader.read_activity()
         snapshot = activity.snapshot
-        prefix = f"{conf.METRICS_NAMESPACE}_proxyhealth_" if conf.METRICS_NAMESPACE else "proxyhealth_"
+        prefix = metric_prefix()
         # After the cache was emptied, a check of a few proxies adds statuses before the next full round.
         up = not snapshot.fault and snapshot.checked_at is not None
         yield _gauge(f"{prefix}snapshot_up", "1 if a snapshot of a full round exists and can be read.", up)

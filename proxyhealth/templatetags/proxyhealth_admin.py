@@ -4,8 +4,10 @@ from django import template
 from django.utils.safestring import SafeString
 
 from proxyhealth import display
+from proxyhealth.conf import conf
 from proxyhealth.report import HealthReport
-from proxyhealth.snapshot import Snapshot
+from proxyhealth.snapshot import ProxyStatus, Snapshot
+from proxyhealth.statuses import Status
 from proxyhealth.texts import clean
 
 register = template.Library()
@@ -37,6 +39,24 @@ def visible(text: str) -> str:
 @register.filter
 def stale_reason(snapshot: Snapshot) -> str:
     return snapshot.why_stale(display.clock)
+
+
+@register.filter
+def runbook(subject: Snapshot | ProxyStatus) -> str:
+    """Return the address of the runbook's section about a stale snapshot or a failing proxy, or ''."""
+    alert = _alert_of_snapshot(subject) if isinstance(subject, Snapshot) else _ALERTS.get(subject.status)
+    return f"{conf.RUNBOOK_URL}#proxyhealth{alert}" if conf.RUNBOOK_URL and alert else ""
+
+
+_ALERTS = {Status.UNHEALTHY: "proxyunhealthy", Status.UNREACHABLE: "proxyunreachable"}
+
+
+def _alert_of_snapshot(snapshot: Snapshot) -> str:
+    if snapshot.refusal:
+        return "cacherefusesrounds"
+    if snapshot.fault:
+        return "snapshotunreadable"
+    return "proberoffline" if snapshot.offline else "snapshotstale"
 
 
 @register.filter

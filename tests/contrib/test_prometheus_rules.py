@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from functools import cache
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
+from django.core.management import call_command
 
 from tests.contrib.expressions import (
     ALERTS,
@@ -208,33 +208,39 @@ def test_metrics__inhibited_alerts_exist():
             assert any(re.fullmatch(alert_pattern, name) for name in ALERTS), alert_pattern
 
 
-def run_documented_command(beginning, folder):
-    """Run the command of docs/metrics.md that begins so, on copies of the rules and the dashboard.
-
-    Return the texts of both copies.
-    """
-    (line,) = re.findall(rf"^\$ ({re.escape(beginning)}.*)$", METRICS, re.MULTILINE)
-    shutil.copy(RULES, folder)
-    shutil.copy(DASHBOARD, folder)
-    line = line.replace("/etc/prometheus/proxyhealth.yml", "rules.yml")
-    subprocess.run(["sh", "-c", line], cwd=folder, check=True, timeout=30)
-    return (folder / "rules.yml").read_text(), (folder / "dashboard.json").read_text()
+def printed(name):
+    """Return the output of a management command, and its messages."""
+    out, err = StringIO(), StringIO()
+    call_command(f"proxyhealth_{name}", stdout=out, stderr=err)
+    return out.getvalue(), err.getvalue()
 
 
-def test_metrics__namespace_command_renames_every_series(promtool, tmp_path):
-    renamed = run_documented_command("sed -i 's/proxyhealth_/", tmp_path)
+def test_commands__print_the_files_of_the_package():
+    assert printed("dashboard") == (DASHBOARD.read_text(), "")
+    text, message = printed("rules")
+    assert text == RULES.read_text()
+    assert "Set PROXYHEALTH['RUNBOOK_URL']" in message
+
+
+@pytest.mark.parametrize("name", ["rules", "dashboard"])
+def test_commands__add_the_namespace_to_every_series(configure, name):
+    configure(METRICS_NAMESPACE="coderd")
+    before, after = (RULES if name == "rules" else DASHBOARD).read_text(), printed(name)[0]
+    assert (
+        after.count("coderd_proxyhealth_") == after.count("proxyhealth_") == before.count("proxyhealth_") > 9
+    )
+    assert after.replace("coderd_", "") == before
+
+
+# The second one has all special characters of YAML that the setting accepts.
+@pytest.mark.parametrize("url", ["https://wiki.example.com/runbook", "http://[::1]:80/a:?b='%20&c=[*,!|>-:"])
+def test_rules__runbook_url_makes_links_absolute(promtool, tmp_path, configure, url):
+    configure(RUNBOOK_URL=url, METRICS_NAMESPACE="coderd")
+    text, message = printed("rules")
+    (tmp_path / "rules.yml").write_text(text)
     promtool("check", "rules", "--lint=all", "--lint-fatal", tmp_path / "rules.yml")
-    for before, after in zip((RULES.read_text(), DASHBOARD.read_text()), renamed, strict=True):
-        assert "coderd_proxyhealth_snapshot_up" in after
-        assert (
-            after.count("coderd_proxyhealth_") == after.count("proxyhealth_") == before.count("proxyhealth_")
-        )
-        assert after.replace("coderd_", "") == before
-
-
-def test_metrics__runbook_command_makes_urls_absolute(tmp_path):
-    run_documented_command("sed -i 's#docs/runbook.md#", tmp_path)
-    document = yaml.safe_load((tmp_path / "rules.yml").read_text())
-    for rule in (rule for group in document["groups"] for rule in group["rules"] if "alert" in rule):
-        url = f"https://wiki.example.com/proxyhealth/runbook#{rule['alert'].lower()}"
-        assert rule["annotations"]["runbook_url"] == url
+    rules = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"] if "alert" in rule]
+    assert len(rules) == len(ALERTS)
+    for rule in rules:
+        assert rule["annotations"]["runbook_url"] == f"{url}#{rule['alert'].lower()}"
+    assert message == ""
