@@ -1,8 +1,9 @@
 PYTHON ?= python3
 
-# Another Django, such as DJANGO=6.1, has an environment of its own for each Python.
-VENV := .venv$(if $(DJANGO),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-$(DJANGO))
+# noxfile.py sets another environment for each pair of Python and Django.
+VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # What `make quick` leaves out: pages in a browser, commands, and what other programs check.
 SLOW := tests/project tests/contrib tests/api/test_openapi.py tests/api/test_typescript.py \
@@ -11,7 +12,14 @@ SLOW := tests/project tests/contrib tests/api/test_openapi.py tests/api/test_typ
 # The number of parallel test processes. Most tests wait: for rounds, for a browser, or for data to become stale.
 WORKERS ?= 3
 
-.PHONY: run prometheus test lint types tests coverage quick chaos deployment fuzz format start-proxy stop-proxy api-types clean
+.DEFAULT_GOAL := help
+.PHONY: help run prometheus test lint types tests coverage quick chaos deployment fuzz format start-proxy \
+	stop-proxy api-types clean
+
+## List these commands
+help:
+	@awk '/^## / { text = substr($$0, 4) } /^[a-z][a-z -]*:/ && text { \
+		names = $$0; sub(/:.*/, "", names); printf "make %-24s %s\n", names, text; text = "" }' $(firstword $(MAKEFILE_LIST))
 
 ## Run the project with a demo fleet on http://127.0.0.1:8000
 run: $(VENV)/.installed
@@ -24,11 +32,13 @@ prometheus: $(VENV)/.installed
 ## Run the linters, the type checker, and the tests
 test: lint types tests
 
+## Run the linters
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+## Run the type checker
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
@@ -36,6 +46,7 @@ types: $(VENV)/.installed-dev
 DEVMODE := PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+## Run the tests, except those of `make chaos`
 tests: $(VENV)/.installed-dev node_modules/.installed
 	$(DEVMODE) $(BIN)/python $(PYTEST)
 
@@ -45,12 +56,12 @@ coverage: $(VENV)/.installed-dev node_modules/.installed
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-## Run the tests that take little time, except those of SKIP; another Python and Django: make quick PYTHON=python3.13 DJANGO=6.1
+## Run the tests that take little time, except those of SKIP
 quick: $(VENV)/.installed-dev
 	$(DEVMODE) $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(SLOW) $(SKIP))
 
-## Kill real processes while clients read, and check what the clients see (about five minutes)
 # Each of these tests starts a whole deployment and has time limits. On two cores, three at once are too slow.
+## Kill real processes while clients read, and check what the clients see (about five minutes)
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header -m alone
@@ -63,6 +74,7 @@ deployment: $(VENV)/.installed-dev
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),1)
 
+## Format the code
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -75,38 +87,20 @@ api-types: node_modules/.installed
 stop-proxy start-proxy: $(VENV)/.installed
 	@$(BIN)/python -m project.fleet $(@:-proxy=) $(NAME)
 
+## Delete everything that these commands have created
 clean:
-	rm -rf .venv .venv-*.* node_modules var db.sqlite3* .coverage* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .nox node_modules var db.sqlite3* .coverage* .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-# With DJANGO, pip also chooses django-prometheus: 2.5.0 refuses Django 6.1, and 2.4.1 refuses 6.0. 2.4.0 refuses none.
-# Only project/ needs it: for other projects it is an extra.
-PINS := $(if $(DJANGO),s/^django==.*/django==$(DJANGO).*/; s/^django-prometheus==.*/django-prometheus/)
-INSTALL = sed '$(PINS)' $< >$(VENV)/$< && $(INSTALLER) --quiet -r $(VENV)/$<
-
-# pip needs more than a minute for the packages of an environment, and uv twelve seconds.
-ifdef DJANGO
-INSTALLER := .venv/bin/uv pip install --python $(BIN)/python --system-certs --compile-bytecode
-$(VENV)/.installed: | .venv/.installed-dev
-.venv/.installed-dev:
-	$(MAKE) DJANGO= $@
-else
-INSTALLER := $(BIN)/python -m pip install --disable-pip-version-check
-endif
-
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
-	$(INSTALL)
+	$(INSTALL) -r $<
 	@touch $@
 
-# The name of the environment says which versions must be in it.
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(INSTALL)
-	@$(BIN)/python -c 'import django, sys; \
-		versions = "%d.%d-%d.%d" % (sys.version_info[:2] + django.VERSION[:2]); \
-		sys.exit(bool("$(DJANGO)") and "$(VENV)" != f".venv-{versions}" and f"$(VENV) has {versions}")'
+	$(INSTALL) -r $<
 	@touch $@
 
 # A wheel provides Node. NODE_USE_SYSTEM_CA makes npm trust the system's authorities, as pip does. Install

@@ -1,0 +1,47 @@
+"""The tests on other versions of Python and Django. ``make test`` uses the oldest pair.
+
+A session runs the commands of the Makefile that CI needs for its pair. To run others in its environment:
+``.venv/bin/nox -s "tests(3.13-5.2)" -- coverage``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = True
+nox.options.reuse_venv = "yes"
+
+# Each Python and each Django runs all quick tests once. Django cannot change the results of these.
+PYTHON_ONLY = "SKIP=tests/probing tests/rounds tests/storage"
+COMMANDS = {
+    ("3.13", "6.1"): ("coverage",),
+    ("3.12", "6.0"): ("quick",),
+    ("3.12", "5.2"): ("quick", PYTHON_ONLY),
+    ("3.12", "6.1"): ("quick", PYTHON_ONLY),
+    ("3.13", "5.2"): ("quick", PYTHON_ONLY),
+    ("3.13", "6.0"): ("quick", PYTHON_ONLY),
+}
+
+
+@nox.session
+@nox.parametrize("python,django", list(COMMANDS), ids=list(map("-".join, COMMANDS)))
+def tests(session: nox.Session, django: str) -> None:
+    venv = Path(session.virtualenv.location)
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        pins = re.sub(r"(?m)^django==.*", f"django=={django}.*", Path(name).read_text())
+        # The latest release may refuse this Django. Then pip chooses an earlier one for its users, too.
+        (venv / name).write_text(re.sub(r"(?m)^django-prometheus==.*", "django-prometheus", pins))
+    session.install("--system-certs", "--compile-bytecode", "-r", str(venv / "requirements-dev.txt"))
+    code = "import sys, django; print('%d.%d' % sys.version_info[:2], '%d.%d' % django.VERSION[:2])"
+    found = tuple(str(session.run("python", "-c", code, silent=True)).split())
+    if found != (session.python, django):
+        session.error(f"The environment has Python and Django {found}.")
+    for marker in (".installed", ".installed-dev"):  # of the Makefile
+        (venv / marker).touch()
+    commands = session.posargs or COMMANDS[found]
+    session.run("make", f"VENV={venv}", *commands, external=True)
