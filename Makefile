@@ -13,7 +13,7 @@ SLOW := tests/project tests/contrib tests/api/test_openapi.py tests/api/test_typ
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run prometheus test lint types tests coverage quick chaos deployment fuzz format start-proxy \
+.PHONY: help run prometheus test lint types tests coverage quick chaos deployment fuzz format docs docs-links dist start-proxy \
 	stop-proxy api-types clean
 
 ## List these commands
@@ -78,6 +78,24 @@ fuzz: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The source is the whole repository, so that links between its documents work. Warnings are errors.
+SPHINX := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs --doctree-dir var/docs/doctrees
+
+## Build the documentation site in var/docs/html, and check its links
+docs: $(VENV)/.installed-dev
+	$(SPHINX) --fresh-env . var/docs/html
+	@echo "The site is in var/docs/html. Open var/docs/html/index.html"
+
+## Request every address of another site that the documentation links to; needs a network
+docs-links: $(VENV)/.installed-dev
+	$(SPHINX) --builder linkcheck . var/docs/links
+
+## Build the wheel and the sdist in dist/, and check their metadata and README
+dist: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	$(BIN)/python -m twine check --strict dist/*
 
 ## Generate the TypeScript types of the JSON API from openapi.json
 api-types: node_modules/.installed
