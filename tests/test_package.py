@@ -120,6 +120,13 @@ def test_sdist__contains_the_files_of_the_wheel(wheel, built):
     assert names == files | {"README.md", "CHANGELOG.md", "PKG-INFO", "pyproject.toml"}
 
 
+def test_packages__an_index_accepts_metadata_and_readme(built):
+    output = run(
+        sys.executable, "-m", "twine", "--no-color", "check", "--strict", *built.iterdir(), cwd=built
+    )
+    assert output.count("PASSED") == 2
+
+
 def test_wheel__requires_version_ranges_for_the_app_only(wheel):
     metadata, _, _ = core_metadata(wheel).partition("\n\n")
     requirements = re.findall(r"^Requires-Dist: ([a-z0-9-]+)(.*)$", metadata, re.MULTILINE)
