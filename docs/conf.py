@@ -48,6 +48,8 @@ nitpicky = True
 # The site has no addresses of other documentation, because the build needs no network.
 nitpick_ignore_regex = [("py:.*", r"(?!proxyhealth\b).*|.*\.(BeatEntry|Scope)")]
 
+linkcheck_ignore = [r"http://(127\.0\.0\.1|localhost)\b"]  # of the demo
+
 logger = logging.getLogger(__name__)
 
 
