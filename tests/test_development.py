@@ -16,8 +16,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def commands():
     """Return the names of all commands of the Makefile."""
-    (names,) = re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)
-    return set(names.replace("\\", "").split())
+    names = re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)
+    return set(" ".join(names).replace("\\", "").split())
 
 
 def test_make__without_a_command_lists_all():
