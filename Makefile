@@ -117,8 +117,11 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	$(INSTALL) -r $<
 	@touch $@
 
+# pip needs minutes for these packages, and uv seconds. But uv does not read the configuration of pip.
+UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --system-certs --compile-bytecode
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(INSTALL) -r $<
+	$(INSTALL) $$(grep '^uv==' $<)
+	$(UV_INSTALL) -r $< || $(INSTALL) -r $<
 	@touch $@
 
 # A wheel provides Node. NODE_USE_SYSTEM_CA makes npm trust the system's authorities, as pip does. Install
