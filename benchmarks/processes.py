@@ -50,7 +50,9 @@ def deployment() -> Iterator[Path]:
             "DATABASE_URL": f"sqlite:///{folder / 'db.sqlite3'}",
             "DJANGO_SETTINGS_MODULE": "project.settings",
             "REDIS_URL": f"redis://127.0.0.1:{valkey.port}/0",
-            "SECRET_KEY": "a key for benchmarks",
+            "SECRET_KEY": "a key for benchmarks, which is long enough to be accepted: 0123456789",
+            "ALLOWED_HOSTS": "127.0.0.1",
+            "HTTPS": "false",
             "PROXYHEALTH_INTERVAL": "3600",  # rounds run only on request
         }
         import django

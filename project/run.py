@@ -33,7 +33,13 @@ from project.startup import (
 from proxyhealth.texts import without_passwords
 
 # Short intervals, so that the demo shows changes soon.
-DEMO_DEFAULTS = {"DEBUG": "1", "PROXYHEALTH_INTERVAL": "10", "PROXYHEALTH_TIMEOUT": "3"}
+DEMO_DEFAULTS = {
+    "DEBUG": "1",
+    "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
+    "HTTPS": "0",
+    "PROXYHEALTH_INTERVAL": "10",
+    "PROXYHEALTH_TIMEOUT": "3",
+}
 
 DEFAULT_PORT = 8000
 

@@ -3,6 +3,7 @@
 import os
 
 from tests.support.ports import free_port
+from tests.support.site import PLAIN_SITE
 
 REDIS_PORT = free_port()
 
@@ -10,7 +11,7 @@ REDIS_PORT = free_port()
 for _name in list(os.environ):
     if _name.lower().endswith("_proxy") or _name.startswith("PROXYHEALTH_") or _name == "DATABASE_URL":
         del os.environ[_name]
-os.environ["SECRET_KEY"] = "a key for tests"
+os.environ |= PLAIN_SITE
 os.environ["REDIS_URL"] = f"redis://127.0.0.1:{REDIS_PORT}/0"
 
 from project.settings import *  # noqa: E402, F403
@@ -24,6 +25,8 @@ PROXYHEALTH = {**PROXYHEALTH, "TIMEOUT": 10.0, "READ_INTERVAL": 0}
 CACHES = {
     "default": {**CACHES["default"], "OPTIONS": {"socket_timeout": 10, "socket_connect_timeout": 10}},
 }
+
+WHITENOISE_AUTOREFRESH = True  # else each client of a test would look for all static files
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 STORAGES = {

@@ -60,7 +60,8 @@ def _commit_batch(batch: Sequence[ProxyStatus], token: int, removed: Collection[
         offline = error
         batch = [status for status in batch if status.status is not Status.UNREACHABLE]
     result = steps.commit_statuses(batch, token, removed=removed)
-    logger.info("check end token=%d removed=%d %s", token, len(removed), steps.count_statuses(batch))
+    counts = steps.count_statuses(batch)
+    logger.info(f"check end token=%d removed=%d {steps.COUNTS}", token, len(removed), *counts)
     if offline:
         raise offline
     return result

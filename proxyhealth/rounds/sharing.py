@@ -139,7 +139,8 @@ class _ShardRun:
         except ProberOffline as error:
             self._store(index, _lost(index, error))
             return
-        logger.info("shard end token=%d shard=%d %s", self.token, index, steps.count_statuses(statuses))
+        counts = steps.count_statuses(statuses)
+        logger.info(f"shard end token=%d shard=%d {steps.COUNTS}", self.token, index, *counts)
         self._store(index, {"shard": index, "found": [status.judgement() for status in statuses]})
 
     def _store(self, index: int, part: Part) -> None:

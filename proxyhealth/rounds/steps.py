@@ -34,6 +34,11 @@ READ_TIMEOUT = 30.0
 # Seconds for which a finished round retries its commit while the cache is unreachable.
 COMMIT_TIMEOUT = 5.0
 
+_COUNTED = [status for status in Status if status is not Status.UNKNOWN]
+
+# The end of log messages about a round or a part of one.
+COUNTS = " ".join(f"{name}=%d" for name in ("proxies", *_COUNTED))
+
 _PLAIN_NAME = re.compile(r"[\w-]+")
 
 
@@ -85,7 +90,9 @@ def commit_round(
 ) -> None:
     """Commit a round. Retry for ``COMMIT_TIMEOUT`` seconds, then raise ``StoreError``."""
     commit_statuses(statuses, token, full_round=full_round, lease=lease)
-    logger.info("round end token=%d duration=%.3f %s", token, full_round.duration, count_statuses(statuses))
+    logger.info(
+        f"round end token=%d duration=%.3f {COUNTS}", token, full_round.duration, *count_statuses(statuses)
+    )
 
 
 def close_round(token: int) -> None:
@@ -155,8 +162,7 @@ def log_changes(changes: Sequence[Change]) -> None:
         )
 
 
-def count_statuses(statuses: Sequence[ProxyStatus]) -> str:
-    """Return the number of proxies with each status, for the log."""
+def count_statuses(statuses: Sequence[ProxyStatus]) -> list[int]:
+    """Return the values of ``COUNTS``: the number of proxies, and of those with each status."""
     values = [status.status for status in statuses]
-    counts = " ".join(f"{s}={values.count(s)}" for s in Status if s is not Status.UNKNOWN)
-    return f"proxies={len(values)} {counts}"
+    return [len(values), *map(values.count, _COUNTED)]

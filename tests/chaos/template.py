@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.support.demo import ROOT, environment
-
-_SECRET = "a key for tests of faults"
+from tests.support.site import PLAIN_SITE
 
 _PREPARE = """
 import django
@@ -49,5 +48,5 @@ def make_template(folder: Path) -> Template:
 def project_environment(**values: Any) -> dict[str, str]:
     """Return the environment for processes of ``project/``, with these variables added."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    settings = {"DJANGO_SETTINGS_MODULE": "project.settings", "SECRET_KEY": _SECRET, "DEBUG": "1"}
+    settings = {"DJANGO_SETTINGS_MODULE": "project.settings", "DEBUG": "1", **PLAIN_SITE}
     return environment(**{**settings, "PYTHONUNBUFFERED": "1", "PATH": path, **values})

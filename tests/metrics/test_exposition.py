@@ -28,6 +28,7 @@ from tests.settings import REDIS_PORT
 from tests.support.demo import environment
 from tests.support.ports import free_port
 from tests.support.proxies import wait_for
+from tests.support.site import PLAIN_SITE
 from tests.support.values import make_proxy, make_status
 
 pytestmark = pytest.mark.django_db
@@ -202,7 +203,7 @@ def gunicorn(folder, **env):
         "PROMETHEUS_MULTIPROC_DIR": folder,
         "REDIS_URL": f"redis://127.0.0.1:{REDIS_PORT}/0",
         "DATABASE_URL": f"sqlite:///{folder / 'db.sqlite3'}",
-        "SECRET_KEY": "a key for tests",
+        **PLAIN_SITE,
         **env,
     }
     with (folder / "gunicorn.log").open("wb") as log:

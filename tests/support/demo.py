@@ -108,7 +108,7 @@ class Demo:
         """Run Python code in the project, with the demo's database."""
         command = [".venv/bin/python", "manage.py", "shell", "-v0", "-c", code]
         database = f"sqlite:///{self.folder / 'var' / 'demo.sqlite3'}"
-        env = environment(SECRET_KEY="a key for the shell", DATABASE_URL=database)
+        env = environment(DEBUG=1, SECRET_KEY="a key for the shell", DATABASE_URL=database)
         subprocess.run(command, cwd=self.folder, env=env, capture_output=True, timeout=30, check=True)
 
     def close(self):
