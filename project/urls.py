@@ -14,4 +14,5 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("", include("proxyhealth.urls")),
     path("", include("proxyhealth.metrics.urls")),
+    path("", include("proxyhealth.readiness.urls")),
 ]

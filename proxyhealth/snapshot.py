@@ -229,6 +229,15 @@ class Snapshot:
     change: str = field(default="", compare=False, repr=False)
 
     @property
+    def age(self) -> float | None:
+        """The seconds since the last full round began, or None before the first."""
+        if self.checked_at is None:
+            return None
+        if self.fresh_until is None or self.stale_at is None:
+            return (datetime.now(UTC) - self.checked_at).total_seconds()
+        return (self.stale_at - self.checked_at).total_seconds() - (self.fresh_until - time.monotonic())
+
+    @property
     def stale(self) -> bool:
         """True if the statuses may be out of date."""
         return bool(self.stale_reason)

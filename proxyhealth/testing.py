@@ -21,6 +21,7 @@ from proxyhealth import isolation
 from proxyhealth.api import inventory, listing
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.readiness import parts
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import Proxy, ProxyStatus, RoundHistogram, Snapshot
 from proxyhealth.statuses import Reason, Status
@@ -326,5 +327,5 @@ def real_services() -> Scope[None]:
 
 def reset() -> None:
     """Forget everything that this process has read, such as after a test emptied its real cache."""
-    for module in (counters, reader, deployment, inventory, listing):
+    for module in (counters, reader, deployment, inventory, listing, parts):
         module.forget()

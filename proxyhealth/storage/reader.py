@@ -339,6 +339,13 @@ def read_anew() -> Snapshot:
     return _reader.value.get(_refresh, is_current=lambda state: False).snapshot
 
 
+def has_nothing_to_serve() -> bool:
+    """Return True if this process has no copy of a snapshot, and no read has succeeded. Read nothing."""
+    state = _reader.value.value or _State()
+    has_read = state.source and state.condition is not _Condition.UNREADABLE
+    return state.copy is None and not has_read
+
+
 class Activity(NamedTuple):
     """The contents of the cache at one moment; ``tasks`` are the runs of the Celery tasks, by name."""
 
