@@ -18,7 +18,7 @@ class AddFields(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.startswith("proxyhealth.") and isinstance(record.args, tuple) and record.args:
-            keys = _PLACEHOLDER.findall(str(record.msg))
+            keys = _PLACEHOLDER.findall(str(record.msg).replace("%%", ""))
             fields = {key: _plain(value) for key, value in zip(keys, record.args, strict=False) if key}
             if fields:
                 record.proxyhealth = fields
