@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import pytest
 
 from tests.project.picker import INTERVAL, PROBE_TIMEOUT, sign_in
 from tests.support.browser import open_page
-from tests.support.demo import start_demo
+from tests.support.demo import ROOT, start_demo
 from tests.support.programs import find_program
 
 
@@ -40,3 +43,20 @@ def ordinary_page(browser, quick_demo, ordinary_user):
         page.goto(f"{quick_demo.base}/regions/")
         sign_in(page, *ordinary_user)
         yield page
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """``load(base, NAME="value")`` returns the settings for this environment alone."""
+
+    def with_environment(base, **values):
+        for name in list(os.environ):
+            monkeypatch.delenv(name)
+        for name, value in {**base, **values}.items():
+            monkeypatch.setenv(name, str(value))
+        spec = importlib.util.spec_from_file_location("settings_of_a_test", ROOT / "project" / "settings.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return with_environment

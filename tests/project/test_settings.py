@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
 from pathlib import Path
 
@@ -17,23 +15,6 @@ DOCS = (ROOT / "docs" / "project.md").read_text()
 KEY = "0123456789abcdefghijklmnopqrstuvwxyz-0123456789-abcdefgh"
 LOCAL = {"DEBUG": "1", "SECRET_KEY": KEY}
 PRODUCTION = {"SECRET_KEY": KEY, "ALLOWED_HOSTS": "proxies.example.com"}
-
-
-@pytest.fixture
-def load(monkeypatch, tmp_path):
-    """``load(PRODUCTION, NAME="value")`` returns the settings for this environment alone."""
-
-    def with_environment(base, **values):
-        for name in list(os.environ):
-            monkeypatch.delenv(name)
-        for name, value in {**base, **values}.items():
-            monkeypatch.setenv(name, str(value))
-        spec = importlib.util.spec_from_file_location("settings_of_a_test", ROOT / "project" / "settings.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return with_environment
 
 
 def test_production__needs_only_a_key_and_the_hosts(load):
