@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 _PLACEHOLDER = re.compile(r"(?:\b(\w+)=)?%[-+ #0]*\d*(?:\.\d+)?[a-z]", re.IGNORECASE)
@@ -18,11 +19,17 @@ class AddFields(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.startswith("proxyhealth.") and isinstance(record.args, tuple) and record.args:
-            keys = _PLACEHOLDER.findall(str(record.msg).replace("%%", ""))
+            keys = _keys(str(record.msg))
             fields = {key: _plain(value) for key, value in zip(keys, record.args, strict=False) if key}
             if fields:
                 record.proxyhealth = fields
         return True
+
+
+@lru_cache(maxsize=256)
+def _keys(message: str) -> list[str]:
+    """Return the key before each placeholder of a message, or an empty string."""
+    return _PLACEHOLDER.findall(message.replace("%%", ""))
 
 
 def _plain(value: Any) -> Any:
