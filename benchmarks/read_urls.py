@@ -10,7 +10,13 @@ from django.urls import include, path
 from proxyhealth import health
 from proxyhealth.api import listing
 from proxyhealth.api.query import EVERYTHING
-from proxyhealth.api.representation import region_json, row_json, snapshot_json, status_json
+from proxyhealth.api.representation import (
+    region_json,
+    row_json,
+    snapshot_json,
+    staleness_json,
+    status_json,
+)
 from proxyhealth.api.views import VIEW_PERMISSION
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.storage import reader
@@ -57,7 +63,10 @@ def built(request: HttpRequest) -> HttpResponse:
         }
         for status in statuses
     ]
-    return JsonResponse({"regions": regions, "snapshot": snapshot_json(snapshot, snapshot.stale_reason)})
+    reason = snapshot.stale_reason
+    return JsonResponse(
+        {"regions": regions, **staleness_json(reason), "snapshot": snapshot_json(snapshot, reason)}
+    )
 
 
 urlpatterns = [

@@ -63,9 +63,10 @@ def endpoint(
     """Return a decorator for a view of one HTTP method.
 
     Unless ``public()`` is true, the request needs an active user with ``permission``. All errors are JSON,
-    never pages or redirects.
+    never pages or redirects. Everyone may send OPTIONS.
     """
-    methods = ("GET", "HEAD") if method == "GET" else (method,)
+    methods = ("GET", "HEAD", "OPTIONS") if method == "GET" else (method, "OPTIONS")
+    allowed = ", ".join(methods)
 
     def decorate(view: View) -> View:
         protected_view = _csrf_protect(view)
@@ -73,8 +74,9 @@ def endpoint(
         @functools.wraps(view)
         def authorized(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if request.method not in methods:
-                names = ", ".join(methods)
-                raise APIError(405, "Method not allowed.", f"Allowed methods: {names}.", Allow=names)
+                raise APIError(405, "Method not allowed.", f"Allowed methods: {allowed}.", Allow=allowed)
+            if request.method == "OPTIONS":  # a browser sends no credentials with a preflight request
+                return HttpResponse(status=204, headers={"Allow": allowed})
             exempt = method == "GET"
             if not public():
                 caller = _authorize(request, permission)

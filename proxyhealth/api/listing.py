@@ -17,10 +17,12 @@ from proxyhealth.api.query import EVERYTHING, PRIMARY_CURSOR, Selection, cursor_
 from proxyhealth.api.representation import (
     Representation,
     encode,
+    public_stale_reason,
     public_values,
     region_json,
     row_json,
     snapshot_json,
+    staleness_json,
     status_json,
 )
 from proxyhealth.conf import Primary, conf
@@ -88,6 +90,7 @@ class Listing:
         self._full: dict[Kind, Representation] = {}
         self._requested: set[Kind] = set()
         self._filtered: dict[tuple[Kind, Selection], Representation] = {}  # the last used one last
+        self.turned_at = self._turned_at(before)
         rows, snapshot, *_ = parts
         self._entries: _Entries
         if before and before.parts.rows is rows and before.parts.snapshot.statuses is snapshot.statuses:
@@ -145,12 +148,16 @@ class Listing:
 
     def _represent(self, kind: Kind, selection: Selection) -> Representation:
         regions, cursor = self._page(kind, selection)
-        parts = [b'{"regions":[', b",".join(regions), b"]"]
-        if kind == "proxies":
-            parts += b',"snapshot":', encode(snapshot_json(self.parts.snapshot, self.parts.stale_reason))
+        _, snapshot, stale_reason, _ = self.parts
+        if kind == "regions":
+            fields = staleness_json(public_stale_reason(snapshot, stale_reason, self._has_fault))
+        else:
+            fields = staleness_json(stale_reason) | {"snapshot": snapshot_json(snapshot, stale_reason)}
         if selection.limit is not None:
-            parts += b',"next_cursor":', encode(cursor)
-        return Representation(b"".join([*parts, b"}"]), self._changes())
+            fields["next_cursor"] = cursor
+        # The bytes of the regions, which are encoded already, and the other fields without their brace.
+        body = b"".join((b'{"regions":[', b",".join(regions), b"],", encode(fields)[1:]))
+        return Representation(body, self._changes())
 
     def _page(self, kind: Kind, selection: Selection) -> tuple[Sequence[bytes], str | None]:
         """Return the JSON of each selected proxy, and the cursor of the next page or None."""
@@ -177,16 +184,21 @@ class Listing:
         is_selected = selection.healthy is not False and selection.text in _search_text(primary)
         return [encode(region_json(primary, healthy=True))] if is_selected else []
 
-    def _changes(self) -> list[datetime | None]:
-        """Return the times of the last changes. A snapshot that turns stale is a change, too."""
-        rows, snapshot, stale_reason, _ = self.parts
-        has_fault = bool(snapshot.fault or rows.fault)
-        return [
-            snapshot.committed_at,
-            rows.changed_at,
-            snapshot.stale_at if stale_reason and not has_fault else None,
-            datetime.now(UTC) if has_fault else None,
-        ]
+    @property
+    def _has_fault(self) -> bool:
+        return bool(self.parts.snapshot.fault or self.parts.rows.fault)
+
+    def _turned_at(self, before: "Listing | None") -> datetime | None:
+        """Return the time at which the data turned stale, or current again, or the reason changed."""
+        if before and before.parts.stale_reason == self.parts.stale_reason:
+            return before.turned_at
+        if self.stale and not self._has_fault and not (before and before.stale):
+            return self.parts.snapshot.stale_at
+        return datetime.now(UTC) if before or self._has_fault else None
+
+    def _changes(self) -> tuple[datetime | None, ...]:
+        """Return the times of the last changes. Data that turns stale is a change, too."""
+        return self.parts.snapshot.committed_at, self.parts.rows.changed_at, self.turned_at
 
 
 class _Fragment:

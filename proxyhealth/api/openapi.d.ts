@@ -213,9 +213,9 @@ export interface components {
              * @description The time when the snapshot becomes stale, unless a round ends before. Null before the first round.
              */
             stale_at: string | null;
-            /** @description True if the statuses may be out of date. */
+            /** @description Equal to `stale` of the list */
             stale: boolean;
-            /** @description The reason for `stale`, as a sentence. Empty if `stale` is false. */
+            /** @description Equal to `stale_reason` of the list */
             stale_reason: string;
         };
         /** @description The cursor of the next page. Null on the last page. Sent only with `limit` or `cursor`. */
@@ -223,11 +223,19 @@ export interface components {
         /** @description A list of regions */
         RegionList: {
             regions: components["schemas"]["Region"][];
+            /** @description True if the data may be out of date, as in the header `Proxyhealth-Stale`, which scripts of other origins cannot always read. */
+            stale: boolean;
+            /** @description A general reason for `stale` that every user may read, as a sentence. Empty if `stale` is false. */
+            stale_reason: string;
             next_cursor?: components["schemas"]["NextCursor"];
         };
         /** @description A list of proxies and their snapshot */
         ProxyList: {
             regions: components["schemas"]["Proxy"][];
+            /** @description True if the data may be out of date, as in the header `Proxyhealth-Stale`, which scripts of other origins cannot always read. */
+            stale: boolean;
+            /** @description The reason for `stale`, as a sentence. Empty if `stale` is false. */
+            stale_reason: string;
             snapshot: components["schemas"]["Snapshot"];
             next_cursor?: components["schemas"]["NextCursor"];
         };
@@ -341,7 +349,7 @@ export interface components {
                 /**
                  * @example {
                  *       "message": "Method not allowed.",
-                 *       "detail": "Allowed methods: GET, HEAD."
+                 *       "detail": "Allowed methods: GET, HEAD, OPTIONS."
                  *     }
                  */
                 "application/json": components["schemas"]["Message"];

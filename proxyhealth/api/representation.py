@@ -136,9 +136,21 @@ def snapshot_json(snapshot: Snapshot, stale_reason: str) -> dict[str, Any]:
         "checked_at": snapshot.checked_at and rfc3339(snapshot.checked_at),
         "duration_ms": _milliseconds(snapshot.duration),
         "stale_at": snapshot.stale_at and rfc3339(snapshot.stale_at),
-        "stale": bool(stale_reason),
-        "stale_reason": stale_reason,
+        **staleness_json(stale_reason),
     }
+
+
+def staleness_json(reason: str) -> dict[str, Any]:
+    return {"stale": bool(reason), "stale_reason": reason}
+
+
+def public_stale_reason(snapshot: Snapshot, stale_reason: str, fault: bool) -> str:
+    """Return a reason that every user may read: it names no part of the system, no time and no error."""
+    if not stale_reason:
+        return ""
+    if fault:
+        return "The regions cannot be updated at the moment."
+    return f"The regions have not been checked {'recently' if snapshot.checked_at else 'yet'}."
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -30,7 +30,6 @@ export class ApiError extends Error {
 
 interface Page<T> {
   body: T;
-  stale: boolean;
   etag: string | null;
 }
 
@@ -38,8 +37,7 @@ async function get<T>(url: string, etag: string | null = null): Promise<Page<T> 
   const response = await fetch(url, etag === null ? {} : { headers: { "If-None-Match": etag } });
   if (response.status === 304) return null;
   if (!response.ok) throw new ApiError(response.status, (await response.json()) as Message);
-  const stale = response.headers.get("Proxyhealth-Stale") === "true";
-  return { body: (await response.json()) as T, stale, etag: response.headers.get("ETag") };
+  return { body: (await response.json()) as T, etag: response.headers.get("ETag") };
 }
 
 function search(query: ProxyQuery | RegionQuery): string {
@@ -125,6 +123,7 @@ export function describeSnapshot(snapshot: Snapshot): string {
 export async function poll(etag: string | null): Promise<string | null> {
   const page = await get<ProxyList>(PROXIES, etag);
   if (page === null) return etag;
-  console.log(page.stale, describeSnapshot(page.body.snapshot), page.body.regions.map(describeProxy));
+  const { stale, stale_reason }: { stale: boolean; stale_reason: string } = page.body;
+  console.log(stale, stale_reason, describeSnapshot(page.body.snapshot), page.body.regions.map(describeProxy));
   return page.etag;
 }

@@ -1,7 +1,6 @@
 """Polling with ETags, through the views."""
 
 import gzip
-import time
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
@@ -48,24 +47,6 @@ def test_poll__round_changes_the_proxies_but_not_regions(viewer, paris):
     health.force_update()
     assert viewer.get(LIST, headers={"If-None-Match": etags[LIST]}).status_code == 200
     assert viewer.get(REGIONS, headers={"If-None-Match": etags[REGIONS]}).status_code == 304
-
-
-@pytest.mark.django_db
-def test_poll__stale_snapshot_is_a_change(viewer, paris, configure, monkeypatch):
-    configure(STALE_AFTER=600)
-    health.force_update()
-    fresh = viewer.get(LIST)
-    assert fresh["Proxyhealth-Stale"] == "false"
-    headers = {"If-None-Match": fresh["ETag"]}
-    assert viewer.get(LIST, headers=headers).status_code == 304
-    monotonic = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 600)
-    assert viewer.get(LIST, headers=headers).status_code == 200
-    stale = viewer.get(LIST)
-    assert stale["Proxyhealth-Stale"] == "true"
-    assert stale.json()["snapshot"]["stale"] is True
-    # The body of the regions stays the same; the header marks it as stale.
-    assert viewer.get(REGIONS)["Proxyhealth-Stale"] == "true"
 
 
 @pytest.mark.django_db

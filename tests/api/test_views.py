@@ -40,6 +40,7 @@ def test_list__shape(viewer, paris):
         "deleted": False,
         "version": "v2",
     }
+    assert list(body) == ["regions", "stale", "stale_reason", "snapshot"]
     assert body["snapshot"] == {
         "number": 1,
         "checked_at": f"{snapshot.checked_at:%Y-%m-%dT%H:%M:%S.%f}Z",
@@ -170,7 +171,9 @@ def test_regions__shape_for_a_user_without_permissions(paris):
                 "path_app_url": paris.url,
                 "wildcard_hostname": "*.paris.example.com",
             }
-        ]
+        ],
+        "stale": False,
+        "stale_reason": "",
     }
 
 
@@ -201,10 +204,10 @@ def test_every_view__without_the_permission_is_403(paris, method, path, permissi
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        (LIST, "GET, HEAD"),
-        (f"{LIST}/paris", "GET, HEAD"),
-        (f"{LIST}/paris/check", "POST"),
-        (REGIONS, "GET, HEAD"),
+        (LIST, "GET, HEAD, OPTIONS"),
+        (f"{LIST}/paris", "GET, HEAD, OPTIONS"),
+        (f"{LIST}/paris/check", "POST, OPTIONS"),
+        (REGIONS, "GET, HEAD, OPTIONS"),
     ],
 )
 @pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete", "options"])
@@ -215,6 +218,17 @@ def test_every_view__other_methods_are_405(operator, paris, path, allowed, metho
     response = getattr(operator, method)(path)
     assert_error(response, 405, "Method not allowed.", f"Allowed methods: {allowed}.")
     assert response["Allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    "path", [LIST, f"{LIST}/nobody", f"{LIST}/nobody/check", f"{LIST}/openapi.json", REGIONS]
+)
+def test_every_view__options_without_a_user(path, django_assert_num_queries):
+    with django_assert_num_queries(0):  # the response says nothing about the proxies
+        response = Client().options(path, headers={"Origin": "https://app.example.com"})
+    assert (response.status_code, response.content) == (204, b"")
+    assert response["Allow"] == ("POST, OPTIONS" if path.endswith("check") else "GET, HEAD, OPTIONS")
+    assert "Access-Control-Allow-Origin" not in response
 
 
 def test_every_view__head(viewer, paris):
