@@ -21,7 +21,7 @@ UNAVAILABLE = [member for member in FLEET if member.status != "ok"]
 # Changes the interval before the script of the page reads it.
 SHORTEN_POLLS = f"""new MutationObserver(() => {{
     const picker = document.getElementById("picker");
-    if (picker) picker.dataset.poll = {POLL / 1000};
+    if (picker) picker.setAttribute("poll", {POLL / 1000});
 }}).observe(document, {{childList: true, subtree: true}})"""
 
 
@@ -52,21 +52,20 @@ def row_names(page: Page) -> list[str]:
 
 
 def connection(page: Page) -> Locator:
-    return page.locator("#connection")
+    return page.locator(".connection")
 
 
 def notice(page: Page) -> Locator:
-    return page.locator("#notice")
+    return page.locator(".notice")
 
 
-def replace_regions(page: Page, regions, headers=None) -> None:
+def replace_regions(page: Page, regions, **fields) -> None:
     """Replace the regions that the page receives. ``regions`` is a list, or a function of the real list."""
 
     def handle(route: Route) -> None:
         response = route.fetch()
         items = regions(response.json()["regions"]) if callable(regions) else regions
-        body = json.dumps({"regions": items})
-        route.fulfill(response=response, body=body, headers={**response.headers, **(headers or {})})
+        route.fulfill(response=response, body=json.dumps({**response.json(), "regions": items, **fields}))
 
     page.route("**/api/v2/regions", handle)
 

@@ -48,7 +48,7 @@ def test_pages__no_inline_scripts_or_styles(user, path):
     assert "<style" not in text
     assert not re.search(r"<[^>]+\s(?:style|on\w+)=", text)
     for tag in re.findall(r"<script[^>]*>.*?</script>", text, re.DOTALL):
-        assert re.fullmatch(r'<script src="/static/[\w/.]+" defer></script>', tag)
+        assert re.fullmatch(r'<script (?:type="module" )?src="/static/[\w/.-]+"(?: defer)?></script>', tag)
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -91,7 +91,7 @@ def test_connection__no_healthy_region(page, demo):
     open_picker(page, demo)
     replace_regions(page, lambda regions: [{**region, "healthy": False} for region in regions])
     expect(connection(page)).to_have_text("No region is available. You are not connected.", timeout=TIMEOUT)
-    assert page.locator("#regions input:enabled").count() == 0
+    assert page.locator(".regions input:enabled").count() == 0
     assert_accessible(page)
 
 
@@ -124,7 +124,7 @@ def test_unavailable_region__hides_reason_from_other_users(ordinary_page, demo):
             "You can choose this region when it is available again."
         )
     assert not any(page.locator(".reason code").all_inner_texts())
-    text = page.locator("#regions").inner_html()
+    text = page.locator(".regions").inner_html()
     for word in ("unexpected", "refused", *(member.status for member in UNAVAILABLE)):
         assert word not in text.replace("proxyhealth-unregistered", "")  # the class of the grey badge
     assert not [url for url in urls if "workspaceproxies" in url]

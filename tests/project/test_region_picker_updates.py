@@ -39,7 +39,7 @@ def without_paris(regions):
 
 def test_choice__by_keyboard_survives_reload(page, demo):
     open_picker(page, demo)
-    while not page.evaluate("document.activeElement.matches('#regions input')"):
+    while not page.evaluate("document.activeElement.matches('.regions input')"):
         page.keyboard.press("Tab")
     expect(radio(page, row_names(page)[0])).to_be_focused()
     page.keyboard.press("Space")
@@ -185,7 +185,7 @@ def test_notice__signed_out_and_in_again(page, demo):
 
 def test_notice__stale_data(page, demo):
     open_picker(page, demo)
-    replace_regions(page, list, headers={"Proxyhealth-Stale": "true"})
+    replace_regions(page, list, stale=True)
     expect(notice(page)).to_contain_text(
         "the control plane has no current data about its regions", timeout=TIMEOUT
     )
