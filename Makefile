@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # What `make quick` leaves out: pages in a browser, commands, and what other programs check.
 SLOW := tests/project tests/contrib tests/api/test_openapi.py tests/api/test_typescript.py \
-	tests/support/test_pure_tests.py tests/test_health_page.py tests/test_package.py
+	tests/support/test_pure_tests.py tests/test_frontend.py tests/test_health_page.py tests/test_package.py
 
 # The number of parallel test processes. Most tests wait: for rounds, for a browser, or for data to become stale.
 WORKERS ?= 3
