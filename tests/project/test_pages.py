@@ -32,7 +32,7 @@ def test_regions__requires_sign_in(client):
 
 def test_regions__requests_details_only_with_permission(user):
     assert "/api/v2/workspaceproxies" not in user.get(PICKER).text
-    assert 'data-details="/api/v2/workspaceproxies"' in signed_in("view_workspaceproxy").get(PICKER).text
+    assert ' details="/api/v2/workspaceproxies"' in signed_in("view_workspaceproxy").get(PICKER).text
 
 
 def test_regions__has_a_policy_and_is_not_cached(user):
