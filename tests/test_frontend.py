@@ -239,8 +239,9 @@ def picker_page(visitor, pages, frontend, api, serve):
         shutil.copy(path, pages)
     (pages / "index.html").write_text(PICKER % line.replace("https://api.example.com", api))
     cors = {"Access-Control-Allow-Origin": "*"}
-    visitor.route("**/latency-check?*", lambda route: route.fulfill(body="ok", headers=cors))
-    visitor.route("**/emojis/*", lambda route: route.fulfill(path=STATIC / "health.js"))
+    # For the whole context, because the picker measures until the page is closed.
+    visitor.context.route("**/latency-check?*", lambda route: route.fulfill(body="ok", headers=cors))
+    visitor.context.route("**/emojis/*", lambda route: route.fulfill(path=STATIC / "health.js"))
     sign_in(visitor, api)
     visitor.goto(frontend)
     expect(visitor.locator(".connection")).to_have_text(
@@ -252,6 +253,8 @@ def picker_page(visitor, pages, frontend, api, serve):
 def test_picker__another_origin_with_strict_policy(picker_page, api, redis_client):
     expect(picker_page.locator(".connection bdi")).to_have_text("روما")
     expect(picker_page.get_by_role("radio", name="Paris")).to_be_disabled()
+    expect(picker_page.locator(".tag").first).to_have_text("connected")
+    expect(picker_page.locator(".tag").last).to_be_hidden()
     assert picker_page.locator("img").last.get_attribute("src") == f"{api}/emojis/fr.png"
     assert picker_page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert_accessible(picker_page)

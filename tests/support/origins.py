@@ -19,6 +19,8 @@ POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src http:
 
 
 class _Server(ThreadedWSGIServer):
+    daemon_threads = False  # their connection must stay shared until the last of them has ended
+
     def serve_forever(self, poll_interval: float = 0.02) -> None:
         super().serve_forever(poll_interval)  # Django's server takes half a second to end
 
