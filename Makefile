@@ -101,9 +101,17 @@ dist: $(VENV)/.installed-dev
 api-types: node_modules/.installed
 	$(BIN)/node node_modules/.bin/openapi-typescript proxyhealth/api/openapi.json --output proxyhealth/api/openapi.d.ts --root-types --root-types-no-schema-prefix
 
-## Stop or start one server of the running demo fleet: NAME=paris
-stop-proxy start-proxy: $(VENV)/.installed
-	@$(BIN)/python -m project.fleet $(@:-proxy=) $(NAME)
+.PHONY: stop-redis stop-worker stop-beat stop-web start-redis start-worker start-beat start-web
+## Stop or start a part of the running demo; a proxy: make stop-proxy NAME=paris
+stop-proxy stop-redis stop-worker stop-beat stop-web start-proxy start-redis start-worker start-beat start-web: \
+	$(VENV)/.installed
+	@$(BIN)/python -m project.control $@
+
+# An unknown part: the command lists the valid ones.
+stop-%: $(VENV)/.installed
+	@$(BIN)/python -m project.control $@
+start-%: $(VENV)/.installed
+	@$(BIN)/python -m project.control $@
 
 ## Delete everything that these commands have created
 clean:

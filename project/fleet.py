@@ -1,21 +1,13 @@
-"""The demo fleet: small HTTP servers that simulate healthy and failing proxies.
-
-``python -m project.fleet serve 8000`` starts all of them, on the ports after the web server's port 8000.
-``python -m project.fleet stop paris`` stops one while the fleet runs; ``start paris`` starts it again.
-"""
+"""The demo fleet: small HTTP servers that simulate healthy and failing proxies."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 
 HOST = "127.0.0.1"
 
@@ -53,18 +45,11 @@ FLEET = (
     Member("oslo", "Oslo", 0, "unregistered", "unregistered", flag="no", latency=14),
 )
 
-# Offsets from the web server's port, like those of the members.
-CONTROL_PORT = 8
-REDIS_PORT = 9
+# An offset from the web server's port, like those of the members.
+REDIS_PORT = 8
 
 # The purpose of each port. A refusing proxy has a port, too, although nothing listens on it.
-PORT_PURPOSES = {
-    **{member.port: member.name for member in FLEET if member.port},
-    CONTROL_PORT: "the control of the demo fleet",
-}
-
-# A page of another site can send it to the control server only after a preflight request, which fails.
-CONTROL_HEADER = "Proxyhealth-Demo"
+PORT_PURPOSES = {member.port: member.name for member in FLEET if member.port}
 
 # Pages of other sites may read the response and its timing.
 LATENCY_HEADERS = {
@@ -96,7 +81,7 @@ class DemoProxy:
     def __init__(self, member: Member, base_port: int) -> None:
         self.member = member
         self.address = (HOST, base_port + member.port)
-        self._server: ThreadingHTTPServer | None = None
+        self._server: _Server | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
 
@@ -106,10 +91,9 @@ class DemoProxy:
 
     def start(self) -> None:
         with self._lock:
-            if self._server is None and self.member.behaviour != "refusing":
+            if self._server is None:
                 self._stopping.clear()
-                self._server = ThreadingHTTPServer(self.address, self._handler())
-                self._server.daemon_threads = True
+                self._server = _Server(self.address, self._handler())
                 threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
@@ -142,6 +126,15 @@ class DemoProxy:
         return Handler
 
 
+# Not http.server's: that one looks up the name of its host, which can take seconds.
+class _Server(ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Print nothing: a client has closed its connection."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     def respond(
         self, status: int, content_type: str, text: str, headers: Mapping[str, str] | None = None
@@ -159,79 +152,37 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: the probes of every round would hide the other lines."""
 
 
-def serve(base_port: int) -> None:
-    """Serve the fleet and its control server until SIGTERM."""
-    proxies = {member.name: DemoProxy(member, base_port) for member in FLEET if member.port}
+class Fleet:
+    """The servers of the demo proxies, on the ports after ``base_port``."""
 
-    class Control(_Handler):
-        """The control server. GET / lists the proxies; POST /<name>/stop and /<name>/start change one."""
+    def __init__(self, base_port: int) -> None:
+        self._proxies = {
+            member.name: DemoProxy(member, base_port)
+            for member in FLEET
+            if member.port and member.behaviour != "refusing"
+        }
 
-        def parse_request(self) -> bool:
-            # Called before each method. A foreign Host is the name of a site that DNS rebinding led here.
-            if not super().parse_request():
-                return False
-            own = {f"{host}:{base_port + CONTROL_PORT}" for host in (HOST, "localhost")}
-            if self.headers.get_all("Host") in [[host] for host in own] and CONTROL_HEADER in self.headers:
-                return True
-            self.close_connection = True
-            self.respond(403, "text/plain", "Use `make stop-proxy NAME=paris` or `make start-proxy`.\n")
-            return False
+    def start(self) -> None:
+        """Start all servers, or none if a port is not available."""
+        try:
+            for proxy in self._proxies.values():
+                proxy.start()
+        except OSError:
+            self.stop()
+            raise
 
-        def do_GET(self) -> None:
-            states = {name: proxy.running for name, proxy in proxies.items()}
-            self.respond(200, "application/json", json.dumps(states))
+    def stop(self) -> None:
+        for proxy in self._proxies.values():
+            proxy.stop()
 
-        def do_POST(self) -> None:
-            name, _, verb = self.path.strip("/").partition("/")
-            if name not in proxies or verb not in ("start", "stop"):
-                names = ", ".join(proxies)
-                self.respond(404, "text/plain", f"Unknown proxy or command. Valid proxies: {names}\n")
-                return
-            getattr(proxies[name], verb)()
-            state = "running" if proxies[name].running else "stopped"
-            print(f"{name} is {state}", flush=True)
-            self.respond(200, "text/plain", f"{name} is {state}\n")
-
-    for proxy in proxies.values():
-        proxy.start()
-        member = proxy.member
-        print(f"{member.url(base_port)}  {member.name}: {member.behaviour}", flush=True)
-    control = ThreadingHTTPServer((HOST, base_port + CONTROL_PORT), Control)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=control.shutdown).start())
-    control.serve_forever(0.05)
-    for proxy in proxies.values():
-        proxy.stop()
-
-
-def send_command(base_port: int, verb: str, name: str) -> int:
-    """Stop or start one proxy of the running fleet. Return an exit code."""
-    url = f"http://{HOST}:{base_port + CONTROL_PORT}/{name}/{verb}"
-    request = urllib.request.Request(url, method="POST", headers={CONTROL_HEADER: "1"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            print(response.read().decode().strip())
-    except urllib.error.HTTPError as error:
-        print(error.read().decode().strip(), file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"The demo fleet does not respond at {url}: {error}. Start `make run`, or set the same PORT.",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
-
-
-def main(arguments: list[str]) -> int:
-    match arguments:
-        case ["serve", port] if port.isdecimal():
-            serve(int(port))
-            return 0
-        case ["start" | "stop" as verb, name] if (port := os.environ.get("PORT") or "8000").isdecimal():
-            return send_command(int(port), verb, name)
-    print("usage: [PORT=8000] python -m project.fleet serve PORT | start NAME | stop NAME", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    def change(self, verb: str, name: str) -> str:
+        """Start or stop the proxy with this name. Return its new state, or raise ``ValueError``."""
+        proxy = self._proxies.get(name.lower())
+        if proxy is None:
+            problem = f"NAME={name} is not a proxy with a server" if name else "NAME is missing"
+            raise ValueError(f"{problem}. Valid names: {', '.join(self._proxies)}")
+        if verb == "start":
+            proxy.start()
+        else:
+            proxy.stop()
+        return f"{proxy.member.name} is {'running' if proxy.running else 'stopped'}"

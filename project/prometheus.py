@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+from project import control
 from project.fleet import HOST
-from project.startup import VAR, CannotStart, read_port, require_free_port
+from project.startup import BASE_DIR, DEFAULT_PORT, VAR, CannotStart, is_set, read_port, require_free_port
 
 TEMPLATE = Path(__file__).with_suffix(".yml")
 TARGET = f"{HOST}:8000"
@@ -17,12 +19,17 @@ TARGET = f"{HOST}:8000"
 
 def main() -> int:
     """Replace this process with Prometheus. Return an exit code only if that fails."""
+    os.chdir(BASE_DIR)
     try:
         binary = shutil.which("prometheus")
         if binary is None:
             raise CannotStart("Prometheus is not installed. Install it (Debian: apt-get install prometheus)")
-        port, own_port = read_port("PORT", 8000), read_port("PROMETHEUS_PORT", 9090)
-        require_free_port(own_port, "Prometheus", f"PROMETHEUS_PORT={own_port + 1} make prometheus")
+        port, own_port = _demo_port(), read_port("PROMETHEUS_PORT", 9090)
+        try:
+            require_free_port(own_port, "Prometheus")
+        except CannotStart as error:
+            command = f"PROMETHEUS_PORT={own_port + 1} make prometheus"
+            raise CannotStart(f"{error}. Use another port: {command}") from None
         config = _write_config(port)
         # No link to the page of the alerts: its path in Debian's package differs.
         print(
@@ -37,6 +44,14 @@ def main() -> int:
     except CannotStart as error:
         print(f"make prometheus: {error}", file=sys.stderr)
     return 1
+
+
+def _demo_port() -> int:
+    """Return PORT, the port of the demo that runs in this directory, or the default port."""
+    if not is_set("PORT"):
+        with suppress(CannotStart):
+            return int(control.send("port"))
+    return read_port("PORT", DEFAULT_PORT)
 
 
 def _write_config(port: int) -> Path:

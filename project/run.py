@@ -11,16 +11,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from honcho.environ import parse_procfile
-from honcho.manager import Manager
-
-from project.fleet import FLEET, HOST, PORT_PURPOSES, REDIS_PORT
+from project import control
+from project.fleet import FLEET, HOST, PORT_PURPOSES, REDIS_PORT, Fleet
+from project.processes import Processes, Terminal
 from project.startup import (
     BASE_DIR,
+    DEFAULT_PORT,
     DEMO_MODE,
     DEMO_PASSWORD,
     DEMO_USER,
@@ -41,7 +42,7 @@ DEMO_DEFAULTS = {
     "PROXYHEALTH_TIMEOUT": "3",
 }
 
-DEFAULT_PORT = 8000
+LOCK_TIMEOUT = 10  # s, longer than the processes of a killed demo need to end
 
 
 def main() -> int:
@@ -50,14 +51,14 @@ def main() -> int:
     # Nothing to clean up until the processes start. KeyboardInterrupt is not reliable here: Python only
     # reports it if it is raised in a callback during an import, and the start would continue.
     signal.signal(signal.SIGINT, _exit_at_once)
-    # Closing the terminal stops everything, like Ctrl-C.
-    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        with _lock_directory():
-            return _run()
+        with _lock_directory() as lock:
+            return _run(lock)
     except CannotStart as error:
         print(f"make run: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        print(f"make run: cannot use {error.filename or VAR}: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def _exit_at_once(*_: object) -> None:
@@ -66,7 +67,7 @@ def _exit_at_once(*_: object) -> None:
 
 
 @contextmanager
-def _lock_directory() -> Iterator[None]:
+def _lock_directory() -> Iterator[IO[str]]:
     """Allow one ``make run`` per directory: two would overwrite each other's URLs in the shared database."""
     try:
         VAR.mkdir(exist_ok=True)
@@ -74,56 +75,59 @@ def _lock_directory() -> Iterator[None]:
     except OSError as error:
         raise CannotStart(f"cannot write to {VAR}: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CannotStart("already running in this directory. Stop it with Ctrl-C first.") from None
-        yield
+        end = time.monotonic() + LOCK_TIMEOUT
+        while not _locked(lock):
+            if time.monotonic() > end or control.is_listening():
+                raise CannotStart("already running in this directory. Stop it with Ctrl-C first.")
+            time.sleep(0.2)  # the processes of a killed demo are ending
+        yield lock
 
 
-def _run() -> int:
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _run(lock: IO[str]) -> int:
     embedded = not is_set("REDIS_URL")
     external_database = is_set("DATABASE_URL")
-    port = read_port("PORT", DEFAULT_PORT, highest=65_535 - REDIS_PORT)
-    _require_free_ports(port, embedded)
+    port, fleet = _start_fleet(embedded)
     _set_environment(port, embedded, external_database)
     print("make run: preparing the database", flush=True)
     password = _prepare_database(port, external_database)
-    processes = ["fleet", "worker", "beat", "web"]
-    if embedded:
-        processes.insert(0, "redis")
-    print(f"make run: starting {', '.join(processes)}. Press Ctrl-C to stop.", flush=True)
-    threading.Thread(target=_announce, args=(port, embedded, password), daemon=True).start()
-    manager = _Manager()
-    commands = parse_procfile((BASE_DIR / "Procfile").read_text()).processes
-    for name in processes:
-        manager.add_process(name, commands[name])
-    manager.loop()
-    if manager.returncode in (130, 143):  # SIGINT and SIGTERM
-        print("make run: stopped")
-        return 0
-    print(
-        f"make run: a process exited unexpectedly (exit code {manager.returncode}). See its output above.",
-        file=sys.stderr,
-    )
-    return 1
+    commands = _commands(embedded)
+    print(f"make run: starting {', '.join(commands)}. Press Ctrl-C to stop.", flush=True)
+    terminal = Terminal(commands)
+    processes = Processes(commands, terminal, lock.fileno())
+    control.listen(port, _executor(port, fleet, processes, terminal))
+    threading.Thread(target=_announce, args=(port, embedded, password, terminal), daemon=True).start()
+    problem = processes.run()
+    if problem:
+        print(f"make run: {problem}", file=sys.stderr)
+        return 1
+    terminal.print("make run: stopped")
+    return 0
 
 
-class _Manager(Manager):  # type: ignore[misc]
-    """A honcho manager that can be stopped while it starts processes. Honcho's own leaves them running."""
-
-    _stop = False
-
-    def terminate(self) -> None:
-        self._stop = True
-        self._all_started()
-
-    def _all_started(self) -> bool:
-        # The loop calls this in every iteration.
-        started: bool = super()._all_started()
-        if started and self._stop:
-            super().terminate()
-        return started
+def _start_fleet(embedded: bool) -> tuple[int, Fleet]:
+    """Return the port of the web server, and the running fleet. Without PORT, find free ports."""
+    first = read_port("PORT", DEFAULT_PORT, highest=65_535 - REDIS_PORT)
+    problem = None
+    for port in [first] if is_set("PORT") else range(first, first + 1000, 100):
+        fleet = Fleet(port)
+        try:
+            _require_free_ports(port, embedded)
+            fleet.start()
+        except CannotStart as error:
+            problem = problem or error
+            continue
+        if problem:
+            print(f"make run: {problem}. Using port {port}.")
+        return port, fleet
+    raise CannotStart(f"{problem}. Use another port, for example: PORT={first + 1000} make run")
 
 
 def _require_free_ports(port: int, embedded: bool) -> None:
@@ -131,7 +135,39 @@ def _require_free_ports(port: int, embedded: bool) -> None:
     if embedded:
         purposes[REDIS_PORT] = "the embedded Redis"
     for offset, purpose in purposes.items():
-        require_free_port(port + offset, purpose, f"PORT={port + 100} make run")
+        require_free_port(port + offset, purpose)
+
+
+def _commands(embedded: bool) -> dict[str, str]:
+    """Return the command of each process by its name, from the Procfile."""
+    lines = (BASE_DIR / "Procfile").read_text().splitlines()
+    commands = {name: command.strip() for name, _, command in (line.partition(":") for line in lines)}
+    if not embedded:
+        del commands["redis"]
+    return commands
+
+
+def _executor(port: int, fleet: Fleet, processes: Processes, terminal: Terminal) -> Callable[[str, str], str]:
+    """Return the function that executes a command such as ``stop-worker``."""
+
+    def execute(command: str, name: str) -> str:
+        if command == "port":
+            return str(port)
+        verb, _, part = command.partition("-")
+        if part == "proxy":
+            text = fleet.change(verb, name)
+            terminal.print(f"make {command}: {text}")
+            return text
+        if part == "redis" and part not in processes.names:
+            raise ValueError("this demo uses the Redis of REDIS_URL, and does not control it")
+        if part not in processes.names or verb not in ("start", "stop"):
+            parts = ", ".join(f"{verb}-{part}" for part in processes.names)
+            raise ValueError(f"unknown command. Valid commands: {parts}, {verb}-proxy NAME=paris")
+        changed = processes.start(part) if verb == "start" else processes.stop(part)
+        state = "running" if verb == "start" else "stopped"
+        return f"{part} is {state}" if changed else f"{part} is already {state}"
+
+    return execute
 
 
 def _set_environment(port: int, embedded: bool, external_database: bool) -> None:
@@ -214,7 +250,7 @@ def _prepare_user(external_database: bool) -> str:
     return password
 
 
-def _announce(port: int, embedded: bool, password: str) -> None:
+def _announce(port: int, embedded: bool, password: str, terminal: Terminal) -> None:
     """Print the URLs and the credentials as soon as the web server responds."""
     from django.conf import settings
 
@@ -229,9 +265,8 @@ def _announce(port: int, embedded: bool, password: str) -> None:
         except OSError:
             time.sleep(0.2)
     else:
-        print(f"make run: the web server does not respond at {home}", file=sys.stderr)
+        terminal.print(f"make run: the web server does not respond at {home}")
         return
-    make = "make" if port == DEFAULT_PORT else f"PORT={port} make"
     sign_in = (
         f"{DEMO_USER} / {password}"
         if password
@@ -248,11 +283,12 @@ def _announce(port: int, embedded: bool, password: str) -> None:
         f"  Redis         {without_passwords(settings.REDIS_URL)}{' (embedded)' if embedded else ''}",
         f"  rounds        every {os.environ['PROXYHEALTH_INTERVAL']} s",
         f"  demo fleet    {', '.join(f'{m.name} ({m.status})' for m in FLEET)}",
-        f"  try it        {make} stop-proxy NAME=paris, {make} start-proxy NAME=paris",
-        f"  Prometheus    {make} prometheus",
+        "  try it        make stop-proxy NAME=paris, make stop-worker, make stop-beat, make stop-redis,",
+        "                make stop-web, and the same with start",
+        "  Prometheus    make prometheus",
         "",
     ]
-    print("\n".join(lines), flush=True)
+    terminal.print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from project.fleet import HOST
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR = BASE_DIR / "var"
+DEFAULT_PORT = 8000
 
 # The superuser that `make run` creates in a database of its own. It sets the variable for its processes.
 DEMO_USER = "demo"
@@ -34,13 +35,11 @@ def read_port(variable: str, default: int, highest: int = 65_535) -> int:
     return int(text)
 
 
-def require_free_port(port: int, purpose: str, remedy: str) -> None:
-    """Raise ``CannotStart`` if a port cannot be bound. ``remedy`` is a command that uses another port."""
+def require_free_port(port: int, purpose: str) -> None:
+    """Raise ``CannotStart`` if a port cannot be bound."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((HOST, port))
         except OSError as error:
-            raise CannotStart(
-                f"port {port} for {purpose} is not available ({error.strerror}). Use another port: {remedy}"
-            ) from None
+            raise CannotStart(f"port {port} for {purpose} is not available ({error.strerror})") from None

@@ -42,6 +42,19 @@ def environment(**values):
     return {**base, **{name: str(value) for name, value in values.items()}}
 
 
+def processes_in(folder):
+    """Return the ids and command lines of all processes with a working directory in ``folder``."""
+    processes = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(process, "cwd").resolve().is_relative_to(folder):
+                command = Path(process, "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                processes.append((int(process.name), command))
+        except OSError:
+            continue
+    return [(pid, command) for pid, command in processes if command]
+
+
 class Demo:
     """A running ``make run``, and a session for requests to it."""
 
@@ -97,11 +110,15 @@ class Demo:
         answer.raise_for_status()
         return answer
 
-    def make(self, target, name):
-        command = [*MAKE, target, f"NAME={name}"]
-        env = environment(PORT=self.port)
+    def make(self, target, name=""):
         return subprocess.run(
-            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=30, check=False
+            [*MAKE, target, f"NAME={name}"],
+            cwd=self.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
         )
 
     def shell(self, code):
