@@ -15,16 +15,17 @@ from typing import BinaryIO
 
 STOP_TIMEOUT = 8  # s, longer than the probes of a round
 
-# Ends the groups of the last line that it reads when this process is gone, even if it was killed.
+# Ends the processes of the last line that it reads when this process is gone, even if it was killed.
 GUARD = """
 trap '' HUP INT TERM
 while read -r line; do groups=$line; done
 [ "$groups" ] || exit 0
-for signal in TERM 0 0 0 0 KILL; do
+kill -s TERM $groups
+for signal in 0 0 0 0 KILL; do
+  sleep 1
   alive=
   for group in $groups; do kill -s $signal -- "-$group" && alive=1; done
   [ "$alive" ] || exit 0
-  sleep 1
 done
 """
 
@@ -94,18 +95,25 @@ class Process:
         # Read last: another thread may have stopped the process in the meantime.
         return code if self.wanted and self._popen is popen else None
 
-    def send(self, signum: int) -> None:
+    def terminate(self) -> None:
+        """Ask the process to end. A worker lets its children finish."""
         self.wanted = False
         if self._popen:
-            with suppress(OSError):  # the process has ended
-                os.killpg(self._popen.pid, signum)
+            self._popen.terminate()
+
+    def kill(self) -> None:
+        """Kill the process and its children."""
+        self.wanted = False
+        if self._popen:
+            with suppress(OSError):  # the group has ended
+                os.killpg(self._popen.pid, signal.SIGKILL)
 
     def wait(self, end: float) -> None:
         """Wait until the process has ended, or kill it at ``end``."""
         if self._popen:
             with suppress(subprocess.TimeoutExpired):
                 self._popen.wait(max(0, end - time.monotonic()))
-            self.send(signal.SIGKILL)  # also the remaining children of a process that has ended
+            self.kill()  # also the remaining children of a process that has ended
             self._popen.wait()
             self._popen = None
 
@@ -154,7 +162,7 @@ class Processes:
             process = self._processes[name]
             if not process.wanted:
                 return False
-            process.send(signal.SIGTERM)
+            process.terminate()
             process.wait(time.monotonic() + STOP_TIMEOUT)
             self._tell_guard()
         self._terminal.print_line(name, "stopped")
@@ -175,7 +183,7 @@ class Processes:
         """Stop the processes, or kill them if they are stopping already."""
         if self._ending.is_set():
             for process in self._processes.values():
-                process.send(signal.SIGKILL)
+                process.kill()
         self._ending.set()
 
     def _wait(self) -> str:
@@ -197,7 +205,7 @@ class Processes:
             end = time.monotonic() + STOP_TIMEOUT
             for group in (others, [*self._processes.values()]):
                 for process in group:
-                    process.send(signal.SIGTERM)
+                    process.terminate()
                 for process in group:
                     process.wait(end)
             self._tell_guard()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 from project import control
 from project.fleet import FLEET, HOST, PORT_PURPOSES, REDIS_PORT, Fleet
@@ -180,7 +181,7 @@ def _set_environment(port: int, embedded: bool, external_database: bool) -> None
     # The well-known password is safe in a database of the demo alone, and only while the demo runs.
     os.environ.pop(DEMO_MODE, None)
     if not external_database:
-        os.environ["DATABASE_URL"] = f"sqlite:///{VAR / 'demo.sqlite3'}"
+        os.environ["DATABASE_URL"] = f"sqlite:///{quote(str(VAR / 'demo.sqlite3'))}"
         os.environ[DEMO_MODE] = "1"
     if not os.environ.get("SECRET_KEY"):
         os.environ["SECRET_KEY"] = _secret_key()
