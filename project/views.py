@@ -1,9 +1,12 @@
+import os
+
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from project.startup import DEMO_MODE
 from proxyhealth import __version__, access, health
 from proxyhealth.statuses import Status
 
@@ -22,6 +25,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "snapshot": snapshot,
         "counts": [(status, statuses.count(status)) for status in Status if status in statuses],
         "sees_regions": access.may_see_regions(request),
+        "demo": bool(os.environ.get(DEMO_MODE)),
     }
     return render(request, "home.html", context)
 

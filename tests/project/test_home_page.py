@@ -1,6 +1,7 @@
 import pytest
 from django.contrib.auth.models import Permission, User
 
+from project.startup import DEMO_MODE
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.storage.counters import count_round
@@ -56,3 +57,11 @@ def test_home_page__stale_snapshot(client, configure):
     assert "host-7" not in text
     User.objects.all().delete()
     assert "host-7" in home(client, "view_workspaceproxy")
+
+
+def test_home_page__shows_credentials_and_faults_in_the_demo_only(client, monkeypatch):
+    assert "stop-worker" not in client.get("/").content.decode()
+    monkeypatch.setenv(DEMO_MODE, "1")
+    text = client.get("/").content.decode()
+    assert "the user <code>demo</code> with the password <code>demo</code>" in text
+    assert "make stop-worker" in text
