@@ -46,20 +46,26 @@ class Terminal:
             for line in stream:
                 self.print_line(name, line.rstrip().decode(errors="replace"))
 
-    def print_line(self, name: str, text: str) -> None:
+    def print_line(self, name: str, text: str, timeout: float = -1) -> None:
         prefix = f"{time.strftime('%H:%M:%S')} {name:{self._width}} |"
         if name in self._colours:
             prefix = f"\033[{self._colours[name]}m{prefix}\033[0m"
-        self.print(f"{prefix} {text}")
+        self.print(f"{prefix} {text}", timeout)
 
-    def print(self, text: str) -> None:
-        """Print without an error if nothing reads the output anymore, as after ``make run | head``."""
-        with self._lock:
-            try:
-                print(text, flush=True)
-            except OSError:
-                self.closed = True
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def print(self, text: str, timeout: float = -1) -> None:
+        """Print without an error if nothing reads the output anymore, as after ``make run | head``.
+
+        After ``timeout``, print nothing: another thread waits for a terminal that is paused.
+        """
+        if not self._lock.acquire(timeout=timeout):
+            return
+        try:
+            print(text, flush=True)
+        except OSError:
+            self.closed = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        finally:
+            self._lock.release()
 
 
 class Process:
@@ -153,7 +159,7 @@ class Processes:
                 return False
             process.start()
             self._tell_guard()
-        self._terminal.print_line(name, f"started (pid {process.group})")
+        self._terminal.print_line(name, f"started (pid {process.group})", timeout=2)
         return True
 
     def stop(self, name: str) -> bool:
@@ -165,7 +171,7 @@ class Processes:
             process.terminate()
             process.wait(time.monotonic() + STOP_TIMEOUT)
             self._tell_guard()
-        self._terminal.print_line(name, "stopped")
+        self._terminal.print_line(name, "stopped", timeout=2)
         return True
 
     def run(self) -> str:

@@ -109,7 +109,7 @@ def _run(lock: IO[str]) -> int:
     if problem:
         print(f"make run: {problem}", file=sys.stderr)
         return 1
-    terminal.print("make run: stopped")
+    terminal.print("make run: stopped", timeout=2)
     return 0
 
 
@@ -157,7 +157,7 @@ def _executor(port: int, fleet: Fleet, processes: Processes, terminal: Terminal)
         verb, _, part = command.partition("-")
         if part == "proxy":
             text = fleet.change(verb, name)
-            terminal.print(f"make {command}: {text}")
+            terminal.print(f"make {command}: {text}", timeout=2)
             return text
         if part == "redis" and part not in processes.names:
             raise ValueError("this demo uses the Redis of REDIS_URL, and does not control it")
@@ -293,4 +293,4 @@ def _announce(port: int, embedded: bool, password: str, terminal: Terminal) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # at once, although a thread may wait for a paused terminal
