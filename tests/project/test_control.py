@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pytest
 
+from project.control import send
 from project.fleet import FLEET, REDIS_PORT
 from tests.support.demo import Demo, copy_checkout, environment, free_ports, processes_in
 from tests.support.proxies import wait_for
@@ -83,6 +84,11 @@ def test_control__no_demo(tmp_path):
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(f"/proc/self/cwd/{os.path.relpath(tmp_path)}/var/run.sock")
     assert error_of(tmp_path, "stop-worker") == message, "a demo that was killed leaves its socket"
+
+
+def test_control__tells_the_port_to_make_prometheus(demo, monkeypatch):
+    monkeypatch.chdir(demo.folder)
+    assert send("port") == str(demo.port)
 
 
 def test_control__only_the_owner_can_connect(demo):
