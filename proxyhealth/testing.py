@@ -1,7 +1,6 @@
 """Fake statuses for the tests of other projects. docs/testing.md describes them."""
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ S = TypeVar("S", bound=isolation.Substitute | None)
 logger = logging.getLogger(__name__)
 
 _IN_COROUTINE = "in a coroutine, the rows cannot be read: use 'async with fake_snapshot()'"
+_FOREVER = timedelta(days=365)
 _DURATION = 0.05  # seconds of a fake round, and of a probe that got a response
 _WITHOUT_REASON = (Status.OK, Status.UNREGISTERED, Status.UNKNOWN)
 _USUAL_REASONS = {Status.UNHEALTHY: Reason.REPORT_ERRORS, Status.UNREACHABLE: Reason.CONNECT}
@@ -124,18 +124,21 @@ class FakeSnapshot:
         self._lock = threading.RLock()
         self._fakes = {name.lower(): fake for name, fake in fakes.items()}
         now, lifetime = datetime.now(UTC), timedelta(seconds=conf.STALE_AFTER)
-        # A test that stops in a debugger, or changes the clock, must not make the snapshot stale.
-        fresh_until = -math.inf if stale else None if checked_at else math.inf
         begin = aware(checked_at) if checked_at else now - 2 * lifetime if stale else now
+        if stale:
+            stale_at = min(begin + lifetime, now)
+        elif checked_at:
+            stale_at = begin + lifetime
+        else:
+            stale_at = begin + _FOREVER  # also if the test stops in a debugger, or moves the clock
         self.snapshot = Snapshot(
             checked_at=begin,
             duration=_DURATION,
-            stale_at=min(begin + lifetime, now) if stale else begin + lifetime,
+            stale_at=stale_at,
             committed_at=begin,
             rounds=RoundHistogram().observe(_DURATION),
             outcomes=FrozenMapping({"success": 1}),
             fault=stale_reason,
-            fresh_until=fresh_until,
         )
         self._proxies = {name.lower(): fake.to_proxy(name, now) for name, fake in fakes.items()}
         self._known_ids: set[UUID] = set()
