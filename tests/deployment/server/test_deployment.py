@@ -1,0 +1,183 @@
+"""docs/deployment.md, followed on this machine with the files of contrib/deploy as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import requests
+
+from tests.deployment.server.alerts import AlertReceiver
+from tests.deployment.server.guide import all_commands
+from tests.deployment.server.site import NOT_RUN, Site
+from tests.support.proxies import WorkspaceProxyServer, wait_for
+
+SECRETS = ("SECRET_KEY", "DATABASE_URL", "REDIS_URL", "PROXYHEALTH_METRICS_TOKEN")
+
+
+@contextmanager
+def polling(site: Site) -> Iterator[list[Any]]:
+    """Poll the site until the block ends. Yield the responses that are not 200, and the errors."""
+    ended = threading.Event()
+    failures: list[Any] = []
+
+    def poll() -> None:
+        while not ended.wait(0.05):
+            try:
+                response = site.get("/livez")
+            except requests.RequestException as error:
+                failures.append(error)
+            else:
+                if response.status_code != 200:
+                    failures.append(response.status_code)
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        yield failures
+    finally:
+        ended.set()
+        thread.join(30)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_site__shows_the_status_of_a_proxy(site: Site, paris: WorkspaceProxyServer):
+    wait_for(lambda: 'proxyhealth_proxies{status="ok"} 1.0' in site.metrics(), 20, "paris is ok")
+
+
+def test_metrics__require_the_token(site: Site):
+    assert site.get("/metrics").status_code == 401
+    assert site.get("/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401
+
+
+def test_secrets__are_in_no_list_of_processes_and_no_log(site: Site):
+    secrets = [site.secret(name) for name in SECRETS]
+    secrets += [url.rpartition("@")[0].rpartition(":")[2] for url in secrets if "@" in url]
+    seen = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists()]
+    seen += [file.read_bytes() for file in (site.folder / "var/log").iterdir()]
+    assert len(secrets) == 6
+    assert not [text for text in seen for secret in secrets if secret.encode() in text]
+
+
+def test_environment__is_unreadable_for_other_users(site: Site):
+    private = ["environment", "valkey", "valkey/server.key", "valkey/password.conf"]
+    modes = [(site.folder / "etc/proxyhealth" / name).stat().st_mode & 0o777 for name in private]
+    assert modes == [0o640, 0o700, 0o600, 0o600]
+    token = site.folder / "etc/prometheus/proxyhealth-token"
+    assert token.stat().st_mode & 0o777 == 0o640
+
+
+def test_valkey__refuses_clients_without_password_or_tls(site: Site):
+    options: dict[str, Any] = {"host": "localhost", "port": site.ports["valkey"]}
+    tls = {"ssl": True, "ssl_ca_certs": str(site.folder / "etc/proxyhealth/valkey.crt")}
+    with pytest.raises(redis.AuthenticationError):
+        redis.Redis(**options, **tls).ping()
+    with pytest.raises(redis.ConnectionError):
+        redis.Redis(**options).ping()
+
+
+@pytest.mark.parametrize("name", ["proxyhealth-worker", "proxyhealth-beat", "proxyhealth-web"])
+def test_killed_service__comes_back(site: Site, name: str):
+    before = site.main_pid(name)
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: site.main_pid(name) not in (0, before), 20, f"{name} runs again")
+    site.wait_until_ready()
+
+
+def test_killed_pool_process__is_replaced(site: Site):
+    main = site.main_pid("proxyhealth-worker")
+    # Before it is ready, a killed process ends the whole worker.
+    ready = re.compile(rf"ready\.\W.*\W{main}\b")
+    wait_for(lambda: ready.search(site.log("proxyhealth-worker")), 20, "the worker is ready")
+    before = children(main)
+    assert len(before) == 4
+    os.kill(before[0], signal.SIGKILL)
+    wait_for(lambda: len(set(children(main)) - {before[0]}) == 4, 20, "a new pool process")
+    assert site.main_pid("proxyhealth-worker") == main
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("postgresql", "database"),
+        ("valkey-server", "cache"),
+        ("proxyhealth-worker", "snapshot"),
+        ("proxyhealth-beat", "snapshot"),
+    ],
+)
+def test_readyz__names_the_dead_part(site: Site, name: str, part: str):
+    site.systemctl("stop", name)
+    wait_for(lambda: not site.get("/readyz").json()["parts"][part]["ok"], 20, f"{part} is red")
+    assert not site.ready()
+    assert site.get("/livez").status_code == 200
+    site.systemctl("start", name)
+    site.wait_until_ready(60)
+
+
+def test_restart_of_web_server__refuses_no_request(site: Site):
+    with polling(site) as failures:
+        site.systemctl("restart", "proxyhealth-web")
+        site.wait_until_ready()
+    assert not failures
+
+
+def test_restore__brings_the_backup_back(site: Site, paris: WorkspaceProxyServer):
+    site.follow("Backup")
+    site.manage(
+        "shell", "--command", "from proxyhealth.models import *; WorkspaceProxy.objects.all().delete()"
+    )
+    site.follow("Restore")
+    site.wait_until_ready()
+    wait_for(lambda: 'proxyhealth_proxies{status="ok"} 1.0' in site.metrics(), 20, "paris is back")
+
+
+def test_upgrade_and_rollback__keep_the_site_ready(site: Site):
+    current = site.folder / "opt/proxyhealth/current"
+    with polling(site) as failures:
+        site.follow("Upgrade")
+        assert current.resolve().name == "next"
+        site.follow("Rollback")
+    assert current.resolve().name == "main"
+    assert os.readlink(f"/proc/{site.main_pid('proxyhealth-worker')}/cwd") == str(current.resolve())
+    assert not failures
+
+
+def test_uvicorn__serves_the_same_site(site: Site, paris: WorkspaceProxyServer):
+    site.follow("uvicorn")
+    site.wait_until_ready()
+    command = Path(f"/proc/{site.main_pid('proxyhealth-web')}/cmdline").read_text()
+    assert "uvicorn" in command
+    assert 'status="ok"' in site.metrics()
+    assert site.get("/metrics").status_code == 401
+    assert site.get("/static/proxyhealth/health.css").status_code == 200
+    with polling(site) as failures:
+        site.systemctl("restart", "proxyhealth-web")
+        site.wait_until_ready()
+    assert not failures
+
+
+def test_alert__arrives_at_the_receiver(site: Site, receiver: AlertReceiver):
+    """The dead proxy was added before all other tests, because its alert takes more than a minute."""
+    wait_for(lambda: "ProxyhealthProxyUnreachable" in receiver.alerts(), 80, "the alert arrives")
+
+
+def test_guide__has_no_command_that_was_not_run(site: Site):
+    """The last test: the others have followed all sections."""
+    missing = [
+        command
+        for lines in all_commands().values()
+        for command in lines
+        if command not in site.shell.executed and not command.startswith(NOT_RUN)
+    ]
+    assert not missing
