@@ -91,6 +91,7 @@ class Site:
             r"^site=.*": "site=localhost",
             # So that the test need not wait for minutes.
             r"_interval: 15s\b": "_interval: 1s",
+            r"(?<=proxyhealth_interval_seconds\)) \+ 60\b": " + 1",
             r"\bgroup_wait: 30s\b": "group_wait: 1s",
             r"\bclient_body_timeout 10s": "client_body_timeout 2s",
             r"\bcreatesuperuser\b": "createsuperuser --noinput",
@@ -332,6 +333,6 @@ def _copy_source(translate: Callable[[str], str], target: Path) -> None:
             shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(ROOT / name, target / name)
-    for file in (target / "proxyhealth/contrib/deploy").rglob("*"):
+    for file in (target / "proxyhealth/contrib").rglob("*"):
         if file.is_file():
             file.write_text(translate(file.read_text()))
