@@ -13,13 +13,13 @@ SLOW := tests/project tests/contrib tests/api/test_openapi.py tests/api/test_typ
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run prometheus test lint types tests coverage quick chaos deployment fuzz format docs docs-links dist start-proxy \
-	stop-proxy api-types clean
+.PHONY: help run prometheus test lint types tests coverage quick chaos deployment fuzz format docs docs-links \
+	dist start-proxy stop-proxy api-types clean
 
 ## List these commands
 help:
 	@awk '/^## / { text = substr($$0, 4) } /^[a-z][a-z -]*:/ && text { \
-		names = $$0; sub(/:.*/, "", names); printf "make %-24s %s\n", names, text; text = "" }' $(firstword $(MAKEFILE_LIST))
+		names = $$0; sub(/:.*/, "", names); printf "make %-24s  %s\n", names, text; text = "" }' $(firstword $(MAKEFILE_LIST))
 
 ## Run the project with a demo fleet on http://127.0.0.1:8000
 run: $(VENV)/.installed
@@ -102,9 +102,11 @@ api-types: node_modules/.installed
 	$(BIN)/node node_modules/.bin/openapi-typescript proxyhealth/api/openapi.json --output proxyhealth/api/openapi.d.ts --root-types --root-types-no-schema-prefix
 
 .PHONY: stop-redis stop-worker stop-beat stop-web start-redis start-worker start-beat start-web
-## Stop or start a part of the running demo; a proxy: make stop-proxy NAME=paris
-stop-proxy stop-redis stop-worker stop-beat stop-web start-proxy start-redis start-worker start-beat start-web: \
-	$(VENV)/.installed
+## Stop a part of the running demo; a proxy: make stop-proxy NAME=paris
+stop-proxy stop-redis stop-worker stop-beat stop-web: $(VENV)/.installed
+	@$(BIN)/python -m project.control $@
+## Start it again
+start-proxy start-redis start-worker start-beat start-web: $(VENV)/.installed
 	@$(BIN)/python -m project.control $@
 
 # An unknown part: the command lists the valid ones.

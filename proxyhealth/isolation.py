@@ -7,6 +7,7 @@ from typing import Protocol
 from uuid import UUID
 
 from proxyhealth.snapshot import Snapshot
+from proxyhealth.utils import PerProcess
 
 NO_CACHE = "tests do not use the cache; proxyhealth.testing.fake_snapshot() gives them statuses"
 
@@ -25,20 +26,20 @@ class Substitute(Protocol):
 # The substitutes that tests have entered, the innermost last. None stands for the real cache and broker. Only
 # whole tuples are assigned, because other threads read them.
 _entered: tuple[Substitute | None, ...] = ()
-_lock = threading.Lock()
+_lock = PerProcess(threading.Lock)
 
 
 def enter(substitute: Substitute | None) -> None:
     """Make this process use ``substitute``, or the real cache and broker."""
     global _entered
-    with _lock:
+    with _lock.value:
         _entered = (*_entered, substitute)
 
 
 def leave(substitute: Substitute | None) -> None:
     """Undo the last :func:`enter` of this substitute, even if another one was entered after it."""
     global _entered
-    with _lock:
+    with _lock.value:
         index = max(i for i, each in enumerate(_entered) if each is substitute)
         _entered = (*_entered[:index], *_entered[index + 1 :])
 

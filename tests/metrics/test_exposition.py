@@ -106,7 +106,7 @@ def test_metrics__head_and_other_methods(client):
     response = client.head("/metrics")
     assert (response.status_code, response.content) == (200, b"")
     response = client.post("/metrics")
-    assert (response.status_code, response["Allow"]) == (405, "GET, HEAD")
+    assert (response.status_code, response["Allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
 def test_metrics__pass_promtool(client, serve, promtool):

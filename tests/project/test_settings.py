@@ -105,6 +105,11 @@ REDIS = "rediss://:pass%20word@valkey.example.com:6380/1"
 POSTGRES = "postgres://u:pass%20word@db.example.com:5432/proxies?sslmode=verify-full"
 
 VALUES = {
+    "PROXYHEALTH_RUNBOOK_URL": (
+        "https://wiki.example.com/runbook",
+        lambda s: s.PROXYHEALTH["RUNBOOK_URL"],
+        "https://wiki.example.com/runbook",
+    ),
     "SECRET_KEY_FALLBACKS": ("old, older", lambda s: s.SECRET_KEY_FALLBACKS, ["old", "older"]),
     "CSRF_TRUSTED_ORIGINS": (
         "https://a, https://b",
