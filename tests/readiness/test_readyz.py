@@ -82,6 +82,7 @@ def test_readyz__stale_snapshot_keeps_the_web_servers(redis_client, configure):
 
 @pytest.mark.django_db(transaction=True)
 def test_readyz__cache_down_with_a_snapshot(stopped, caplog, valkey):
+    caplog.set_level("INFO")
     health.force_update()
     stopped()
     status, body = ask()
