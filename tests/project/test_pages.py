@@ -71,6 +71,7 @@ def test_latency_check__public_and_not_cached(client, path, django_assert_num_qu
         response = client.get(path)
     assert response.status_code == 200
     assert response["Cache-Control"] == "no-store"
+    assert response["Access-Control-Allow-Origin"] == response["Timing-Allow-Origin"] == "*"
     assert len(response.content) < 10
     assert client.post(path).status_code == 405
 
