@@ -176,7 +176,7 @@ def test_notice__signed_out_and_in_again(page, demo):
     cookies = page.context.cookies()
     with expected_problem(page, "status of 401"):
         page.context.clear_cookies()
-        expect(notice(page)).to_contain_text("you are no longer signed in", timeout=TIMEOUT)
+        expect(notice(page)).to_contain_text("you are not signed in", timeout=TIMEOUT)
         expect(notice(page).get_by_role("link", name="Sign in")).to_be_visible()
         assert_accessible(page)
         page.context.add_cookies(cookies)
@@ -189,9 +189,14 @@ def test_notice__stale_data(page, demo):
     expect(notice(page)).to_contain_text(
         "the control plane has no current data about its regions", timeout=TIMEOUT
     )
-    expect(connection(page)).to_contain_text("You are connected through")  # stale data stays in use
+    # Stale data stays in use, but the picker does not say that the region is connected.
+    region = page.evaluate("document.getElementById('picker').monitor.region.display_name")
+    expect(connection(page)).to_have_text(f"Your region is {region}. It may no longer be available.")
+    expect(row(page, region).locator(".tag")).to_have_text("your region")
     page.unroute_all()
     expect(notice(page)).to_be_hidden(timeout=TIMEOUT)
+    expect(connection(page)).to_contain_text(f"You are connected through {region}, the nearest region.")
+    expect(row(page, region).locator(".tag")).to_have_text("connected")
 
 
 @pytest.mark.parametrize("body", ["<h1>Sign in</h1>", "[]"], ids=["page", "list"])
@@ -201,6 +206,7 @@ def test_notice__unexpected_response(page, demo, body):
     expect(notice(page)).to_contain_text(
         "The regions cannot be loaded: the server sent an unexpected response."
     )
+    expect(connection(page)).to_be_hidden()
     page.unroute_all()
     expect(radio(page, "Paris")).to_be_visible(timeout=TIMEOUT)
     expect(notice(page)).to_be_hidden()

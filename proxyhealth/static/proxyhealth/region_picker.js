@@ -13,6 +13,7 @@ export const TEXTS = {
   nearest: "You are connected through {region}, the nearest region. To always use the same region, choose one.",
   nearestMoved: "You are now connected through {region}, the nearest region. To always use the same region, choose one.",
   fallback: "{lost} is not available. You are now connected through {region}.",
+  unconfirmed: "Your region is {region}. It may no longer be available.",
   looking: "Looking for the nearest region…",
   lookingAfter: "{lost} is not available. Looking for the nearest region…",
   unavailable: "No region is available. You are not connected.",
@@ -25,9 +26,10 @@ export const TEXTS = {
   unexpected: "the server sent an unexpected response",
   unreachable: "the server cannot be reached",
   refused: "the server responded with status {status}",
-  signedOut: "you are no longer signed in",
+  signedOut: "you are not signed in",
   signIn: "Sign in",
   inUse: "connected",
+  inUseUnconfirmed: "your region",
   yourChoice: "your choice",
   available: "available",
   notAvailable: "not available",
@@ -66,7 +68,7 @@ export class RegionPicker extends HTMLElement {
   #openedAt = new Date();
   #rows = new Map(); // by the id of the region
   #pointerInside = false;
-  #shown = null; // the connection that the sentence is about
+  #shown = {}; // the connection that the sentence is about, and whether it says that it is unconfirmed
   #notice;
   #signIn;
   #connection;
@@ -132,8 +134,9 @@ export class RegionPicker extends HTMLElement {
   }
 
   #render() {
-    const { loaded, regions } = this.#monitor;
+    const { error, loaded, regions } = this.#monitor;
     this.#showNotice();
+    this.#connection.hidden = !loaded && Boolean(error); // the notice says that nothing was loaded
     if (!loaded) return;
     const focused = this.#list.contains(document.activeElement) ? document.activeElement : null;
     this.#showConnection();
@@ -161,14 +164,22 @@ export class RegionPicker extends HTMLElement {
     this.#signIn.hidden = !(signInUrl && error?.code === "signedOut");
   }
 
+  // True if the server did not confirm the regions at the last poll. Do not say then that a region is connected.
+  #isUnconfirmed() {
+    return Boolean(this.#monitor.error) || this.#monitor.stale;
+  }
+
   #showConnection() {
     const { connection } = this.#monitor;
-    if (connection === this.#shown) return;
-    this.#shown = connection;
+    const unconfirmed = this.#isUnconfirmed();
+    const isNew = connection !== this.#shown.connection;
+    if (!isNew && unconfirmed === this.#shown.unconfirmed) return;
+    this.#shown = { connection, unconfirmed };
     const { state, region, lost, moved, returned } = connection;
     let text = state;
-    if (state === "chosen" && returned) text = "returned";
-    else if (moved && ["chosen", "nearest"].includes(state)) text = `${state}Moved`;
+    if (region && unconfirmed) text = "unconfirmed";
+    else if (isNew && state === "chosen" && returned) text = "returned";
+    else if (isNew && moved && ["chosen", "nearest"].includes(state)) text = `${state}Moved`;
     else if (state === "looking" && lost) text = "lookingAfter";
     setText(this.#connection, this.#text(text), { region, lost });
     this.#connection.dataset.state = STATES[state] ?? "none";
@@ -206,7 +217,8 @@ export class RegionPicker extends HTMLElement {
     setText(row.name, "{name}", { name: region.display_name || region.name });
     this.#showIcon(row.icon, region.icon_url);
 
-    const tag = healthy ? id === this.#monitor.region?.id && "inUse" : isChosen && "yourChoice";
+    const inUse = this.#isUnconfirmed() ? "inUseUnconfirmed" : "inUse";
+    const tag = healthy ? id === this.#monitor.region?.id && inUse : isChosen && "yourChoice";
     setText(row.tag, tag ? this.#text(tag) : "");
     row.tag.hidden = !tag;
     row.badge.className = `proxyhealth-badge proxyhealth-${healthy ? "ok" : (status?.status ?? "unregistered")}`;
