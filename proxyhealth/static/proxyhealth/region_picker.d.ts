@@ -17,7 +17,7 @@ declare global {
   interface HTMLElementTagNameMap {
     "proxyhealth-region-picker": RegionPicker;
   }
-  interface HTMLElementEventMap {
+  interface GlobalEventHandlersEventMap {
     "region-change": CustomEvent<RegionChange>;
   }
 }
