@@ -11,8 +11,9 @@ from tests.deployment.server.site import Site
 from tests.support.ports import free_port
 from tests.support.proxies import WorkspaceProxyServer
 
-# So that a test need not wait a minute for a round.
-FAST = "PROXYHEALTH_INTERVAL='1'\nPROXYHEALTH_TIMEOUT='1'\n"
+# So that a test need not wait a minute for a round. A snapshot is stale after three intervals, and a busy
+# machine needs some seconds for a round.
+FAST = "PROXYHEALTH_INTERVAL='2'\nPROXYHEALTH_TIMEOUT='1'\n"
 INSTALLATION = (
     "Code",
     "Secrets and environment",

@@ -28,7 +28,7 @@ PASSWORD = "a-good-Password-7"
 _PATHS = re.compile(r"(?<![\w$})./])/(etc|opt|var|run|usr/local/sbin)(?=[/ ]|$)", re.MULTILINE)
 _FOLDERS = (
     *("bin", "etc/nginx/conf.d", "etc/nginx/sites-enabled", "etc/prometheus", "etc/systemd/system"),
-    *("etc/valkey", "opt/proxyhealth/releases", "run/proxyhealth", "supervisor.d", "usr/local/sbin"),
+    *("etc/redis", "opt/proxyhealth/releases", "run/proxyhealth", "supervisor.d", "usr/local/sbin"),
     *("var/backups", "var/log", "var/lib/proxyhealth", "var/lib/nginx"),
 )
 _CODE = ("project", "proxyhealth", "templates", "manage.py", "requirements.txt")
@@ -85,14 +85,17 @@ class Site:
             r"https://\$site\b": f"https://$site:{ports['https']}",
             r":5432\b": f":{ports['postgresql']}",
             r"\b6380\b": str(ports["valkey"]),
+            r":9090\b": f":{ports['prometheus']}",
             r":9093\b": f":{ports['alertmanager']}",
             r":5001\b": f":{ports['receiver']}",
             r"^user=proxyhealth$": f"user={getpass.getuser()}",
             r"^site=.*": "site=localhost",
+            r"^valkey=valkey$": "valkey=redis",  # the Valkey of the tests has no TLS
             # So that the test need not wait for minutes.
             r"_interval: 15s\b": "_interval: 1s",
             r"(?<=proxyhealth_interval_seconds\)) \+ 60\b": " + 1",
             r"\bgroup_wait: 30s\b": "group_wait: 1s",
+            r"\bgroup_interval: 5m\b": "group_interval: 1s",
             r"\bclient_body_timeout 10s": "client_body_timeout 2s",
             r"\bcreatesuperuser\b": "createsuperuser --noinput",
         }.items():
@@ -102,7 +105,7 @@ class Site:
     def _make_folders(self) -> None:
         for name in _FOLDERS:
             (self.folder / name).mkdir(parents=True)
-        (self.folder / "etc/valkey/valkey.conf").write_text("daemonize no\n")
+        (self.folder / "etc/redis/redis.conf").write_text("daemonize no\n")
         (self.folder / "etc/nginx/nginx.conf").write_text(
             f"pid {self.folder}/run/nginx.pid; events {{ }}\nuser {getpass.getuser()};\n"
             f"http {{ access_log {self.folder}/var/log/nginx-access.log; include /etc/nginx/mime.types;\n"
@@ -193,22 +196,23 @@ class Site:
 
     def _start_supervisord(self) -> subprocess.Popen[bytes]:
         folder = self.folder
-        valkey = shutil.which("valkey-server") or find_program("redis-server", "redis-server")
-        self._add_program("valkey-server", f"{valkey} {folder}/etc/valkey/valkey.conf", autostart="false")
+        redis = find_program("redis-server", "redis-server")
+        self._add_program("redis-server", f"{redis} {folder}/etc/redis/redis.conf", autostart="false")
         self._add_program("nginx", f'{folder}/bin/nginx -g "daemon off;"', autostart="false")
+        # Debian's units take the options from /etc/default.
         self._add_program(
             "prometheus",
-            f"prometheus --config.file={folder}/etc/prometheus/prometheus.yml "
-            f"--storage.tsdb.path={folder}/var/lib/prometheus "
-            f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}",
+            self._with_default_arguments("prometheus")
+            + f" --config.file={folder}/etc/prometheus/prometheus.yml"
+            + f" --storage.tsdb.path={folder}/var/lib/prometheus'",
             autostart="false",
             environment=f'SSL_CERT_FILE="{self.ca}"',
         )
         self._add_program(
             "prometheus-alertmanager",
-            f"prometheus-alertmanager --config.file={folder}/etc/prometheus/alertmanager.yml "
-            f"--storage.path={folder}/var/lib/alertmanager --cluster.listen-address= "
-            f"--web.listen-address=127.0.0.1:{self.ports['alertmanager']}",
+            self._with_default_arguments("prometheus-alertmanager")
+            + f" --config.file={folder}/etc/prometheus/alertmanager.yml"
+            + f" --storage.path={folder}/var/lib/alertmanager'",
             autostart="false",
         )
         control = f"{folder}/supervisor.sock"
@@ -243,6 +247,10 @@ class Site:
         wait_for(Path(control).exists, 10, "supervisord runs")
         wait_for(lambda: "ready to accept" in self.log("postgresql"), 20, "PostgreSQL runs")
         return process
+
+    def _with_default_arguments(self, name: str) -> str:
+        """Return a command up to the options of /etc/default. The rest must end with a single quote."""
+        return f"/bin/sh -c '. {self.folder}/etc/default/{name}; exec {name} $ARGS"
 
     def _open_socket(self) -> int:
         """Open the socket of the web server, as systemd does. It stays open while the web server restarts."""
@@ -305,7 +313,7 @@ class Site:
         log = self.folder / f"var/log/{name}.log"
         return log.read_text(errors="replace") if log.exists() else ""
 
-    def wait_until_ready(self, seconds: float = 30) -> None:
+    def wait_until_ready(self, seconds: float = 60) -> None:
         wait_for(self._answers_ready, seconds, "the site is ready")
 
     def _answers_ready(self) -> bool:

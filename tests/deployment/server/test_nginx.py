@@ -85,7 +85,7 @@ def test_static_files__are_compressed_and_cached_for_ever(site: Site):
 
 def test_json__keeps_its_strong_etag(site: Site, operator: requests.Session, paris: WorkspaceProxyServer):
     url = f"{site.base}/api/v2/regions"
-    response = wait_for(lambda: len((r := operator.get(url, timeout=5)).content) > 200 and r, 20, "paris")
+    response = wait_for(lambda: len((r := operator.get(url, timeout=5)).content) > 200 and r, 40, "paris")
     etag = response.headers["ETag"]
     assert etag.startswith('"')
     assert response.headers["Content-Encoding"] == "gzip"
