@@ -88,7 +88,7 @@ def run_shard(token: int, index: int, checked_at: datetime, proxies: Sequence[Pr
         part = run.give_up(error)
     if run.stored_last:
         with suppress(RoundFailed):  # it is recorded
-            finish_shared_round(token)
+            finish_shared_round(token, forget=False)
     return part
 
 
@@ -184,10 +184,13 @@ def _wait_for_part(token: int, index: int) -> Part:
     return part
 
 
-def finish_shared_round(token: int, parts: Sequence[Any] = ()) -> None:
+def finish_shared_round(token: int, parts: Sequence[Any] = (), *, forget: bool = True) -> None:
     """Commit the round with this token from the parts of its shards. Raise ``RoundFailed`` if that fails.
 
     For shards without a result in ``parts``, use the stored parts. Do nothing if the round is over.
+
+    With ``forget``, delete the results of the tasks. A chord that has not ended still needs them: most
+    backends poll until every task has a result, and would do so forever.
     """
     with steps.recording_failures(token), renewing_lease(token, steps.lease_limit(0)) as lease:
         if not lease:
@@ -195,7 +198,7 @@ def finish_shared_round(token: int, parts: Sequence[Any] = ()) -> None:
             return
         plan = _load_plan()
         if plan and plan.token == token:
-            _commit_plan(plan, _complete_parts(plan, parts))
+            _commit_plan(plan, _complete_parts(plan, parts), forget=forget)
         else:
             logger.info("round over before its last shard token=%d", token)
     steps.close_round(token)
@@ -222,7 +225,7 @@ def _load_plan() -> Plan | None:
     return Plan.load(text) if text else None
 
 
-def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> None:
+def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None, *, forget: bool = True) -> None:
     result = plan.merge(parts)
     if result.offline:
         drop_plan(plan.token)
@@ -233,7 +236,8 @@ def _commit_plan(plan: Plan, parts: Iterable[Any], lease: int | None = None) -> 
     steps.commit_round(result.statuses, plan.token, full_round, lease)
     if result.missing:
         logger.error("round incomplete token=%d error=%s", plan.token, result.error)
-    _forget_results(plan.tasks)
+    if forget:
+        _forget_results(plan.tasks)
 
 
 def _complete_parts(plan: Plan, parts: Sequence[Any]) -> Sequence[Any]:
