@@ -193,7 +193,10 @@ class _Fetch:
 
     @contextmanager
     def get(self, url: ProxyURL, target: str) -> Iterator[requests.Response]:
-        context = tls.tls_context(conf.CA_BUNDLE) if url.scheme == "https" else None
+        context = None
+        if url.scheme == "https":
+            with self.deadline.pause():  # a file system may hang
+                context = tls.tls_context(conf.CA_BUNDLE)
         connection = Connection(
             url.host, url.port, deadline=self.deadline, policy=self.policy, context=context
         )

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from proxyhealth.probing import pool
+from proxyhealth.probing import pool, tls
 from proxyhealth.probing.turns import Turn, Turns, turns
 from proxyhealth.statuses import Reason, Status
 from tests.support.proxies import wait_for
@@ -105,6 +105,19 @@ def test_turn__is_free_while_a_proxy_is_silent(serve):
         assert not waiting.done()
         silent.gate.set()
         assert waiting.result()[0].status is Status.OK
+
+
+def test_turn__is_free_while_a_file_hangs(serve):
+    """CA_BUNDLE may be on a network file system."""
+    lock = turns.value.lock
+    with ThreadPoolExecutor(1) as thread:
+        with tls._build_lock.value:
+            waiting = thread.submit(probe_urls, "https://127.0.0.1:1")
+            wait_for(lambda: turns.value.lock.locked() or waiting.running())
+            assert [status.status for status in probe_urls(*3 * [serve().url])] == 3 * [Status.OK]
+            assert turns.value.lock is lock, "no turn was too long"
+            assert not waiting.done()
+        assert waiting.result()[0].reason is Reason.CONNECT
 
 
 def test_turn__is_free_after_an_internal_error(serve, configure):
