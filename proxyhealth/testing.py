@@ -309,7 +309,13 @@ def fake_snapshot(
 def _fake(value: Fake) -> FakeStatus:
     if isinstance(value, FakeStatus):
         return value
-    return FakeStatus(value) if isinstance(value, str) else FakeStatus(*value)
+    if isinstance(value, str):
+        return FakeStatus(value)
+    if not isinstance(value, tuple | list):
+        raise TypeError(
+            f"a status is a text, a tuple such as ('unreachable', 'timeout'), or FakeStatus: {value!r}"
+        )
+    return FakeStatus(*value)
 
 
 def active_fake() -> FakeSnapshot:

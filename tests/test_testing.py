@@ -109,6 +109,12 @@ def test_fake__refuses_statuses_that_do_not_exist(value, message):
         fake_snapshot(paris=value)
 
 
+@pytest.mark.parametrize("value", [3, None, {"status": "ok"}])
+def test_fake__refuses_other_types(value):
+    with pytest.raises(TypeError, match="a status is a text, a tuple such as"):
+        fake_snapshot(paris=value)
+
+
 # Rows
 
 
