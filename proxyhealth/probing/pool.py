@@ -162,6 +162,7 @@ class _Prober:
         self._statuses: queue.SimpleQueue[ProxyStatus] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
+        self._refused = False  # the system has not started the last thread
         self._ready = 0  # threads that have a proxy and wait for their turn
         self._unfinished = 0
         self._ended = False
@@ -193,9 +194,10 @@ class _Prober:
             except RuntimeError as error:
                 if self._threads == 0:
                     raise RoundFailed(f"no thread can be started: {error}") from error
-                self._limit = self._threads
+                self._refused = True  # the next probe that begins tries again
             else:
                 self._threads += 1
+                self._refused = False
 
     def _work(self) -> None:
         turn = Turn(turns.value)
@@ -214,7 +216,7 @@ class _Prober:
     @property
     def only_waits(self) -> bool:
         """True if every proxy has a thread, and a quarter of the threads is free."""
-        return self._waiting.empty() and self._unfinished <= self._limit * 3 // 4
+        return self._waiting.empty() and not self._refused and self._unfinished <= self._limit * 3 // 4
 
     def next_statuses(self, end: float) -> list[ProxyStatus]:
         """Return the next statuses, or none if there is none before ``end``.

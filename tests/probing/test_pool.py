@@ -143,6 +143,26 @@ def test_probe_all__only_one_thread_starts(monkeypatch, serve):
     assert {status.status for status in pool.probe_all(proxies, NOW)} == {Status.OK}
 
 
+def test_probe_all__thread_that_does_not_start_is_tried_again(monkeypatch, serve, configure):
+    """Otherwise most proxies of the round would get no probe, and count as dead."""
+    configure(TIMEOUT=0.4)
+    start = threading.Thread.start
+    started = []
+
+    def refuse_second(self):
+        if self.name == "probe":
+            started.append(self)
+            if len(started) == 2:
+                raise RuntimeError("can't start new thread")
+        start(self)
+
+    silent = serve()
+    silent.gate.clear()
+    proxies = [*(with_url(silent.url) for _ in range(10)), with_url(serve().url)]
+    monkeypatch.setattr(threading.Thread, "start", refuse_second)
+    assert pool.probe_all(proxies, NOW)[-1].status is Status.OK
+
+
 def test_probe_batches__fast_proxies_before_slow_ones(serve):
     quick, slow = serve(), serve()
     slow.gate.clear()
