@@ -1,5 +1,6 @@
 """Rounds that all workers share, without a worker. One in a real worker is in test_tasks."""
 
+import sys
 import threading
 from dataclasses import replace
 
@@ -156,6 +157,24 @@ def test_finish__requests_one_more_round_once(shared, monkeypatch):
     assert begin_round(RoundRequest(rerun_if_busy=True)).outcome == "running"
     sharing.finish_shared_round(shared.token, run_shards(shared))
     assert requested == [True]
+
+
+@pytest.mark.parametrize(("killed", "rounds"), [("process", 1), ("worker", 2)])
+def test_run_shard__killed_before_its_commit(shared, monkeypatch, redis_client, killed, rounds):
+    """If only its process was killed, the broken chord commits; if the whole worker, the next round."""
+    run_shard(shared, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing, "finish_shared_round", lambda *args, **options: sys.exit())
+        with pytest.raises(SystemExit):
+            run_shard(shared, 1)
+    assert reader.read_anew().number == 0
+    if killed == "process":
+        sharing.finish_shared_round(shared.token)
+    else:
+        redis_client.delete(caches["default"].make_key("proxyhealth:lease"))  # it expires
+        assert runner.run_round() == "success"
+    assert reader.read_anew().outcomes == {"success": rounds}
+    assert load_plan() == ""
 
 
 def test_run_shard__failed_shard_waits_for_the_chord(shared, monkeypatch):
