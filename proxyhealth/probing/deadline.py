@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 
 from proxyhealth.exceptions import TooManyBytes
-from proxyhealth.probing.turns import Pause
+from proxyhealth.probing.turns import NoTurn
 
 # Of all responses together, with those that redirect. A line is a header, a status, or the size of a chunk.
 MAX_LINES = 300
@@ -21,16 +20,17 @@ _UNPACED_RECEIVES_OF_CONNECTION = 4
 class Deadline:
     """The limits of a probe, over all its redirects.
 
-    ``end`` is monotonic time; ``phase`` is the current step, for messages. Wait only within ``pause()``, so
-    that other probes can work.
+    ``phase`` is the current step, for messages. Wait only within ``pause()``, so that other probes can work.
+    The time that the probe then waits for its turn does not count, up to ``seconds``.
     """
 
-    def __init__(self, seconds: float, pause: Pause = nullcontext) -> None:
+    def __init__(self, seconds: float, turn: NoTurn | None = None) -> None:
         self.seconds = seconds
-        self.pause = pause
+        self._turn = turn or NoTurn()
+        self.pause = self._turn.pause
         self.phase = "starting"
         self._begin = time.monotonic()
-        self.end = self._begin + seconds
+        self._end = self._begin + seconds
         self._lines_left = MAX_LINES
         self._line_bytes_left = MAX_LINE_BYTES
         self._tls_overhead_left = MAX_TLS_OVERHEAD
@@ -38,14 +38,17 @@ class Deadline:
 
     def remaining(self) -> float:
         """Return the seconds that remain. Raise ``TimeoutError`` if there are none."""
-        seconds = self.end - time.monotonic()
+        seconds = self._end - self._now()
         if seconds <= 0:
             raise TimeoutError
         return seconds
 
     def shorten(self, seconds: float) -> None:
         """Let the rest of the probe take at most ``seconds``."""
-        self.end = min(self.end, time.monotonic() + seconds)
+        self._end = min(self._end, self._now() + seconds)
+
+    def _now(self) -> float:
+        return time.monotonic() - min(self._turn.waited, self.seconds)
 
     def count_redirect(self) -> None:
         """Let a redirect take its share of the lines."""

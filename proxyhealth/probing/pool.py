@@ -210,7 +210,7 @@ class _Prober:
                 if not self._ready:
                     # The other threads wait for proxies. A thread takes memory, so start no more than needed.
                     self._start_thread()
-                status = probe(proxy, self._checked_at, turn.pause)
+                status = probe(proxy, self._checked_at, turn)
             self._statuses.put(status)
 
     @property

@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -28,7 +28,7 @@ from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.excerpts import describe_bad_report, describe_status
 from proxyhealth.probing.policy import AddressPolicy
 from proxyhealth.probing.transport import Connection
-from proxyhealth.probing.turns import Pause
+from proxyhealth.probing.turns import NoTurn
 from proxyhealth.report import HealthReport, clean
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
@@ -75,17 +75,18 @@ _HOST_IS_MISSING = re.compile(r"https?:(?!//[^/])|//(?:[/?#]|\Z)", re.IGNORECASE
 _LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-def probe(proxy: Proxy, checked_at: datetime | None = None, pause: Pause = nullcontext) -> ProxyStatus:
+def probe(proxy: Proxy, checked_at: datetime | None = None, turn: NoTurn | None = None) -> ProxyStatus:
     """Request the report of ``proxy`` and return its status, within ``TIMEOUT`` seconds.
 
     Never raise: an unexpected error gives the reason ``internal``, and its traceback is logged.
-    ``checked_at`` is stored in the status; the default is now. The probe waits only within ``pause()``.
+    ``checked_at`` is stored in the status; the default is now. ``turn`` is the turn that the probe has.
     """
     checked_at = checked_at or datetime.now(UTC)
     if not proxy.url:
         return ProxyStatus(proxy, "", Status.UNREGISTERED, checked_at=checked_at)
     begin = time.monotonic()
-    fetch = _Fetch(pause)
+    turn = turn or NoTurn()
+    fetch = _Fetch(turn)
     status, reason = Status.OK, Reason.NONE
     try:
         report = fetch.fetch_report(proxy.url)
@@ -108,7 +109,7 @@ def probe(proxy: Proxy, checked_at: datetime | None = None, pause: Pause = nullc
         reason=reason,
         report=report,
         checked_at=checked_at,
-        latency=time.monotonic() - begin if fetch.responded else None,
+        latency=time.monotonic() - begin - turn.waited if fetch.responded else None,
         tls_expires_at=fetch.tls_expires_at,
     )
 
@@ -118,7 +119,7 @@ def is_reachable(url: str) -> bool:
 
     The operator chose the URL, so the address policy does not apply.
     """
-    fetch = _Fetch(nullcontext)
+    fetch = _Fetch(NoTurn())
     fetch.deadline = Deadline(conf.TIMEOUT)
     fetch.policy = AddressPolicy()
     shown = url.partition("?")[0]  # a query may contain a token
@@ -135,8 +136,8 @@ def is_reachable(url: str) -> bool:
 class _Fetch:
     """The requests of one probe: the first one and those that follow redirects."""
 
-    def __init__(self, pause: Pause) -> None:
-        self._pause = pause
+    def __init__(self, turn: NoTurn) -> None:
+        self._turn = turn
         self.proxy_host = ""
         self.responded = False
         self.tls_expires_at: datetime | None = None  # of the certificate that expires first
@@ -150,7 +151,7 @@ class _Fetch:
         return [text for text in (self._redirect, self._expiry) if text]
 
     def fetch_report(self, proxy_url: str) -> HealthReport:
-        self.deadline = Deadline(conf.TIMEOUT, self._pause)
+        self.deadline = Deadline(conf.TIMEOUT, self._turn)
         self.policy = AddressPolicy(conf.ADDRESS_DENY, conf.ADDRESS_ALLOW)
         try:
             url, target = _report_of(proxy_url)

@@ -46,8 +46,9 @@ class PlainSocket(socket.socket):
         try:
             with self.deadline.pause():
                 result = receive(*args)
-        finally:
+        except OSError:
             self.deadline.remaining()  # if the time is over, report that, not the error it caused
+            raise
         self.ended = not result
         return result
 

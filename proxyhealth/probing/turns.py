@@ -1,14 +1,13 @@
 """Turns: of all probes of a process, one works at a time, while the others wait."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Self
 
 from proxyhealth.conf import conf
 from proxyhealth.utils import PerProcess
-
-Pause = Callable[[], AbstractContextManager[None]]
 
 # The longest turn, as a part of TIMEOUT. A probe works for milliseconds, so one that takes longer hangs, and
 # must not make the others time out.
@@ -39,17 +38,31 @@ class Turns:
                 lock.release()
 
 
-class Turn:
-    """The turn of one probe: a context manager. Wait within :meth:`pause`, so that other probes can work."""
+class NoTurn:
+    """The turn of a probe that runs alone."""
+
+    waited = 0.0  # seconds of this probe
+
+    def pause(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class Turn(NoTurn):
+    """The turn of one probe: a context manager. Wait within :meth:`pause`, so that other probes can work.
+
+    ``waited`` is the time that its pauses took longer because other probes worked.
+    """
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         with self._turns.next:  # so probes that run compete with one that begins, not with all of them
             self._lock = self._turns.take()
+        self.waited = 0.0
+        return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._lock.release()
 
     @contextmanager
@@ -59,7 +72,9 @@ class Turn:
         try:
             yield
         finally:
+            begin = time.monotonic()
             self._lock = self._turns.take()
+            self.waited += time.monotonic() - begin
 
 
 turns = PerProcess(Turns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from datetime import UTC, datetime
 import pytest
 
 from proxyhealth.probing import pool, tls
+from proxyhealth.probing.deadline import Deadline
+from proxyhealth.probing.probe import probe
 from proxyhealth.probing.turns import Turn, Turns, turns
 from proxyhealth.statuses import Reason, Status
 from tests.support.proxies import wait_for
@@ -125,3 +128,31 @@ def test_turn__is_free_after_an_internal_error(serve, configure):
     failed, good = probe_urls("https://127.0.0.1:1", serve().url)
     assert (failed.reason, good.status) == (Reason.INTERNAL, Status.OK)
     assert not is_taken()
+
+
+def test_turn__waiting_for_it_does_not_count(serve, configure, monkeypatch):
+    """The response arrives in time, but another probe works until after the deadline."""
+    configure(TIMEOUT=1)
+    turn, taken = Turn(Turns()), Turns.take
+
+    def take_late(value):
+        time.sleep(0.6)
+        return taken(value)
+
+    monkeypatch.setattr(Turns, "take", take_late)
+    with turn:
+        status = probe(replace(make_proxy(), url=serve().url), NOW, turn)
+    assert turn.waited > 1
+    assert (status.status, status.reason) == (Status.OK, Reason.NONE)
+    assert status.latency < 0.5
+
+
+def test_turn__waiting_counts_after_a_timeout():
+    """A probe ends after twice the TIMEOUT at the latest."""
+    turn = Turn(Turns())
+    deadline = Deadline(0.1, turn)
+    turn.waited = 60.0
+    assert 0.1 < deadline.remaining() <= 0.2
+    turn.waited = 0.0
+    deadline.shorten(0.05)
+    assert deadline.remaining() <= 0.05
