@@ -147,7 +147,6 @@ def test_client__another_origin_with_session(visitor, pages, frontend, api):
     wait_for(lambda: ("GET", "/api/v2/regions", 304) in requests or visitor.wait_for_timeout(50), 10)
     assert {method for method, *_ in requests} == {"GET"}, "no preflight"
     WorkspaceProxy.objects.update(display_name="Lutetia")
-    health.request_check([]).result(30)
     health.force_update()
     visitor.clock.fast_forward(5_000)
     expect(visitor.get_by_role("listitem")).to_have_text("Lutetia: not available")
