@@ -95,8 +95,9 @@ def test_start__samples_of_other_documents_run(project):
     reader, _ = project
     texts = [(ROOT / "README.md").read_text(), (DOCS / "python.md").read_text()]
     samples = [sample for text in texts for sample in blocks("python", text)]
-    assert len(samples) == 2
-    reader.shell("\n".join(samples))
+    assert len(samples) == 3
+    call = "import json; assert set(json.loads(proxies(None).content)) == {'stale', 'proxies'}"
+    reader.shell("\n".join([*samples, call]))
 
 
 def test_start__runbook_finds_its_lines_in_the_logs(project):
