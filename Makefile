@@ -56,9 +56,9 @@ coverage: $(VENV)/.installed-dev node_modules/.installed
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-## Run the tests that take little time, except those of SKIP
+## Run the tests that take little time, or those of TESTS
 quick: $(VENV)/.installed-dev
-	$(DEVMODE) $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(SLOW) $(SKIP))
+	$(DEVMODE) $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(SLOW)) $(TESTS)
 
 # Each of these tests starts a whole deployment and has time limits. On two cores, three at once are too slow.
 ## Kill real processes while clients read, and check what the clients see (about five minutes)

@@ -98,7 +98,9 @@ def empty_cache(request: pytest.FixtureRequest) -> None:
     from proxyhealth.testing import reset
 
     # A thread may only now send the requests of the previous test.
-    dispatch._sender.value.flush(timeout=60)
+    sender = dispatch._sender.value
+    sender.flush(timeout=60)
+    sender._error = None  # of that test
     if _redis_server.has_started:
         request.getfixturevalue("redis_client").flushall()
     reset()
