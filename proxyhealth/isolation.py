@@ -13,7 +13,7 @@ NO_CACHE = "tests do not use the cache; proxyhealth.testing.fake_snapshot() give
 
 
 class Substitute(Protocol):
-    """What a test reads in place of the cache, and what takes the requests in place of the broker."""
+    """The stand-in of a test for the cache and the broker: it has a snapshot, and takes requests."""
 
     @property
     def snapshot(self) -> Snapshot: ...
