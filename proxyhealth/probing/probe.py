@@ -79,7 +79,8 @@ def probe(proxy: Proxy, checked_at: datetime | None = None, turn: NoTurn | None 
     """Request the report of ``proxy`` and return its status, within ``TIMEOUT`` seconds.
 
     Never raise: an unexpected error gives the reason ``internal``, and its traceback is logged.
-    ``checked_at`` is stored in the status; the default is now. ``turn`` is the turn that the probe has.
+    ``checked_at`` is stored in the status; the default is now. The caller holds ``turn``: the probe
+    gives it up while it waits for the proxy. The wait to get it back does not count.
     """
     checked_at = checked_at or datetime.now(UTC)
     if not proxy.url:

@@ -7,14 +7,13 @@ import re
 import signal
 import socket
 import stat
-import subprocess
 from contextlib import suppress
 
 import pytest
 
 from project.control import send
 from project.fleet import FLEET, REDIS_PORT
-from tests.support.demo import Demo, copy_checkout, environment, free_ports, processes_in
+from tests.support.demo import Demo, copy_checkout, free_ports, processes_in, run_module
 from tests.support.proxies import wait_for
 
 NAMES = "Valid names: paris, sao-paulo, sydney, tokyo, mumbai, cape-town"
@@ -24,15 +23,7 @@ COMMANDS = "Valid commands: stop-redis, stop-worker, stop-beat, stop-web, stop-p
 
 def control(folder, target, **values):
     """Run a command for the demo of a folder, as make does."""
-    return subprocess.run(
-        [".venv/bin/python", "-m", "project.control", target],
-        cwd=folder,
-        env=environment(**values),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    return run_module(folder, "project.control", target, **values)
 
 
 def error_of(folder, target, **values):

@@ -14,7 +14,7 @@ import requests
 import yaml
 
 from tests.contrib.expressions import ALERTS, RECORDS, expressions
-from tests.support.demo import ROOT, copy_checkout, environment, free_ports
+from tests.support.demo import ROOT, copy_checkout, environment, free_ports, run_module
 from tests.support.proxies import wait_for
 
 TOKEN = "a\"b'c:#{}"  # needs quoting in YAML
@@ -103,15 +103,7 @@ def test_make_prometheus__loads_rules_and_stops_on_ctrl_c(installed, tmp_path):
 
 def error_of_prometheus(folder, **values):
     """Return the error message of a ``make prometheus`` that cannot start."""
-    done = subprocess.run(
-        [".venv/bin/python", "-m", "project.prometheus"],
-        cwd=folder,
-        env=environment(**values),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = run_module(folder, "project.prometheus", **values)
     assert done.returncode == 1, done
     assert done.stdout == ""
     return done.stderr

