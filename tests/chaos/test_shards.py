@@ -114,7 +114,7 @@ def test_child_killed_in_shard__other_shards_count(deployment, verdict):
     assert SILENT not in updated
     assert all(shared[1].statuses[name] == "unhealthy" for name in updated)
     assert all(shared[1].statuses[name] == old[1].statuses[name] for name in set(NAMES) - updated)
-    # Usually within a second. But Celery may notice the end of a process only with the next message, the tick.
+    # Usually within a second. But Celery may notice the end only with the next message, which is the tick.
     assert shared[1].at - request.begin < INTERVAL + 1, "the round did not end with the next tick"
     assert not deployment.exited()
     for name in (
