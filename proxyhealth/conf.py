@@ -87,6 +87,7 @@ _seconds = _number("seconds, at most a year", lambda value: abs(value) <= SECOND
 _seconds_or_zero = _number("seconds from 0 to a year", lambda value: 0 <= value <= SECONDS_PER_YEAR)
 _positive_seconds = _number("seconds above 0, at most a year", lambda value: 0 < value <= SECONDS_PER_YEAR)
 _days = _number("days, 0 or more", lambda value: 0 <= value <= timedelta.max.days)
+_days_of_history = _number("days, from 1 to 36,500", lambda value: 1 <= value <= 36_500)
 
 
 def _positive_integer(value: Any) -> int:
@@ -257,6 +258,14 @@ class Settings:
 
     TIMEOUT = _Setting(5.0, _positive_seconds)
     """Seconds that a whole probe may take."""
+    FAILURE_THRESHOLD = _Setting(1, _positive_integer)
+    """Number of failed probes in a row after which a proxy that was ``ok`` is not."""
+    RECOVERY_THRESHOLD = _Setting(1, _positive_integer)
+    """Number of successful probes in a row after which a proxy that failed is ``ok``."""
+    RECHECK_AFTER = _Setting(5.0, _positive_seconds)
+    """Seconds after which a proxy is probed again whose result contradicts its status."""
+    HISTORY_DAYS = _Setting(400, _days_of_history)
+    """Days for which transitions and gaps are kept."""
     CONCURRENCY = _Setting(512, _positive_integer)
     """Number of probes that run at once in a process."""
     SHARD_SIZE = _Setting(1000, _positive_integer)

@@ -68,11 +68,14 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class ProxyStatus:
-    """The result of one probe of a proxy: its judgement.
+    """The confirmed status of a proxy, with the last probe that found it; or the result of one probe.
 
     ``proxy`` holds the values of the row at the time of the probe. ``proxy_host`` is the ``host[:port]`` of
     its URL, or empty. ``latency`` is the duration of the probe in seconds, or None without a response.
     ``tls_expires_at`` is None without a certificate. ``checked_at`` is None before the first probe.
+
+    The status began at ``since``, with the first probe that found it; None if that is not known. ``raw`` is
+    the result of the last probe if it contradicts the status, and is not confirmed yet, else None.
     """
 
     proxy: Proxy
@@ -83,10 +86,17 @@ class ProxyStatus:
     checked_at: datetime | None = None
     latency: float | None = None
     tls_expires_at: datetime | None = None
+    since: datetime | None = None
+    raw: "ProxyStatus | None" = None
 
     @property
     def healthy(self) -> bool:
         return self.status is Status.OK
+
+    @property
+    def last(self) -> "ProxyStatus":
+        """The result of the last probe: this object, unless that result is not confirmed yet."""
+        return self.raw or self
 
     def judgement(self) -> dict[str, Any]:
         """Return the fields of ``JUDGEMENT`` as JSON, without empty ones, to keep it small."""
@@ -132,6 +142,7 @@ class ProxyStatus:
             checked_at,
             column["latency"],
             convert(column["tls_expires_at"], parse_rfc3339),
+            convert(columns.get("since", nothing), parse_rfc3339),
         )
 
 
@@ -210,6 +221,8 @@ class Snapshot:
     the last copy of the process. ``refusal`` is the reason why the cache refuses to store a round that is
     overdue. ``fresh_until`` is ``stale_at`` on the monotonic clock, which nobody can set back; it is None if
     only ``stale_at`` is available. ``change`` differs after each request to check saved or deleted rows.
+    ``watched`` is the time for which rounds had watched the proxies until ``checked_at``, in microseconds, or
+    None if that is not known.
     """
 
     statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
@@ -225,6 +238,7 @@ class Snapshot:
     offline: str = ""
     fault: str = ""
     refusal: str = ""
+    watched: int | None = None
     fresh_until: float | None = field(default=None, compare=False, repr=False)
     change: str = field(default="", compare=False, repr=False)
 

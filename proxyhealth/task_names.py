@@ -12,6 +12,10 @@ class TaskName(enum.StrEnum):
     FIRST_ROUND = "proxyhealth.tasks.first_round"
     FINISH_ROUND = "proxyhealth.tasks.finish_round"
     FINISH_BROKEN_ROUND = "proxyhealth.tasks.finish_broken_round"
+    RECHECK = "proxyhealth.tasks.recheck"
+    RECORD_HISTORY = "proxyhealth.tasks.record_history"
+    SEND_SIGNALS = "proxyhealth.tasks.send_signals"
+    PRUNE_HISTORY = "proxyhealth.tasks.prune_history"
 
     @property
     def short(self) -> str:
