@@ -25,6 +25,10 @@ class ForeignSnapshot(StoreError):
     """A snapshot of another deployment, which uses the same keys of the cache."""
 
 
+class HistoryUnavailable(Exception):
+    """A failure of the database that holds the history. The message says why it cannot be used."""
+
+
 class RoundFailed(Exception):
     """A failed round or check. A round changed no status, except as ``health.force_update()`` describes."""
 

@@ -19,9 +19,11 @@ from celery.signals import task_failure, task_postrun, task_prerun, worker_init,
 from celery.states import FAILURE, SUCCESS
 
 from proxyhealth.conf import conf
-from proxyhealth.exceptions import RoundFailed, StoreError
+from proxyhealth.exceptions import HistoryUnavailable, RoundFailed, StoreError
+from proxyhealth.history import records
 from proxyhealth.rounds import broker, steps, worker
-from proxyhealth.rounds.recheck import run_pending_check
+from proxyhealth.rounds.dispatch import flush, request_task
+from proxyhealth.rounds.recheck import run_pending_check, run_recheck
 from proxyhealth.rounds.runner import run_round
 from proxyhealth.rounds.sharing import finish_shared_round, run_shard
 from proxyhealth.rounds.tick import Tick
@@ -100,6 +102,20 @@ def check_proxies(ids: Sequence[str] = ()) -> None:
 
 
 @shared_task(**_OPTIONS, ignore_result=True, throws=(RoundFailed,))
+def recheck() -> None:
+    """Check the proxies again whose last result contradicts their status."""
+    run_recheck()
+
+
+@shared_task(**_OPTIONS, ignore_result=True, throws=(HistoryUnavailable, StoreError))
+def record_history() -> None:
+    """Record the changes that the outbox has. If this fails, the request after the next commit repeats it."""
+    records.record_history()
+    if records.are_signals_due():
+        request_task(TaskName.SEND_SIGNALS)
+
+
+@shared_task(**_OPTIONS, ignore_result=True, throws=(RoundFailed,))
 def first_round(asked: int) -> None:
     """Run a round for a worker that has started, unless one is recent or began after the token ``asked``.
 
@@ -149,6 +165,13 @@ def _count_run(task_id: str, task: Any, state: str | None, **kwargs: Any) -> Non
     start = _start_times.pop(task_id, None)
     if start is not None and state in (SUCCESS, FAILURE):
         _count(task_id, task, state.lower(), time.monotonic() - start)
+
+
+@task_postrun.connect
+def _send_requests(task: Any, **kwargs: Any) -> None:
+    """Send the requests of a run before its process may end."""
+    if _is_ours(task):
+        flush(timeout=1)
 
 
 @task_failure.connect

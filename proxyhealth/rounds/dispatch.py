@@ -3,7 +3,7 @@
 import atexit
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,12 +16,14 @@ from proxyhealth import isolation
 from proxyhealth.exceptions import StoreError
 from proxyhealth.rounds import broker
 from proxyhealth.storage.lease import take_token
-from proxyhealth.storage.pending import SendTask, add_pending, release_claim
+from proxyhealth.storage.pending import SendTask, add_pending, claim_recheck, release_claim
 from proxyhealth.task_names import TaskName
 from proxyhealth.texts import without_passwords
-from proxyhealth.utils import PerProcess
+from proxyhealth.utils import FrozenMapping, PerProcess
 
 logger = logging.getLogger(__name__)
+
+_NO_TASKS: Mapping[TaskName, float] = FrozenMapping()
 
 
 def request_check(ids: Iterable[UUID] | None = None) -> Future[None]:
@@ -40,7 +42,7 @@ def request_check(ids: Iterable[UUID] | None = None) -> Future[None]:
     id_texts = ids if ids is None else [str(id) for id in ids]
     app = broker.celery_app()
     if app.conf.task_always_eager:
-        return _run_eagerly(app, id_texts)
+        return _check_eagerly(app, id_texts)
     return _sender.value.add(id_texts)
 
 
@@ -61,12 +63,40 @@ def request_next_round() -> None:
         request_check()
 
 
+def request_task(name: TaskName, countdown: float = 0) -> None:
+    """Ask the workers to run a task without arguments, after ``countdown`` seconds. Never raise.
+
+    Return at once, except in eager mode, which runs the task here if it has no countdown.
+    """
+    app = broker.celery_app()
+    if not app.conf.task_always_eager:
+        _sender.value.add((), tasks={name: countdown})
+    elif not countdown:
+        _run_eagerly(app, name)
+
+
+def request_recheck(seconds: float) -> None:
+    """Ask the workers to check the proxies again whose last result contradicts their status. Never raise.
+
+    One request is enough for all of them. In eager mode, only rounds check them.
+    """
+    with suppress(StoreError):  # the next round checks them anyway
+        if not broker.celery_app().conf.task_always_eager and claim_recheck(seconds):
+            request_task(TaskName.RECHECK, seconds)
+
+
+def flush(timeout: float) -> None:
+    """Wait up to ``timeout`` seconds until all requests of this process are sent."""
+    _sender.value.flush(timeout)
+
+
 @dataclass
 class _Batch:
     """The requests that are sent together, to the broker of one Celery app."""
 
     ids: set[str] = field(default_factory=set)
     all_proxies: bool = False
+    tasks: dict[TaskName, float] = field(default_factory=dict)
     futures: list[Future[None]] = field(default_factory=list)
 
 
@@ -82,8 +112,8 @@ class Sender:
         self._error: Exception | None = None
         self._batches: dict[Celery, _Batch] = {}
 
-    def add(self, ids: Iterable[str] | None) -> Future[None]:
-        """Request a check of these proxies, or of all.
+    def add(self, ids: Iterable[str] | None, tasks: Mapping[TaskName, float] = _NO_TASKS) -> Future[None]:
+        """Request a check of these proxies, or of all, and tasks with their countdowns.
 
         The future is done when the broker has the task. Without ids, it is done after all earlier requests,
         with the result of the last one.
@@ -98,6 +128,7 @@ class Sender:
                 batch.all_proxies = True
             else:
                 batch.ids.update(ids)
+            batch.tasks.update(tasks)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="proxyhealth sender", daemon=True)
                 self._thread.start()
@@ -116,7 +147,7 @@ class Sender:
                 self._changed.wait_for(lambda: self._batches)
                 app = next(iter(self._batches))
                 batch = self._batches.pop(app)
-            if batch.ids or batch.all_proxies:
+            if batch.ids or batch.all_proxies or batch.tasks:
                 app.set_current()  # for this thread only
                 self._error = self._try_to_send(batch)
             for future in batch.futures:
@@ -131,9 +162,11 @@ class Sender:
                 _send(None)
             if batch.ids:
                 _send(batch.ids)
+            for name, countdown in batch.tasks.items():
+                _apply(name, countdown=countdown)
         except Exception as error:
             text = without_passwords(error)
-            logger.warning("no check could be requested, the next round checks the proxies: %s", text)
+            logger.warning("no task could be requested, the next round makes up for it: %s", text)
             return error
         return None
 
@@ -142,19 +175,26 @@ class Sender:
 _sender = PerProcess(Sender)
 
 # A short-lived process, such as a management command, sends its last requests before it ends.
-atexit.register(lambda: _sender.value.flush(timeout=2))
+atexit.register(flush, timeout=2)
 
 
-def _run_eagerly(app: Celery, ids: list[str] | None) -> Future[None]:
+def _check_eagerly(app: Celery, ids: list[str] | None) -> Future[None]:
+    if ids is None:
+        return _run_eagerly(app, TaskName.CHECK_ALL)
+    if ids:
+        return _run_eagerly(app, TaskName.CHECK_PROXIES, ids)
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
+def _run_eagerly(app: Celery, name: TaskName, *args: Any) -> Future[None]:
     done: Future[None] = Future()
     try:
-        if ids is None:
-            app.tasks[TaskName.CHECK_ALL].apply_async()
-        elif ids:
-            app.tasks[TaskName.CHECK_PROXIES].apply_async((ids,))
+        app.tasks[name].apply_async(args)
         done.set_result(None)
     except Exception as error:
-        logger.warning("check failed: %s", without_passwords(error))
+        logger.warning("%s failed: %s", name.short, without_passwords(error))
         done.set_exception(error)
     return done
 

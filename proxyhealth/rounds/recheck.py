@@ -6,20 +6,24 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID
 
+from proxyhealth.conf import conf
 from proxyhealth.exceptions import ProberOffline, StoreError
 from proxyhealth.probing import pool
 from proxyhealth.rounds import steps
-from proxyhealth.rounds.dispatch import request_next_round
+from proxyhealth.rounds.dispatch import request_next_round, request_recheck
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
-from proxyhealth.storage.commit import Commit
+from proxyhealth.storage.commit import Commit, read_waiting
 from proxyhealth.storage.lease import take_token
-from proxyhealth.storage.pending import take_pending
+from proxyhealth.storage.pending import release_recheck, take_pending
 
 logger = logging.getLogger(__name__)
 
 # Seconds without a result after which a check commits the statuses that it has.
 _BATCH_IDLE = 0.05
+
+# Share of ``RECHECK_AFTER`` after which a proxy may be probed again: its task was sent for an earlier one.
+_SHARE_OF_WAIT = 0.8
 
 
 def run_pending_check(ids: Iterable[UUID] = ()) -> None:
@@ -29,6 +33,28 @@ def run_pending_check(ids: Iterable[UUID] = ()) -> None:
         all_ids |= take_pending()
     if all_ids:  # an earlier task may have checked all of them
         run_check(all_ids)
+
+
+def run_recheck() -> None:
+    """Probe the proxies again whose last result contradicts their status. Raise ``RoundFailed``.
+
+    Those that were probed a moment ago wait for the next time, and so do more than ``CONCURRENCY``: a round
+    that waits for a worker must not wait for all of them.
+    """
+    with suppress(StoreError):  # the claim expires
+        release_recheck()
+    try:
+        waiting = read_waiting()
+        latest = take_token() - int(conf.RECHECK_AFTER * _SHARE_OF_WAIT * 1_000_000)
+    except StoreError as error:
+        raise steps.log_failure(error, "check") from error
+    due = [id for token, id in waiting if token <= latest]
+    if due:
+        run_check(due[: conf.CONCURRENCY])
+    if len(due) > conf.CONCURRENCY:
+        request_recheck(0)
+    elif len(due) < len(waiting):
+        request_recheck(conf.RECHECK_AFTER)
 
 
 def run_check(ids: Iterable[UUID]) -> None:

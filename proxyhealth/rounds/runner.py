@@ -11,7 +11,6 @@ from proxyhealth.rounds import sharing, steps
 from proxyhealth.rounds.shards import Plan, split
 from proxyhealth.storage import reader
 from proxyhealth.storage.counters import count_round
-from proxyhealth.storage.document import Round
 from proxyhealth.storage.lease import (
     ANY_ROUND,
     Lease,
@@ -21,6 +20,7 @@ from proxyhealth.storage.lease import (
     renewing_lease,
     take_token,
 )
+from proxyhealth.storage.merge import Round
 from proxyhealth.storage.plan import count_slots
 from proxyhealth.storage.repair import repair
 

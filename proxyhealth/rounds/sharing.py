@@ -19,8 +19,8 @@ from proxyhealth.probing import pool
 from proxyhealth.rounds import steps
 from proxyhealth.rounds.shards import Part, Plan, task_ids
 from proxyhealth.snapshot import Proxy, ProxyStatus
-from proxyhealth.storage.document import Round
 from proxyhealth.storage.lease import renewing_lease, take_token
+from proxyhealth.storage.merge import Round
 from proxyhealth.storage.plan import (
     claim_shard,
     drop_plan,

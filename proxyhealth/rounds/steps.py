@@ -1,8 +1,6 @@
 """The steps that rounds, shared rounds and checks have in common."""
 
-import json
 import logging
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,16 +11,19 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 from django.db import connections
 
+from proxyhealth.conf import conf
 from proxyhealth.exceptions import ForeignSnapshot, ProberOffline, RoundFailed, StoreError, Superseded
+from proxyhealth.history.recall import DatabaseMemory
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.probing import pool
-from proxyhealth.rounds.dispatch import request_check
+from proxyhealth.rounds.dispatch import request_check, request_recheck, request_task
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Status
 from proxyhealth.storage.commit import Commit, commit
 from proxyhealth.storage.counters import count_missed, count_round
-from proxyhealth.storage.document import Change, Round
 from proxyhealth.storage.lease import end_round
+from proxyhealth.storage.merge import Round
+from proxyhealth.task_names import TaskName
 from proxyhealth.texts import without_passwords
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,6 @@ _COUNTED = [status for status in Status if status is not Status.UNKNOWN]
 
 # The end of log messages about a round or a part of one.
 COUNTS = " ".join(f"{name}=%d" for name in ("proxies", *_COUNTED))
-
-_PLAIN_NAME = re.compile(r"[\w-]+")
 
 
 def lease_limit(count: int) -> float:
@@ -66,22 +65,25 @@ def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
 
 
 def commit_statuses(statuses: Sequence[ProxyStatus], token: int, **options: Any) -> Commit:
-    """Commit statuses with the options of ``commit()``, and log their changes.
+    """Commit statuses with the options of ``commit()``, and request what follows from them.
 
     Retry for ``COMMIT_TIMEOUT`` seconds, then raise ``StoreError``.
     """
     end = time.monotonic() + COMMIT_TIMEOUT
-    earlier: dict[str, Change] = {}
+    memory = DatabaseMemory()
     while True:
         try:
-            result = commit(statuses, token, earlier=earlier, **options)
+            result = commit(statuses, token, memory=memory, **options)
             break
         except StoreError as error:
             if isinstance(error, Superseded | ForeignSnapshot) or time.monotonic() > end:
                 raise
             logger.warning("commit waits for the cache token=%d error=%s", token, error)
             time.sleep(0.25)
-    log_changes(result.changes)
+    if result.outbox:
+        request_task(TaskName.RECORD_HISTORY)
+    if result.waiting:
+        request_recheck(conf.RECHECK_AFTER)
     return result
 
 
@@ -144,22 +146,6 @@ def log_failure(error: Exception, operation: str) -> RoundFailed:
         return RoundFailed(f"an error of proxyhealth, or of how it is set up: {text}")
     logger.error("%s failed: %s", operation, failure)
     return failure
-
-
-def log_changes(changes: Sequence[Change]) -> None:
-    for change in changes:
-        after = change.after
-        logger.log(
-            logging.INFO if after is None or after.healthy else logging.WARNING,
-            "status change proxy=%s name=%s from=%s to=%s reason=%s error=%s",
-            change.proxy,
-            # Names and errors are quoted, so that they cannot forge a log line.
-            change.name if _PLAIN_NAME.fullmatch(change.name) else json.dumps(change.name),
-            change.before or "none",
-            after.status if after else "none",
-            (after and after.reason) or "none",
-            json.dumps(after.report.errors[0] if after and after.report.errors else ""),
-        )
 
 
 def count_statuses(statuses: Sequence[ProxyStatus]) -> list[int]:

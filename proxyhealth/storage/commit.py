@@ -15,7 +15,8 @@ from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.storage.client import open_cache, run_script
 from proxyhealth.storage.counters import MAX_ERROR
 from proxyhealth.storage.deployment import read_identity
-from proxyhealth.storage.document import HEAD_BYTES, Change, Round, dump, merged
+from proxyhealth.storage.document import DAMAGE, HEAD_BYTES, dump, load
+from proxyhealth.storage.merge import Memory, Merged, NoMemory, Results, Round, merged
 from proxyhealth.utils import rfc3339
 
 logger = logging.getLogger(__name__)
@@ -27,22 +28,30 @@ _COMMIT_ATTEMPTS = 100
 _LOCK_WAIT = 10
 _LOCK_TIMEOUT = 1
 
-_KEYS = ["snapshot", "lease", "round-stats", "plan", "token"]
+_KEYS = ["snapshot", "lease", "round-stats", "plan", "token", "outbox"]
 
-# Replaces the document if its head is still the one read, and counts the round. Checks have no lease_token.
+_NO_MEMORY = NoMemory()
+
+# Replaces the document if its head is still the one read, appends the entries to the outbox, and counts the
+# round. Returns the length of the outbox. Checks have no lease_token.
 _WRITE = f"""
-local snapshot, lease, stats, plan, last_token = unpack(KEYS)
-local old_head, document, token, lease_token, outcome, message, time, deployment = unpack(ARGV)
+local snapshot, lease, stats, plan, last_token, outbox = unpack(KEYS)
+local old_head, document, token, lease_token, outcome, message, time, deployment = unpack(ARGV, 1, 8)
 local is_round = lease_token ~= ''
 if is_round then
   -- A client that lost the reply runs the script again.
-  if redis.call('HGET', stats, 'committed') == token then return 'written' end
+  if redis.call('HGET', stats, 'committed') == token then return redis.call('LLEN', outbox) end
   if is_superseded(lease, stats, lease_token) then return 'superseded' end
 end
 local head = redis.pcall('GETRANGE', snapshot, 0, {HEAD_BYTES})
 if type(head) == 'table' then head = '' end -- an error, because the key holds another type
 if head ~= old_head then return 'changed' end
+if redis.call('TYPE', outbox).ok ~= 'list' then redis.call('DEL', outbox) end
 redis.call('SET', snapshot, document)
+-- In parts, because Lua's unpack has a limit. After the first write, no other one fails.
+for i = 9, #ARGV, 1000 do
+  redis.call('RPUSH', outbox, unpack(ARGV, i, math.min(i + 999, #ARGV)))
+end
 -- A replica that was promoted may have missed the last tokens.
 if tonumber(redis.call('GET', last_token) or '0') < tonumber(token) then
   redis.call('SET', last_token, token)
@@ -56,17 +65,22 @@ if is_round then
 end
 if outcome == 'success' then
   redis.call('HSET', stats, 'full', token)
-  redis.call('HDEL', stats, 'offline')
+  redis.call('HDEL', stats, 'offline', 'offline_since')
 end
-return 'written'
+return redis.call('LLEN', outbox)
 """
 
 
 class Commit(NamedTuple):
-    """The result of a commit. The snapshot is ``complete`` once a full round has been committed to it."""
+    """The result of a commit.
 
-    changes: list[Change]
+    The snapshot is ``complete`` once a full round has been committed to it. ``waiting`` is the number of
+    proxies whose last result contradicts their status, and ``outbox`` that of entries to record.
+    """
+
     complete: bool
+    waiting: int = 0
+    outbox: int = 0
 
 
 def commit(
@@ -76,61 +90,54 @@ def commit(
     removed: Iterable[UUID] = (),
     full_round: Round | None = None,
     lease: int | None = None,
-    earlier: dict[str, Change] | None = None,
+    memory: Memory = _NO_MEMORY,
 ) -> Commit:
     """Merge ``statuses`` into the snapshot, and remove the proxies ``removed`` from it, in one step.
 
     Per proxy, the higher token wins. The commit of a round also removes every proxy that the round did not
-    read, and counts the round. It needs the round's own lease, or the one with the token ``lease``.
+    read, and counts the round. It needs the round's own lease, or the one with the token ``lease``. The
+    changes of confirmed statuses come into the outbox in the same step. ``memory`` has what the cache has
+    lost.
 
     Only a round replaces a document that cannot be read, or that belongs to another deployment. A check
     changes neither: for the first, the result is not ``complete``; for the second, raise ``ForeignSnapshot``.
 
     Raise ``Superseded`` if a later round took over; the snapshot is then unchanged. Raise ``StoreError`` if
-    the cache fails; the commit may still have succeeded, and it is safe to repeat it. Pass the same
-    dictionary ``earlier`` again, and the repetition also returns the changes of the first attempt.
+    the cache fails; the commit may still have succeeded, and it is safe to repeat it.
     """
-    earlier = {} if earlier is None else earlier
     deployment = read_identity()
     merge = partial(
         merged,
-        statuses=statuses,
-        token=token,
-        removed=list(removed),
-        full_round=full_round,
-        earlier=earlier,
+        results=Results(statuses, token, list(removed), full_round),
+        memory=memory,
         deployment=deployment,
         replace_foreign=full_round is not None and lease is None,
     )
     args = *_round_args(full_round, lease or token), deployment
     with _commit_lock():
         for _ in range(_COMMIT_ATTEMPTS):
-            if written := _try_to_write(merge, earlier, token, *args):
+            if written := _try_to_write(merge, token, *args):
                 return written
             # Another process committed in the meantime: merge into its document.
     raise StoreError(f"the snapshot changed during each of {_COMMIT_ATTEMPTS} attempts to commit to it")
 
 
-def _try_to_write(
-    merge: Callable[..., Any], earlier: dict[str, Change], token: int, *args: Any
-) -> Commit | None:
+def _try_to_write(merge: Callable[..., Merged], token: int, *args: Any) -> Commit | None:
     """Merge and write once. Return None if the document changed in between."""
-    value, last_token = _read(token)
+    value, last_token, offline_since = _read(token)
     try:
-        document, changes = merge(value, last_token=last_token)
+        document, entries = merge(value, last_token=last_token, offline_since=offline_since)
     except UnusableSnapshot as error:
         logger.error("check not committed, a round is needed: %s", error)
-        return Commit([], complete=False)
-    earlier.clear()
-    earlier.update((change.proxy, change) for change in changes)
+        return Commit(complete=False)
     head = (value or b"")[: HEAD_BYTES + 1]
-    complete = document.complete
+    complete, waiting = document.complete, document.waiting
     body = dump(document)
     del document, value  # both are large, and so is the body that is sent now
-    result = run_script(_WRITE, _KEYS, head, body, token, *args)
+    result = run_script(_WRITE, _KEYS, head, body, token, *args, *entries)
     if result == b"superseded":
         raise Superseded("another round has begun while this one ran")
-    return Commit(changes, complete) if result == b"written" else None
+    return None if result == b"changed" else Commit(complete, waiting, int(result))
 
 
 def _round_args(full_round: Round | None, lease: int) -> tuple[Any, ...]:
@@ -156,19 +163,40 @@ def _commit_lock() -> Iterator[None]:
                 lock.release()
 
 
-def _read(token: int) -> tuple[bytes | None, int]:
-    """Return the document, and the last token that was taken: ``token`` or a later one."""
+def _read(token: int) -> tuple[bytes | None, int, int | None]:
+    """Return the document, the last token, which is ``token`` or a later one, and the time of an outage.
+
+    That is the time in microseconds since which the prober is offline, or None.
+    """
     with open_cache() as cache:
         pipe = cache.client.pipeline(transaction=True)
         pipe.get(cache.key("snapshot"))
         pipe.get(cache.key("token"))
-        value, last_token = pipe.execute(raise_on_error=False)
+        pipe.hget(cache.key("round-stats"), "offline_since")
+        value, last_token, offline_since = pipe.execute(raise_on_error=False)
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
             logger.error("snapshot replaced: its key holds another type: %s", value)
             value = None
         if isinstance(value, RedisError):
             raise value  # for example, a user without the permission to read the key
+    return value, max(token, _integer(last_token) or 0), _integer(offline_since)
+
+
+def read_waiting() -> list[tuple[int, UUID]]:
+    """Return the token of the last result and the id of each proxy whose last result contradicts its status.
+
+    The oldest result comes first. Raise ``StoreError``.
+    """
+    value, last_token, _ = _read(0)
     try:
-        return value, max(token, int(last_token))
-    except (TypeError, ValueError):
-        return value, token
+        rows = load(value, last_token).judgements if value else {}
+    except DAMAGE:
+        return []  # the next round replaces the document
+    return sorted((row["ticket"], UUID(id)) for id, row in rows.items() if row.get("raw"))
+
+
+def _integer(reply: Any) -> int | None:
+    try:
+        return int(reply)
+    except (TypeError, ValueError):  # no value, an error, or another text
+        return None

@@ -28,6 +28,7 @@ if message ~= '' then redis.call('HSET', stats, 'error', message, 'error_at', ti
 -- If another round took over, that round decides whether the prober is offline.
 if outcome == 'offline' and not is_superseded(lease, stats, token) then
   redis.call('HSET', stats, 'offline', message)
+  redis.call('HSETNX', stats, 'offline_since', token) -- nothing is known since the round began
 end
 -- Last: after an error reply, the whole script is repeated.
 redis.call('HINCRBY', stats, 'count:' .. outcome, 1)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable
 from uuid import UUID, uuid4
 
-from proxyhealth.storage.client import run_script
+from proxyhealth.storage.client import open_cache, run_script
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,22 @@ def add_pending(ids: Iterable[str]) -> SendTask:
 def release_claim() -> None:
     """Make the next request send a task, because this request could not. Raise ``StoreError``."""
     run_script(_RELEASE, _KEYS)
+
+
+def claim_recheck(seconds: float) -> bool:
+    """Return True if the caller must send the task that checks again, ``seconds`` from now.
+
+    The claim expires, because the task may be lost. Raise ``StoreError``.
+    """
+    with open_cache() as cache:
+        expiry = int(1000 * seconds) + _CLAIM_TIMEOUT
+        return bool(cache.client.set(cache.key("recheck"), 1, nx=True, px=expiry))
+
+
+def release_recheck() -> None:
+    """Make the next contradicting result send the task again. Raise ``StoreError``."""
+    with open_cache() as cache:
+        cache.client.delete(cache.key("recheck"))
 
 
 def take_pending() -> set[UUID]:

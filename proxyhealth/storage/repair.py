@@ -25,6 +25,8 @@ KEYS: dict[str, tuple[str, str]] = {
     "pending": ("set", ""),
     "plan": ("hash", "plan"),
     "slots": ("set", "86400000"),
+    "outbox": ("list", ""),
+    "recheck": ("string", "31622400000"),
     "round-stats": ("hash", "counters"),
     "tasks": ("hash", "counters"),
 }
@@ -51,7 +53,7 @@ local function fault_of(key, kind, rule)
   if longest and left > longest then return 'expires too late' end
 end
 
-local token_fields = {committed = true, closed = true, full = true}
+local token_fields = {committed = true, closed = true, full = true, offline_since = true}
 local counters = {'^count:', ':success$', ':failure$', ':microseconds$'}
 local function repair_counters(key, number)
   local fields = redis.call('HGETALL', key)

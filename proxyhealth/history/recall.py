@@ -1,0 +1,87 @@
+"""The memory of the history: the last statuses of the proxies, for a snapshot that has lost them."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from uuid import UUID
+
+from django.db import Error as DatabaseError
+from django.db import connections, router
+
+from proxyhealth.exceptions import HistoryUnavailable
+from proxyhealth.models import Transition, Watch
+from proxyhealth.storage.confirmation import Row
+from proxyhealth.storage.outbox import REMOVED
+from proxyhealth.storage.watch import Watched
+from proxyhealth.texts import without_passwords
+from proxyhealth.utils import aware, rfc3339
+
+_BATCH = 500  # ids in one query: SQLite has a limit
+
+
+class DatabaseMemory:
+    """The memory in the database, for one commit, which may have to merge more than once."""
+
+    def __init__(self) -> None:
+        self._watched: Watched | None = None
+        self._has_watched = False
+        self._rows: dict[frozenset[str] | None, Mapping[str, Row]] = {}
+
+    def watched(self) -> Watched | None:
+        """Return the last full round, or None before the first. Raise ``HistoryUnavailable``."""
+        if not self._has_watched:
+            with using_database() as alias:
+                row = Watch.objects.using(alias).first()
+            self._watched = Watched(row.token, row.watched) if row else None
+            self._has_watched = True
+        return self._watched
+
+    def rows(self, ids: Collection[str] | None) -> Mapping[str, Row]:
+        """Return the last status of each of these proxies, or of all, as rows.
+
+        Raise ``HistoryUnavailable``.
+        """
+        key = None if ids is None else frozenset(ids)
+        if key not in self._rows:
+            with using_database() as alias:
+                self._rows[key] = dict(_read_rows(alias, ids))
+        return self._rows[key]
+
+
+@contextmanager
+def using_database() -> Iterator[str]:
+    """Yield the alias of the database that has the history. Raise ``HistoryUnavailable`` if it fails."""
+    alias = router.db_for_write(Transition)
+    try:
+        yield alias
+    except DatabaseError as error:
+        # Otherwise a worker would keep a connection that a restart of the database has closed.
+        connections[alias].close_if_unusable_or_obsolete()
+        raise HistoryUnavailable(
+            f"the history cannot be used in the database: {without_passwords(error)}"
+        ) from error
+
+
+def _read_rows(alias: str, ids: Collection[str] | None) -> Iterator[tuple[str, Row]]:
+    rows = Transition.objects.using(alias)
+    if ids is None:
+        found = list(rows.last_of_each())
+    else:
+        uuids = [UUID(id) for id in ids]
+        batches = (uuids[start : start + _BATCH] for start in range(0, len(uuids), _BATCH))
+        found = [row for batch in batches for row in rows.last_of_each(batch)]
+    return ((str(row.proxy_uuid), _row(row)) for row in found if row.after != REMOVED)
+
+
+def _row(transition: Transition) -> Row:
+    since = rfc3339(aware(transition.at))
+    report = transition.report if isinstance(transition.report, dict) else {}
+    row: Row = {
+        "name": transition.proxy_name,
+        "ticket": transition.token,
+        "checked_at": since,
+        "status": transition.after,
+        "since": since,
+    }
+    if transition.reason:
+        row["reason"] = transition.reason
+    return row | {key: report[key] for key in ("errors", "warnings") if report.get(key)}

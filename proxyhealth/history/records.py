@@ -1,0 +1,196 @@
+"""The drain of the outbox: its entries become rows of the history, each exactly once.
+
+An entry leaves the outbox only after its row is committed. Whatever is repeated, for example after a process
+was killed in between, finds its row.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from proxyhealth.history.recall import using_database
+from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy, is_of_a_row
+from proxyhealth.signals import status_changed
+from proxyhealth.statuses import Status
+from proxyhealth.storage.confirmation import moment
+from proxyhealth.storage.outbox import REMOVED, UNKNOWN, read_entries, remove_entries
+from proxyhealth.texts import clean
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 500  # entries in one transaction
+_ATTEMPTS = 5  # of a transaction that meets the deletion of a proxy
+
+_PLAIN_NAME = re.compile(r"[\w-]+")
+
+
+def record_history() -> None:
+    """Write the entries of the outbox into the database, and take them out.
+
+    Raise ``HistoryUnavailable`` if the database fails, or ``StoreError`` if the cache does. The entries that
+    are not written stay in the outbox.
+    """
+    while entries := read_entries(_BATCH):
+        with using_database() as alias:
+            _record(alias, entries)
+        remove_entries(entries)
+
+
+def are_signals_due() -> bool:
+    """Return True if there are changes that receivers of the signal must hear of now.
+
+    Raise ``HistoryUnavailable``.
+    """
+    if not status_changed.has_listeners(WorkspaceProxy):
+        return False
+    with using_database() as alias:
+        return Transition.objects.using(alias).filter(signal_due_at__lte=timezone.now()).exists()
+
+
+def _record(alias: str, entries: Sequence[bytes]) -> None:
+    try:
+        _record_at_once(alias, entries)
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+        if len(entries) == 1:
+            # It must not keep the others out of the history.
+            logger.error("an entry of the outbox cannot be recorded, and is lost: %r %r", entries[0], error)
+            return
+        middle = len(entries) // 2
+        _record(alias, entries[:middle])
+        _record(alias, entries[middle:])
+
+
+def _record_at_once(alias: str, entries: Sequence[bytes]) -> None:
+    contents = _Contents.parse(entries)
+    for attempt in range(_ATTEMPTS):
+        try:
+            with transaction.atomic(using=alias):
+                rows = contents.save(alias)
+            break
+        except IntegrityError:  # a proxy was deleted in the meantime
+            if attempt == _ATTEMPTS - 1:
+                raise
+    _log_changes(rows)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """The contents of some entries, in their order."""
+
+    changes: Sequence[dict[str, Any]]
+    gaps: Sequence[Gap]
+    last_round: Watch | None
+
+    @classmethod
+    def parse(cls, entries: Iterable[bytes]) -> "_Contents":
+        """Raise ``ValueError`` for an entry that no version of the app has written."""
+        changes: list[dict[str, Any]] = []
+        gaps: list[Gap] = []
+        last_round = None
+        try:
+            for entry in map(json.loads, entries):
+                match entry["kind"]:
+                    case "change":
+                        changes.append({**entry, "proxy": UUID(entry["proxy"])})
+                    case "gap":
+                        gaps.append(_gap(entry))
+                    case "round":
+                        last_round = Watch(pk=1, token=entry["token"], watched=entry["watched"])
+                    case kind:
+                        raise ValueError(f"unknown kind {kind!r}")
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"not an entry: {error!r}") from error
+        return cls(changes, gaps, last_round)
+
+    def save(self, alias: str) -> list[Transition]:
+        """Save what is not saved yet, and return the new transitions."""
+        rows = list(self._new_rows(alias)) if self.changes else []
+        # Another process may record the same entries.
+        Transition.objects.using(alias).bulk_create(rows, ignore_conflicts=True)
+        Gap.objects.using(alias).bulk_create(self.gaps, ignore_conflicts=True)
+        if self.last_round:
+            self.last_round.save(using=alias)
+        return rows
+
+    def _new_rows(self, alias: str) -> Iterator[Transition]:
+        transitions = Transition.objects.using(alias)
+        ids = {change["proxy"] for change in self.changes}
+        tokens = {change["token"] for change in self.changes}
+        recorded = set(
+            transitions.filter(proxy_uuid__in=ids, token__in=tokens).values_list("proxy_uuid", "token")
+        )
+        last = dict(transitions.last_of_each(ids).values_list("proxy_uuid", "after"))
+        existing = set(WorkspaceProxy.objects.using(alias).filter(pk__in=ids).values_list("pk", flat=True))
+        due_at = timezone.now() if status_changed.has_listeners(WorkspaceProxy) else None
+        for change in self.changes:
+            id = change["proxy"]
+            # The rows of a proxy form a chain, even if Redis lost an entry.
+            before = last.get(id, change["before"])
+            if (id, change["token"]) in recorded or (before == change["after"] and id in last):
+                continue
+            last[id] = change["after"]
+            row = _transition(change, before, id if id in existing else None)
+            if row.before == row.after:
+                row.before = UNKNOWN  # the status is older than the history, so nobody needs to hear of it
+            else:
+                row.signal_due_at = due_at
+            yield row
+
+
+def _transition(change: dict[str, Any], before: str, proxy: UUID | None) -> Transition:
+    report = {key: change[key] for key in ("errors", "warnings") if change.get(key)}
+    return Transition(
+        proxy_id=proxy,
+        proxy_uuid=change["proxy"],
+        proxy_name=clean(change["name"], 64),
+        before=before[:32],
+        after=change["after"][:32],
+        at=_time(change["at"]),
+        reason=change.get("reason", "")[:32],
+        report=report,
+        token=change["token"],
+        watched=change["watched"],
+    )
+
+
+def _gap(entry: dict[str, Any]) -> Gap:
+    start, end = entry["start"], entry["end"]
+    return Gap(
+        start=_time(start),
+        end=_time(end),
+        why=entry["why"][:16],
+        token=entry["token"],
+        microseconds=end - start,
+    )
+
+
+def _time(microseconds: int) -> datetime:
+    time = moment(microseconds)
+    return time if settings.USE_TZ else timezone.make_naive(time)
+
+
+def _log_changes(rows: Iterable[Transition]) -> None:
+    for row in rows:
+        errors = row.report.get("errors")
+        logger.log(
+            logging.INFO if row.after in (Status.OK, REMOVED) else logging.WARNING,
+            "status change proxy=%s name=%s from=%s to=%s reason=%s error=%s",
+            row.proxy_uuid,
+            # Names and errors are quoted, so that they cannot forge a log line.
+            row.proxy_name if _PLAIN_NAME.fullmatch(row.proxy_name) else json.dumps(row.proxy_name),
+            row.before,
+            row.after,
+            row.reason or "none",
+            json.dumps(errors[0] if errors else ""),
+        )

@@ -1,0 +1,61 @@
+"""The outbox: what the history must record, in the Redis cache until it is safe in the database.
+
+The script that writes the snapshot appends the entries of its commit in the same step. Failures raise
+``StoreError``.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from proxyhealth.storage.client import open_cache, run_script
+
+UNKNOWN = "unknown"  # the status before the first one
+REMOVED = "removed"  # the status of a proxy that left the snapshot
+
+# Removes the first entries, unless another process has done so. No two entries are equal.
+_REMOVE = """
+local outbox = KEYS[1]
+local count, last = unpack(ARGV)
+if redis.call('LINDEX', outbox, count - 1) == last then redis.call('LTRIM', outbox, count, -1) end
+"""
+
+
+def change_entry(
+    proxy: str,
+    name: str,
+    before: str,
+    after: str,
+    token: int,
+    at: int,
+    watched: int,
+    judgement: Mapping[str, Any],
+) -> str:
+    """Return the entry of a status that changed, with its ``reason``, ``errors`` and ``warnings``.
+
+    It began ``at``, and until then, rounds had ``watched`` the proxies, both in microseconds.
+    """
+    entry = {"kind": "change", "proxy": proxy, "name": name, "before": before, "after": after}
+    return json.dumps({**entry, "token": token, "at": at, "watched": watched, **judgement})
+
+
+def gap_entry(start: int, end: int, why: str) -> str:
+    """Return the entry of a gap. Its times are in microseconds, and the end is the token of a full round."""
+    return json.dumps({"kind": "gap", "start": start, "end": end, "why": why, "token": end})
+
+
+def round_entry(token: int, watched: int) -> str:
+    """Return the entry of a full round."""
+    return json.dumps({"kind": "round", "token": token, "watched": watched})
+
+
+def read_entries(count: int) -> Sequence[bytes]:
+    """Return up to ``count`` entries, the oldest first."""
+    with open_cache() as cache:
+        entries: list[bytes] = cache.client.lrange(cache.key("outbox"), 0, count - 1)
+    return entries
+
+
+def remove_entries(entries: Sequence[bytes]) -> None:
+    """Remove the oldest entries, as :func:`read_entries` returned them."""
+    run_script(_REMOVE, ["outbox"], len(entries), entries[-1])
