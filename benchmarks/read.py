@@ -220,8 +220,8 @@ def commit_round(number: int, tls_expires_at: datetime | None = None) -> None:
     from proxyhealth.snapshot import ProxyStatus
     from proxyhealth.statuses import Reason, Status
     from proxyhealth.storage.commit import commit
-    from proxyhealth.storage.document import Round
     from proxyhealth.storage.lease import take_token
+    from proxyhealth.storage.merge import Round
 
     now = datetime.now(UTC)
     statuses = []

@@ -13,10 +13,11 @@ import pytest
 
 from project.logs import logging_config
 from proxyhealth import health
+from proxyhealth.history.records import record_history
 from proxyhealth.logs import AddFields
-from proxyhealth.rounds import steps
 from proxyhealth.statuses import Reason, Status
-from proxyhealth.storage.document import Change
+from proxyhealth.storage.commit import commit
+from proxyhealth.storage.lease import take_token
 from tests.support.values import make_proxy, make_status
 
 PARIS = uuid.UUID("6a3f25bf-ea91-43a1-9955-5cb7034c04ce")
@@ -85,12 +86,15 @@ def test_json__round(log, caplog):
     assert end["proxyhealth"] == {"token": token, **counts}
 
 
-def test_json__change_of_a_status(log, caplog):
+@pytest.mark.django_db
+def test_json__change_of_a_status(log, redis_client):
     proxy = make_proxy('paris "token=1', id=PARIS)
     report = health.HealthReport.sanitized(['"to=ok"\n{'])
-    after = make_status(proxy, Status.UNHEALTHY, reason=Reason.REPORT_ERRORS, report=report)
-    steps.log_changes([Change(str(PARIS), proxy.name, Status.OK, after)])
-    (line,) = log()
+    commit([make_status(proxy)], take_token())
+    commit([make_status(proxy, Status.UNHEALTHY, reason=Reason.REPORT_ERRORS, report=report)], take_token())
+    record_history()
+    first, line = log()
+    assert (first["proxyhealth"]["from"], first["proxyhealth"]["to"]) == ("unknown", "ok")
     assert line["proxyhealth"] == {
         "proxy": str(PARIS),
         "name": 'paris "token=1',

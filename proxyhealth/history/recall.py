@@ -22,18 +22,13 @@ class DatabaseMemory:
     """The memory in the database, for one commit, which may have to merge more than once."""
 
     def __init__(self) -> None:
-        self._watched: Watched | None = None
-        self._has_watched = False
         self._rows: dict[frozenset[str] | None, Mapping[str, Row]] = {}
 
     def watched(self) -> Watched | None:
         """Return the last full round, or None before the first. Raise ``HistoryUnavailable``."""
-        if not self._has_watched:
-            with using_database() as alias:
-                row = Watch.objects.using(alias).first()
-            self._watched = Watched(row.token, row.watched) if row else None
-            self._has_watched = True
-        return self._watched
+        with using_database() as alias:
+            row = Watch.objects.using(alias).first()
+        return Watched(row.token, row.watched) if row else None
 
     def rows(self, ids: Collection[str] | None) -> Mapping[str, Row]:
         """Return the last status of each of these proxies, or of all, as rows.

@@ -120,7 +120,7 @@ class _Contents:
         Transition.objects.using(alias).bulk_create(rows, ignore_conflicts=True)
         Gap.objects.using(alias).bulk_create(self.gaps, ignore_conflicts=True)
         if self.last_round:
-            self.last_round.save(using=alias)
+            _save_round(alias, self.last_round)
         return rows
 
     def _new_rows(self, alias: str) -> Iterator[Transition]:
@@ -134,18 +134,24 @@ class _Contents:
         existing = set(WorkspaceProxy.objects.using(alias).filter(pk__in=ids).values_list("pk", flat=True))
         due_at = timezone.now() if status_changed.has_listeners(WorkspaceProxy) else None
         for change in self.changes:
-            id = change["proxy"]
+            id, after = change["proxy"], change["after"]
             # The rows of a proxy form a chain, even if Redis lost an entry.
-            before = last.get(id, change["before"])
-            if (id, change["token"]) in recorded or (before == change["after"] and id in last):
+            before = last.get(id, UNKNOWN)
+            if (id, change["token"]) in recorded or before == after or (before, after) == (UNKNOWN, REMOVED):
                 continue
-            last[id] = change["after"]
+            last[id] = after
             row = _transition(change, before, id if id in existing else None)
-            if row.before == row.after:
-                row.before = UNKNOWN  # the status is older than the history, so nobody needs to hear of it
-            else:
+            if change["before"] != after:  # else, the status is older than the history
                 row.signal_due_at = due_at
             yield row
+
+
+def _save_round(alias: str, last_round: Watch) -> None:
+    """Save the last round, unless another process has saved a later one: rounds never watch for less."""
+    rows = Watch.objects.using(alias)
+    values = {"token": last_round.token, "watched": last_round.watched}
+    if not rows.filter(pk=1, watched__lte=last_round.watched).update(**values):
+        rows.bulk_create([last_round], ignore_conflicts=True)
 
 
 def _transition(change: dict[str, Any], before: str, proxy: UUID | None) -> Transition:

@@ -15,7 +15,7 @@ from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
 from proxyhealth.storage.commit import Commit, read_waiting
 from proxyhealth.storage.lease import take_token
-from proxyhealth.storage.pending import release_recheck, take_pending
+from proxyhealth.storage.pending import hold_recheck, release_recheck, take_pending
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +41,23 @@ def run_recheck() -> None:
     Those that were probed a moment ago wait for the next time, and so do more than ``CONCURRENCY``: a round
     that waits for a worker must not wait for all of them.
     """
-    with suppress(StoreError):  # the claim expires
-        release_recheck()
     try:
+        hold_recheck(steps.lease_limit(conf.CONCURRENCY))
         waiting = read_waiting()
         latest = take_token() - int(conf.RECHECK_AFTER * _SHARE_OF_WAIT * 1_000_000)
     except StoreError as error:
         raise steps.log_failure(error, "check") from error
     due = [id for token, id in waiting if token <= latest]
-    if due:
-        run_check(due[: conf.CONCURRENCY])
-    if len(due) > conf.CONCURRENCY:
-        request_recheck(0)
-    elif len(due) < len(waiting):
-        request_recheck(conf.RECHECK_AFTER)
+    try:
+        if due:
+            run_check(due[: conf.CONCURRENCY])
+    finally:
+        with suppress(StoreError):  # the claim expires
+            release_recheck()
+            if len(due) > conf.CONCURRENCY:
+                request_recheck(0)
+            elif read_waiting():
+                request_recheck(conf.RECHECK_AFTER)
 
 
 def run_check(ids: Iterable[UUID]) -> None:

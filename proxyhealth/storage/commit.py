@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 from uuid import UUID
 
 from redis.exceptions import RedisError, ResponseError
@@ -16,7 +16,7 @@ from proxyhealth.storage.client import open_cache, run_script
 from proxyhealth.storage.counters import MAX_ERROR
 from proxyhealth.storage.deployment import read_identity
 from proxyhealth.storage.document import DAMAGE, HEAD_BYTES, dump, load
-from proxyhealth.storage.merge import Memory, Merged, NoMemory, Results, Round, merged
+from proxyhealth.storage.merge import NO_MEMORY, Memory, Merged, Results, Round, merged
 from proxyhealth.utils import rfc3339
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ _LOCK_WAIT = 10
 _LOCK_TIMEOUT = 1
 
 _KEYS = ["snapshot", "lease", "round-stats", "plan", "token", "outbox"]
-
-_NO_MEMORY = NoMemory()
 
 # Replaces the document if its head is still the one read, appends the entries to the outbox, and counts the
 # round. Returns the length of the outbox. Checks have no lease_token.
@@ -46,12 +44,13 @@ end
 local head = redis.pcall('GETRANGE', snapshot, 0, {HEAD_BYTES})
 if type(head) == 'table' then head = '' end -- an error, because the key holds another type
 if head ~= old_head then return 'changed' end
-if redis.call('TYPE', outbox).ok ~= 'list' then redis.call('DEL', outbox) end
-redis.call('SET', snapshot, document)
--- In parts, because Lua's unpack has a limit. After the first write, no other one fails.
+local kind = redis.call('TYPE', outbox).ok
+if kind ~= 'list' and kind ~= 'none' then redis.call('DEL', outbox) end
+-- The entries first: where they are refused, so is the document. In parts, because Lua's unpack has a limit.
 for i = 9, #ARGV, 1000 do
   redis.call('RPUSH', outbox, unpack(ARGV, i, math.min(i + 999, #ARGV)))
 end
+redis.call('SET', snapshot, document)
 -- A replica that was promoted may have missed the last tokens.
 if tonumber(redis.call('GET', last_token) or '0') < tonumber(token) then
   redis.call('SET', last_token, token)
@@ -90,7 +89,7 @@ def commit(
     removed: Iterable[UUID] = (),
     full_round: Round | None = None,
     lease: int | None = None,
-    memory: Memory = _NO_MEMORY,
+    memory: Memory = NO_MEMORY,
 ) -> Commit:
     """Merge ``statuses`` into the snapshot, and remove the proxies ``removed`` from it, in one step.
 
@@ -124,9 +123,9 @@ def commit(
 
 def _try_to_write(merge: Callable[..., Merged], token: int, *args: Any) -> Commit | None:
     """Merge and write once. Return None if the document changed in between."""
-    value, last_token, offline_since = _read(token)
+    value, state = _read(token)
     try:
-        document, entries = merge(value, last_token=last_token, offline_since=offline_since)
+        document, entries = merge(value, **state)
     except UnusableSnapshot as error:
         logger.error("check not committed, a round is needed: %s", error)
         return Commit(complete=False)
@@ -163,23 +162,33 @@ def _commit_lock() -> Iterator[None]:
                 lock.release()
 
 
-def _read(token: int) -> tuple[bytes | None, int, int | None]:
-    """Return the document, the last token, which is ``token`` or a later one, and the time of an outage.
+class _State(TypedDict):
+    """The options of :func:`merged` that the cache decides."""
 
-    That is the time in microseconds since which the prober is offline, or None.
-    """
+    last_token: int
+    offline_since: int | None
+    is_drained: bool
+
+
+def _read(token: int) -> tuple[bytes | None, _State]:
+    """Return the document, and what else a merge needs. The last token is ``token`` or a later one."""
     with open_cache() as cache:
         pipe = cache.client.pipeline(transaction=True)
         pipe.get(cache.key("snapshot"))
         pipe.get(cache.key("token"))
         pipe.hget(cache.key("round-stats"), "offline_since")
-        value, last_token, offline_since = pipe.execute(raise_on_error=False)
+        pipe.exists(cache.key("outbox"))
+        value, last_token, offline_since, has_entries = pipe.execute(raise_on_error=False)
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
             logger.error("snapshot replaced: its key holds another type: %s", value)
             value = None
         if isinstance(value, RedisError):
             raise value  # for example, a user without the permission to read the key
-    return value, max(token, _integer(last_token) or 0), _integer(offline_since)
+    return value, {
+        "last_token": max(token, _integer(last_token) or 0),
+        "offline_since": _integer(offline_since),
+        "is_drained": has_entries == 0,
+    }
 
 
 def read_waiting() -> list[tuple[int, UUID]]:
@@ -187,9 +196,9 @@ def read_waiting() -> list[tuple[int, UUID]]:
 
     The oldest result comes first. Raise ``StoreError``.
     """
-    value, last_token, _ = _read(0)
+    value, state = _read(0)
     try:
-        rows = load(value, last_token).judgements if value else {}
+        rows = load(value, state["last_token"]).judgements if value else {}
     except DAMAGE:
         return []  # the next round replaces the document
     return sorted((row["ticket"], UUID(id)) for id, row in rows.items() if row.get("raw"))

@@ -118,6 +118,7 @@ def load(value: bytes, last_token: int | None = None) -> Document:
     A document with a token above ``last_token`` is damaged.
     """
     head, columns, rest = _parts(value)
+    _check_times(columns)
     newest = max([head["ticket"], *columns.get("ticket", ()), *head["removed"].values()])
     if last_token is not None and newest > last_token:
         # No later result would ever win.
@@ -166,6 +167,14 @@ def _check_columns(columns: dict[str, list[Any]]) -> None:
     finite(sum(map(abs, filter(None, columns.get("latency", ())))))  # cheaper than one check per latency
     if raws := [raw for raw in columns.get("raw", ()) if raw]:
         _check_columns({name: [raw.get(name) for raw in raws] for name in ("status", *_OF_RAW)})
+
+
+def _check_times(columns: dict[str, list[Any]]) -> None:
+    """Raise ``ValueError`` for a time that cannot be read. A merge may keep it for a long time."""
+    raws = [raw for raw in columns.get("raw", ()) if raw]
+    for name in ("checked_at", "tls_expires_at", "since"):
+        for text in {*columns.get(name, ()), *(raw.get(name) for raw in raws if name != "since")}:
+            parse_rfc3339(text)
 
 
 def _split(lines: bytes) -> list[bytes]:

@@ -46,6 +46,9 @@ class NoMemory:
         return FrozenMapping()
 
 
+NO_MEMORY = NoMemory()
+
+
 @dataclass(frozen=True)
 class Round:
     """A round of all proxies: its start, and its duration in seconds.
@@ -93,17 +96,18 @@ class Merged(NamedTuple):
 def merged(
     value: bytes | None,
     results: Results,
-    memory: Memory,
+    memory: Memory = NO_MEMORY,
     *,
     last_token: int | None = None,
     offline_since: int | None = None,
+    is_drained: bool = False,
     deployment: str = "",
     replace_foreign: bool = False,
 ) -> Merged:
     """Merge ``results`` into the document ``value``.
 
     A document with a token above ``last_token`` is damaged. The prober is offline since ``offline_since``
-    (µs), or it is None.
+    (µs), or it is None. ``is_drained`` is True if the outbox is empty.
 
     Raise ``ForeignSnapshot`` for the document of another deployment, or replace it with ``replace_foreign``.
     A round replaces a document that cannot be read; for a check, raise ``UnusableSnapshot``. Raise
@@ -111,7 +115,8 @@ def merged(
     """
 
     def merge(document: Document) -> Merged:
-        return _merge(document, results, memory, offline_since, deployment)
+        past = _Past.of(document, results, memory, is_drained)
+        return _merge(document, results, past, offline_since, deployment)
 
     if value is not None:
         try:
@@ -139,30 +144,42 @@ class _Past:
     """The time before a merge.
 
     ``last_round`` is None if only the history knows it, which is unavailable. ``is_lost`` is True if the
-    cache has lost later commits. ``rows`` are statuses that the document does not have, or None if the
-    history is unavailable.
+    cache has lost commits, or entries of the outbox. ``rows`` are the last statuses in the history: of all
+    proxies, if a round finds that the cache has lost them; else of those that the document does not have. It
+    is None if the history is unavailable.
     """
 
     last_round: Watched | None
     is_lost: bool = False
+    has_all_rows: bool = False
     rows: Mapping[str, Row] | None = None
 
     @classmethod
-    def of(cls, document: Document, results: Results, memory: Memory) -> Self:
+    def of(cls, document: Document, results: Results, memory: Memory, is_drained: bool) -> Self:
         last_round = Watched.from_json(document.head["watched"])
+        is_round = results.full_round is not None
+        lacking = _lacking(document, results)
         try:
-            if results.full_round or last_round is None:
-                remembered = memory.watched()
-                if remembered and (last_round is None or last_round.token < remembered.token):
-                    rows = memory.rows(None if results.full_round else _lacking(document, results))
-                    # The clock of a new server may be behind.
-                    return cls(remembered._replace(token=min(remembered.token, results.token)), True, rows)
-            lacking = _lacking(document, results)
+            remembered = memory.watched() if is_round or last_round is None else last_round
+            if remembered and (last_round is None or _differ(remembered, last_round, is_drained)):
+                # The clock of a new server may be behind.
+                start = remembered._replace(token=min(remembered.token, results.token))
+                return cls(start, True, is_round, memory.rows(None if is_round else lacking))
+            if is_drained and is_round and last_round and not remembered:
+                return cls(last_round, False, True, memory.rows(None))
             rows = memory.rows(lacking) if lacking else {}
             return cls(last_round or Watched(results.token, 0), rows=rows)
         except HistoryUnavailable as error:
             logger.warning("changes are recorded later: %s", error)
             return cls(last_round)
+
+
+def _differ(remembered: Watched, last_round: Watched, is_drained: bool) -> bool:
+    """Return True if either the document or the history lacks rounds that the other one has.
+
+    Rounds that wait in the outbox do not count.
+    """
+    return remembered.token > last_round.token or (is_drained and remembered.token < last_round.token)
 
 
 def _lacking(document: Document, results: Results) -> list[str]:
@@ -172,19 +189,19 @@ def _lacking(document: Document, results: Results) -> list[str]:
 
 
 def _merge(
-    document: Document, results: Results, memory: Memory, offline_since: int | None, deployment: str
+    document: Document, results: Results, past: _Past, offline_since: int | None, deployment: str
 ) -> Merged:
     full_round, token = results.full_round, results.token
     if full_round and document.head["ticket"] > token:
         raise Superseded("a later round was committed before this one")
-    merge = _Merge(document, token, _Past.of(document, results, memory), offline_since)
+    merge = _Merge(document, token, past, offline_since)
     for id in results.removed:
         merge.remove(str(id))
     for status in results.statuses:
         merge.put(status)
     if full_round:
         present = results.present
-        for absent in dict.fromkeys((*document.judgements, *(merge.past.rows or ()))):
+        for absent in dict.fromkeys((*document.judgements, *(past.rows or ()))):
             if absent not in present:
                 merge.remove(absent)
         if not full_round.missing:
@@ -238,8 +255,8 @@ class _Merge:
             return
         self.tombstones[id] = self.token
         old = self.document.judgements.pop(id, None)
-        before = self._known(id, old) or old
-        if before and self._now and self.past.rows is not None:
+        before = self._known(id, old) or (old if self.past.rows is not None else None)
+        if before and self._now:
             self._add_change(id, before["status"], {"name": before["name"], "status": REMOVED}, self._now)
 
     def _wins(self, id: str) -> bool:
@@ -263,11 +280,18 @@ class _Merge:
             # An older version wrote a row that the history does not have: the history begins now.
             before = known or {**before, "since": self._rfc3339(moment(self.token))}
             row, begin = confirm(before, found, self._now, self._results_needed(id, proxy, before, found))
-            if begin or not known:
+            if begin or not self._is_recorded(id, row, known):
                 self._add_change(id, before["status"], row, begin or self._now)
             return row
         self._add_change(id, UNKNOWN, found, self._now)
         return {**found, "since": rfc3339(moment(self.token))}
+
+    def _is_recorded(self, id: str, row: Row, known: Row | None) -> bool:
+        """Return True if the history has the status of ``row``, or will get it from the outbox."""
+        if self.past.has_all_rows and self.past.rows is not None:
+            remembered = self.past.rows.get(id)
+            return remembered is not None and remembered["status"] == row["status"]
+        return known is not None
 
     def _results_needed(self, id: str, proxy: Proxy, before: Row, found: Row) -> int:
         needed = self._thresholds.between(before["status"], found["status"])
@@ -278,8 +302,9 @@ class _Merge:
 
     def _add_change(self, id: str, before: str, row: Row, begin: Instant) -> None:
         fields = {key: row[key] for key in ("reason", "errors", "warnings") if row.get(key)}
+        watched = min(begin.watched, self._now.watched) if self._now else begin.watched  # less, if is_lost
         self.entries.append(
-            change_entry(id, row["name"], before, row["status"], self.token, begin.at, begin.watched, fields)
+            change_entry(id, row["name"], before, row["status"], self.token, begin.at, watched, fields)
         )
 
     def record(self, full_round: Round) -> None:

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 # not help. The next round checks every proxy anyway.
 _CLAIM_TIMEOUT = 60_000
 
+# Milliseconds for which the task that checks again may be late. Two such tasks do no harm.
+_RECHECK_GRACE = 5_000
+
 _KEYS = ["pending", "pending:sent", "round-stats"]
 
 # The change tells readers that their rows are older, whatever the clock of the process that saved one. An
@@ -78,17 +81,30 @@ def release_claim() -> None:
 def claim_recheck(seconds: float) -> bool:
     """Return True if the caller must send the task that checks again, ``seconds`` from now.
 
-    The claim expires, because the task may be lost. Raise ``StoreError``.
+    The claim expires soon after it, because the task may be lost. Raise ``StoreError``.
     """
     with open_cache() as cache:
-        expiry = int(1000 * seconds) + _CLAIM_TIMEOUT
-        return bool(cache.client.set(cache.key("recheck"), 1, nx=True, px=expiry))
+        name, value = cache.key("recheck"), uuid4().hex
+        if cache.client.set(name, value, nx=True, px=_recheck_expiry(seconds)):
+            return True
+        # The client repeats a command whose reply is lost.
+        return bool(cache.client.get(name) == value.encode())
+
+
+def hold_recheck(seconds: float) -> None:
+    """Keep others from sending the task while it runs, for at most ``seconds``. Raise ``StoreError``."""
+    with open_cache() as cache:
+        cache.client.set(cache.key("recheck"), "", px=_recheck_expiry(seconds))
 
 
 def release_recheck() -> None:
     """Make the next contradicting result send the task again. Raise ``StoreError``."""
     with open_cache() as cache:
         cache.client.delete(cache.key("recheck"))
+
+
+def _recheck_expiry(seconds: float) -> int:
+    return int(1000 * seconds) + _RECHECK_GRACE
 
 
 def take_pending() -> set[UUID]:

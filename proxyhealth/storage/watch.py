@@ -18,7 +18,8 @@ class Watched(NamedTuple):
     def from_json(cls, value: Any) -> Self | None:
         """Return the value in a document, or None if an older version wrote the document."""
         if isinstance(value, list) and len(value) == 2 and all(type(item) is int for item in value):
-            return cls(*value)
+            token, watched = value
+            return cls(token, watched) if 0 <= watched <= token else None
         return None
 
     def at(self, token: int, stale_after: float, offline_since: int | None = None) -> int:

@@ -2,13 +2,14 @@
 
 import json
 
-from proxyhealth.storage.document import dump, merged
+from proxyhealth.storage.document import dump
+from proxyhealth.storage.merge import Results, merged
 
 TOKEN = 1_790_000_000_000_000
 
 
 def commit_statuses(value, *statuses, token=TOKEN, full_round=None):
-    return dump(merged(value, statuses, token, [], full_round)[0])
+    return dump(merged(value, Results(statuses, token, full_round=full_round)).document)
 
 
 def changed_json(change):

@@ -22,7 +22,16 @@ from proxyhealth.rounds.recheck import run_pending_check
 from proxyhealth.storage import client, counters, reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.lease import begin_round, end_round, renewing_lease, take_token
-from proxyhealth.storage.pending import SendTask, add_pending, release_claim, take_pending
+from proxyhealth.storage.outbox import read_entries, remove_entries
+from proxyhealth.storage.pending import (
+    SendTask,
+    add_pending,
+    claim_recheck,
+    hold_recheck,
+    release_claim,
+    release_recheck,
+    take_pending,
+)
 from proxyhealth.storage.plan import (
     claim_shard,
     count_slots,
@@ -70,6 +79,10 @@ def use_everything():
         end_round(begun.token)
     drop_plan(begun.token)
     counters.count_task("check_all", "success", 1)
+    remove_entries(read_entries(2))
+    assert claim_recheck(5)
+    hold_recheck(5)
+    release_recheck()
     assert add_pending([str(proxy.id)]) is SendTask.YES
     release_claim()
     assert take_pending() == {proxy.id}

@@ -8,8 +8,8 @@ import pytest
 
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
-from proxyhealth.storage.document import Round
 from proxyhealth.storage.lease import take_token
+from proxyhealth.storage.merge import Round
 from tests.support.proxies import wait_for
 from tests.support.values import make_proxy, make_status
 

@@ -12,12 +12,13 @@ from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import RoundHistogram
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage import commit as commit_module
-from proxyhealth.storage import document, reader
+from proxyhealth.storage import merge, reader
 from proxyhealth.storage.commit import commit
-from proxyhealth.storage.document import Round, merged
+from proxyhealth.storage.confirmation import moment
 from proxyhealth.storage.lease import take_token
+from proxyhealth.storage.merge import Round, merged
 from tests.support.machine import at_most
-from tests.support.values import NOW, a_round, make_proxy, make_status
+from tests.support.values import NOW, a_round, changes, make_proxy, make_status, outbox
 
 
 def test_commit__comes_back_equal():
@@ -29,9 +30,10 @@ def test_commit__comes_back_equal():
         latency=0.25,
     )
     begun = a_round()
-    commit([paris], take_token(), full_round=begun)
+    token = take_token()
+    commit([paris], token, full_round=begun)
     snapshot = reader.read()
-    assert dict(snapshot.statuses) == {paris.proxy.id: paris}
+    assert dict(snapshot.statuses) == {paris.proxy.id: replace(paris, since=moment(token))}
     assert snapshot.number == 1
     assert snapshot.checked_at == begun.checked_at
     assert snapshot.duration == 0.3
@@ -148,15 +150,22 @@ def test_commit__an_incomplete_round_keeps_lost_proxies():
     assert snapshot.error == "a worker died"
 
 
-def test_commit__tells_which_statuses_changed():
+def test_commit__puts_changes_into_the_outbox():
     proxy = make_proxy()
-    (new,) = commit([make_status(proxy)], take_token()).changes
-    assert (new.proxy, new.name, new.before, new.after.status) == (str(proxy.id), "paris", "", Status.OK)
-    assert commit([make_status(proxy)], take_token()).changes == []
-    (down,) = commit([make_status(proxy, Status.UNREACHABLE)], take_token()).changes
-    assert (down.before, down.after.status) == ("ok", Status.UNREACHABLE)
-    (gone,) = commit([], take_token(), full_round=a_round()).changes
-    assert gone == (str(proxy.id), "paris", "unreachable", None)
+    commit([make_status(proxy)], take_token())
+    commit([make_status(proxy)], take_token())
+    report = HealthReport.sanitized(["connection refused"])
+    token = take_token()
+    commit([make_status(proxy, Status.UNREACHABLE, reason=Reason.CONNECT, report=report)], token)
+    commit([], take_token(), full_round=a_round())
+    assert changes() == [
+        ("paris", "unknown", "ok"),
+        ("paris", "ok", "unreachable"),
+        ("paris", "unreachable", "removed"),
+    ]
+    down = outbox()[1]
+    assert (down["proxy"], down["token"], down["at"]) == (str(proxy.id), token, token)
+    assert (down["reason"], down["errors"]) == ("connect", ["connection refused"])
 
 
 def test_commit__sorts_by_name_without_regard_to_case():
@@ -228,7 +237,7 @@ def test_rounds__are_observed_in_the_histogram():
 def test_removed__is_forgotten_in_time(redis_client, snapshot_key):
     id = UUID(int=1)
     token = take_token()
-    commit([], token - 2 * document._TOMBSTONE_AGE, removed=[id])
+    commit([], token - 2 * merge._TOMBSTONE_AGE, removed=[id])
     assert str(id) in json.loads(redis_client.get(snapshot_key))["removed"]
     commit([], token)
     assert str(id) in json.loads(redis_client.get(snapshot_key))["removed"], "there was no full round since"
@@ -272,7 +281,7 @@ def test_commit__replaces_another_type_under_its_key(redis_client, snapshot_key,
 def test_commit__a_check_leaves_what_it_cannot_read(redis_client, snapshot_key, caplog, value):
     redis_client.set(snapshot_key, value)
     result = commit([make_status(make_proxy())], take_token())
-    assert result == ([], False), "the caller requests a round"
+    assert not result.complete, "the caller requests a round"
     assert redis_client.get(snapshot_key) == value
     assert "check not committed, a round is needed" in caplog.text
 

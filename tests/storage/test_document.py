@@ -13,10 +13,11 @@ from proxyhealth.report import HealthReport
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
-from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode, merged
+from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode, dump
 from proxyhealth.storage.lease import take_token
+from proxyhealth.storage.merge import Results, merged
 from tests.storage.documents import TOKEN, changed_json, commit_statuses
-from tests.support.values import NOW, a_round, make_proxy, make_status
+from tests.support.values import NOW, a_round, judgements, make_proxy, make_status
 
 # What a line, a text of JSON, or a text of UTF-8 might be thought to end at.
 ODD = [
@@ -70,6 +71,7 @@ def test_dump__is_json_with_a_line_for_each_proxy(statuses, value):
         "errors": [None, ["kaputt"], None],
         "warnings": [None, ["warm", "laut"], ["warm"]],
         "latency": [0.25] * 3,
+        "since": ["2026-09-21T14:13:20.000000Z"] * 3,
     }
     assert whole["ticket"] == TOKEN
 
@@ -91,9 +93,9 @@ def test_decode__comes_back_equal_whatever_the_texts(odd):
     other = make_status(make_proxy("b"))
     value = commit_statuses(None, other, status)
     json.loads(value)
-    assert list(decode(value, PreviousLines()).snapshot.statuses.values()) == [status, other]
+    assert judgements(decode(value, PreviousLines()).snapshot) == [status, other]
     merged_again = commit_statuses(value, other, token=TOKEN + 1)
-    assert list(decode(merged_again, PreviousLines()).snapshot.statuses.values()) == [status, other]
+    assert judgements(decode(merged_again, PreviousLines()).snapshot) == [status, other]
 
 
 def test_decode__a_lone_surrogate_is_a_question_mark_everywhere():
@@ -114,7 +116,7 @@ def test_decode__reuses_all_proxies_if_no_line_has_changed(statuses, value):
     first = decode(value, PreviousLines())
     later = [replace(status, checked_at=NOW + timedelta(hours=1)) for status in statuses]
     second = decode(commit_statuses(value, *later, token=TOKEN + 1, full_round=a_round()), first.previous)
-    assert list(second.snapshot.statuses.values()) == later
+    assert judgements(second.snapshot) == later
     for id, status in second.snapshot.statuses.items():
         assert status.proxy is first.snapshot.statuses[id].proxy
 
@@ -126,7 +128,7 @@ def test_decode__reuses_the_proxies_whose_lines_are_the_same(statuses, value):
     new = make_status(make_proxy("0"))
     round_value = commit_statuses(value, new, renamed, c, token=TOKEN + 1, full_round=a_round())
     second = decode(round_value, first.previous)
-    assert list(second.snapshot.statuses.values()) == [new, c, renamed]
+    assert judgements(second.snapshot) == [new, c, renamed]
     assert second.snapshot.statuses[c.proxy.id].proxy is first.snapshot.statuses[c.proxy.id].proxy
     assert a.proxy.id not in second.snapshot.statuses
     third = decode(value, second.previous)
@@ -167,10 +169,10 @@ def test_merged__keeps_the_lines_of_untouched_proxies(statuses, value):
 
 def test_merged__keeps_unknown_columns_of_untouched_proxies(statuses, value):
     of_newer = changed_json(lambda whole: whole["judgements"].update(colour=["red", "green", None]))(value)
-    assert list(decode(of_newer, PreviousLines()).snapshot.statuses.values()) == statuses
+    assert judgements(decode(of_newer, PreviousLines()).snapshot) == statuses
     later = commit_statuses(of_newer, statuses[0], token=TOKEN + 1)
     assert json.loads(later)["judgements"]["colour"] == [None, "green", None]
-    assert list(decode(later, PreviousLines()).snapshot.statuses.values()) == statuses
+    assert judgements(decode(later, PreviousLines()).snapshot) == statuses
 
 
 # Damage
@@ -319,7 +321,7 @@ def test_decode__of_a_damaged_value_is_a_value_error(value, damage):
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_merged__a_round_makes_a_damaged_value_good(statuses, value, damage):
     healed = commit_statuses(damage(value), *statuses, token=TOKEN + 1, full_round=a_round())
-    assert list(decode(healed, PreviousLines()).snapshot.statuses.values()) == statuses
+    assert judgements(decode(healed, PreviousLines()).snapshot) == statuses
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -334,7 +336,7 @@ def test_read__has_the_last_copy_while_the_document_is_damaged(redis_client, sna
     commit(statuses, take_token(), full_round=a_round())
     good = reader.read_anew()
     assert not good.stale
-    assert good.statuses == before.statuses
+    assert judgements(good) == judgements(before)
 
 
 def test_decode__cut_off_anywhere_is_a_value_error(value):
@@ -356,8 +358,9 @@ def test_merged__a_round_makes_good_whatever_is_damaged(statuses, value, caplog)
             readable.add(True)
         except ValueError:
             readable.add(False)
-        healed = commit_statuses(bytes(damaged), *statuses, token=10 * TOKEN, full_round=a_round())
-        assert list(decode(healed, PreviousLines()).snapshot.statuses.values()) == statuses
+        results = Results(statuses, 10 * TOKEN, full_round=a_round())
+        healed = dump(merged(bytes(damaged), results, last_token=10 * TOKEN).document)
+        assert judgements(decode(healed, PreviousLines()).snapshot) == statuses
         caplog.clear()
     assert readable == {True, False}
 
@@ -366,7 +369,7 @@ def test_merged__a_round_makes_good_whatever_is_damaged(statuses, value, caplog)
 def test_merged__a_check_replaces_no_unusable_value(value, name):
     """The check knows only a few proxies, and the value may be of a newer version."""
     with pytest.raises(UnusableSnapshot, match="cannot be read"):
-        merged(DAMAGE[name](value), [make_status(make_proxy("new"))], TOKEN + 1, [], None)
+        merged(DAMAGE[name](value), Results([make_status(make_proxy("new"))], TOKEN + 1))
 
 
 FUTURE = {
@@ -380,7 +383,7 @@ FUTURE = {
 def test_merged__a_token_that_was_never_taken_is_damage(value, statuses, change, caplog):
     """Otherwise no later result of the proxy, or of any round, would ever win."""
     future = changed_json(change)(value)
-    document, _ = merged(future, statuses, TOKEN + 1, [], a_round(), last_token=TOKEN + 1)
+    document, _ = merged(future, Results(statuses, TOKEN + 1, full_round=a_round()), last_token=TOKEN + 1)
     assert document.head["ticket"] == TOKEN + 1
     assert {row["ticket"] for row in document.judgements.values()} == {TOKEN + 1}
     assert document.head["removed"] == {}

@@ -1,7 +1,6 @@
 """Commits that Redis executes, but whose replies are lost."""
 
 import contextlib
-import logging
 
 import pytest
 from django.conf import settings as django_settings
@@ -14,10 +13,12 @@ from proxyhealth.storage import reader
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.counters import count_missed, count_round
 from proxyhealth.storage.lease import begin_round, end_round, take_token
+from proxyhealth.storage.merge import Results
+from proxyhealth.storage.outbox import read_entries, remove_entries
 from proxyhealth.storage.pending import SendTask, add_pending
 from tests.settings import REDIS_PORT
 from tests.support.redis_relay import RedisRelay
-from tests.support.values import a_round, make_proxy, make_status
+from tests.support.values import a_round, changes, make_proxy, make_status
 
 MARKER = b'"judgements"'
 
@@ -26,7 +27,7 @@ TIMES = [1, 2, 3]
 
 
 @pytest.fixture
-def relay(settings, redis_client):
+def relay(settings, redis_client, db):
     """A relay between this process and Redis."""
     relay = RedisRelay(REDIS_PORT)
     with relay.running() as location:
@@ -34,21 +35,17 @@ def relay(settings, redis_client):
         yield relay
 
 
-def lines(caplog):
-    return [record.getMessage() for record in caplog.records if "status change" in record.getMessage()]
-
-
 @pytest.mark.parametrize("times", TIMES)
-def test_check__whose_reply_is_lost_logs_its_changes(relay, caplog, times):
-    caplog.set_level(logging.INFO)
+def test_check__whose_reply_is_lost_keeps_its_changes(relay, times):
     changed, same, gone = (make_proxy(name) for name in ("changed", "same", "gone"))
     commit([make_status(proxy) for proxy in (changed, same, gone)], take_token(), full_round=a_round())
+    remove_entries(read_entries(9))
     relay.lose(MARKER, times)
     statuses = [make_status(changed, Status.UNREACHABLE), make_status(same)]
     result = commit_statuses(statuses, take_token(), removed=[gone.id])
     assert relay.left == 0
-    assert [(change.name, change.before) for change in result.changes] == [("gone", "ok"), ("changed", "ok")]
-    assert len(lines(caplog)) == 2
+    assert changes() == [("gone", "ok", "removed"), ("changed", "ok", "unreachable")]
+    assert result.outbox == 2
     assert {s.proxy.name: s.status for s in reader.read().statuses.values()} == {
         "changed": "unreachable",
         "same": "ok",
@@ -56,21 +53,21 @@ def test_check__whose_reply_is_lost_logs_its_changes(relay, caplog, times):
 
 
 @pytest.mark.parametrize("times", TIMES)
-def test_round__whose_reply_is_lost_logs_its_changes(relay, caplog, times):
-    caplog.set_level(logging.INFO)
+def test_round__whose_reply_is_lost_keeps_its_changes(relay, times):
     changed, gone = make_proxy("changed"), make_proxy("gone")
     commit([make_status(proxy) for proxy in (changed, gone)], take_token(), full_round=a_round())
+    remove_entries(read_entries(9))
     relay.lose(MARKER, times)
     statuses = [make_status(changed, Status.UNREACHABLE)]
     result = commit_statuses(statuses, take_token(), full_round=a_round())
     assert relay.left == 0
-    assert sorted(change.name for change in result.changes) == ["changed", "gone"]
-    assert len(lines(caplog)) == 2
+    assert changes() == [("changed", "ok", "unreachable"), ("gone", "ok", "removed")]
+    assert result.outbox == 3  # with the round
     assert reader.read().outcomes == {"success": 2}
     assert sum(reader.read().rounds.counts) == 2
 
 
-def test_check__that_was_not_written_logs_only_real_changes(redis_client, monkeypatch):
+def test_check__that_was_not_written_has_no_changes(redis_client, monkeypatch):
     """Another process found the same change first, so the repetition makes none."""
     proxy = make_proxy()
     commit([make_status(proxy)], take_token(), full_round=a_round())
@@ -81,13 +78,15 @@ def test_check__that_was_not_written_logs_only_real_changes(redis_client, monkey
         result = merged(value, **options)
         if not others:
             others.append(first)
-            document, _ = merged(value, [make_status(proxy, Status.UNREACHABLE)], first, [], None)
+            document, _ = merged(value, Results([make_status(proxy, Status.UNREACHABLE)], first))
             with module.open_cache() as cache:
                 cache.client.set(cache.key("snapshot"), module.dump(document))
         return result
 
     monkeypatch.setattr(module, "merged", merge_slowly)
-    assert commit([make_status(proxy, Status.UNREACHABLE)], second).changes == []
+    remove_entries(read_entries(9))
+    commit([make_status(proxy, Status.UNREACHABLE)], second)
+    assert changes() == []
 
 
 @pytest.mark.parametrize("times", TIMES)

@@ -14,7 +14,7 @@ from proxyhealth.rounds.recheck import run_pending_check
 from proxyhealth.storage import reader
 from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.lease import ANY_ROUND, RoundRequest, begin_round, end_round, take_token
-from proxyhealth.storage.pending import SendTask, add_pending, take_pending
+from proxyhealth.storage.pending import SendTask, add_pending, claim_recheck, take_pending
 from proxyhealth.storage.plan import claim_shard, load_plan, save_plan
 from proxyhealth.storage.repair import KEYS, repair
 from tests.support.machine import at_most
@@ -222,6 +222,7 @@ def test_keys__are_all_known(fleet, redis_client):
     begin_round()
     with reader.open_cache() as cache:
         cache.client.set(cache.key("commit"), "x")
+    claim_recheck(5)
     prefix = key("").encode()
     assert {name.removeprefix(prefix).decode() for name in redis_client.scan_iter(prefix + b"*")} <= {*KEYS}
     assert {name for name in KEYS if not redis_client.exists(key(name))} <= {"rerun"}

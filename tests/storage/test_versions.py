@@ -1,6 +1,7 @@
 """Documents that an older or a newer version of the app has written."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import RoundHistogram
 from proxyhealth.statuses import Reason, Status
-from proxyhealth.storage.document import PreviousLines, decode, dump, merged
+from proxyhealth.storage.confirmation import moment
+from proxyhealth.storage.document import PreviousLines, decode, dump
+from proxyhealth.storage.merge import Results, merged
 from tests.storage.documents import TOKEN, changed_json, commit_statuses
 from tests.support.values import NOW, a_round, make_proxy, make_status
 
@@ -21,6 +24,7 @@ HEAD_DEFAULTS = {
     "rounds": ("rounds", RoundHistogram()),
     "removed": ("offline", ""),  # only merges use it
     "deployment": ("offline", ""),  # it is beside the snapshot
+    "watched": ("watched", None),
 }
 COLUMN_DEFAULTS = {
     "checked_at": ("checked_at", None),
@@ -30,6 +34,7 @@ COLUMN_DEFAULTS = {
     "warnings": ("report", HealthReport(("kaputt",), ())),
     "latency": ("latency", None),
     "tls_expires_at": ("tls_expires_at", None),
+    "since": ("since", None),
 }
 LINE_DEFAULTS = {
     "display_name": "",
@@ -53,6 +58,7 @@ def status():
         report=report,
         latency=0.25,
         tls_expires_at=NOW,
+        since=moment(TOKEN),
     )
 
 
@@ -73,8 +79,8 @@ def read_status(value):
 def merge_around(value):
     """Commit another proxy, so that the first one is left as it is."""
     other = make_status(make_proxy("zzz"))
-    document, changes = merged(value, [other], TOKEN + 1, [], None)
-    assert [change.name for change in changes] == ["zzz"]
+    document, entries = merged(value, Results([other], TOKEN + 1))
+    assert [json.loads(entry)["name"] for entry in entries] == ["zzz"]
     return dump(document)
 
 
@@ -134,7 +140,7 @@ def test_merged__without_a_field(value, status, part, name, caplog):
     assert after.statuses[status.proxy.id] == read_status(older)
     assert len(after.statuses) == 2
     healed = commit_statuses(older, status, token=TOKEN + 1, full_round=a_round())
-    assert read_status(healed) == status
+    assert replace(read_status(healed), since=status.since) == status
     assert not caplog.text
 
 

@@ -1,5 +1,7 @@
 """Proxies, statuses and rounds for tests of the storage, and a database that is down."""
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -7,7 +9,8 @@ from django.db import OperationalError
 
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Status
-from proxyhealth.storage.document import Round
+from proxyhealth.storage.merge import Round
+from proxyhealth.storage.outbox import read_entries
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
@@ -31,8 +34,23 @@ def make_status(proxy, status=Status.OK, **values):
     return ProxyStatus(proxy, proxy_host=f"{proxy.name}.example.com", status=status, checked_at=NOW, **values)
 
 
+def judgements(snapshot):
+    """Return the statuses of a snapshot without the times since which they are so."""
+    return [replace(status, since=None) for status in snapshot.statuses.values()]
+
+
 def a_round(seconds=0.3):
     return Round(datetime.now(UTC), seconds)
+
+
+def outbox(kind="change"):
+    """Return the entries of a kind in the outbox, the oldest first."""
+    return [entry for entry in map(json.loads, read_entries(100_000)) if entry["kind"] == kind]
+
+
+def changes():
+    """Return the changes in the outbox, as (name, before, after)."""
+    return [(entry["name"], entry["before"], entry["after"]) for entry in outbox()]
 
 
 def refuse_queries(*args):
