@@ -40,6 +40,16 @@ except ImportError:  # an extra
 SETTINGS = {
     "INTERVAL": ("E010", "Set the seconds between two rounds, for example 60. 0 or less means 60."),
     "TIMEOUT": ("E011", "Set the seconds that a whole probe may take, for example 5."),
+    "FAILURE_THRESHOLD": (
+        "E036",
+        "Set the number of failed probes in a row that end the status ok, for example 3.",
+    ),
+    "RECOVERY_THRESHOLD": (
+        "E037",
+        "Set the number of successful probes in a row that end a failure, for example 2.",
+    ),
+    "RECHECK_AFTER": ("E038", "Set the seconds until an unconfirmed result is probed again, for example 5."),
+    "HISTORY_DAYS": ("E039", "Set the days for which transitions and gaps are kept, for example 400."),
     "CONCURRENCY": ("E012", "Set the number of probes at once in a process, for example 512."),
     "SHARD_SIZE": ("E013", "Set the number of proxies in one task of a round, for example 1000."),
     "CACHE": ("E014", "Set the alias in CACHES of the Redis cache that holds the snapshot."),

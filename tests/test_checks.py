@@ -46,6 +46,10 @@ def test_checks__ids_of_settings():
         "METRICS_TOKEN": "E026",
         "PUBLIC_CSP": "E027",
         "RUNBOOK_URL": "E028",
+        "FAILURE_THRESHOLD": "E036",
+        "RECOVERY_THRESHOLD": "E037",
+        "RECHECK_AFTER": "E038",
+        "HISTORY_DAYS": "E039",
     }
 
 
@@ -68,6 +72,10 @@ def test_checks__every_setting_has_its_own_id_and_hint():
         ("TIMEOUT", -1, "must be a number of seconds above 0, at most a year, not -1"),
         ("TIMEOUT", None, "must be a number of seconds above 0, at most a year, not None"),
         ("TIMEOUT", float("inf"), "must be a number of seconds above 0, at most a year, not inf"),
+        ("FAILURE_THRESHOLD", 0, "must be a whole number, 1 or more, not 0"),
+        ("RECOVERY_THRESHOLD", 1.5, "must be a whole number, 1 or more, not 1.5"),
+        ("RECHECK_AFTER", 0, "must be a number of seconds above 0, at most a year, not 0"),
+        ("HISTORY_DAYS", 0, "must be a number of days, from 1 to 36,500, not 0"),
         ("CONCURRENCY", 0, "must be a whole number, 1 or more, not 0"),
         ("CONCURRENCY", 1.5, "must be a whole number, 1 or more, not 1.5"),
         ("SHARD_SIZE", "many", "must be a whole number, 1 or more, not 'many'"),
@@ -204,6 +212,10 @@ def test_settings__defaults(settings):
     assert {name: getattr(conf, name) for name in NAMES} == {
         "INTERVAL": 60.0,
         "TIMEOUT": 5.0,
+        "FAILURE_THRESHOLD": 1,
+        "RECOVERY_THRESHOLD": 1,
+        "RECHECK_AFTER": 5.0,
+        "HISTORY_DAYS": 400.0,
         "CONCURRENCY": 512,
         "SHARD_SIZE": 1000,
         "CACHE": "default",
