@@ -1,7 +1,9 @@
 """The memory of the history: the last statuses of the proxies, for a snapshot that has lost them."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 from uuid import UUID
 
 from django.db import Error as DatabaseError
@@ -9,8 +11,9 @@ from django.db import connections, router
 
 from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.models import Transition, Watch
-from proxyhealth.storage.confirmation import Row
-from proxyhealth.storage.outbox import REMOVED
+from proxyhealth.storage.confirmation import Row, moment
+from proxyhealth.storage.document import DAMAGE
+from proxyhealth.storage.outbox import REMOVED, read_entries
 from proxyhealth.storage.watch import Watched
 from proxyhealth.texts import without_passwords
 from proxyhealth.utils import aware, rfc3339
@@ -37,8 +40,10 @@ class DatabaseMemory:
         """
         key = None if ids is None else frozenset(ids)
         if key not in self._rows:
+            entries = read_entries(0)  # first, because they move to the database meanwhile
             with using_database() as alias:
-                self._rows[key] = dict(_read_rows(alias, ids))
+                rows = dict(_read_rows(alias, ids))
+            self._rows[key] = _with_changes(rows, entries, ids)
         return self._rows[key]
 
 
@@ -65,6 +70,35 @@ def _read_rows(alias: str, ids: Collection[str] | None) -> Iterator[tuple[str, R
         batches = (uuids[start : start + _BATCH] for start in range(0, len(uuids), _BATCH))
         found = [row for batch in batches for row in rows.last_of_each(batch)]
     return ((str(row.proxy_uuid), _row(row)) for row in found if row.after != REMOVED)
+
+
+def _with_changes(
+    rows: dict[str, Row], entries: Iterable[bytes], ids: Collection[str] | None
+) -> Mapping[str, Row]:
+    """Return ``rows`` after the changes in the outbox, which are later.
+
+    Workers of an earlier version discard the task that records them, so that they stay there for a while.
+    """
+    for entry in entries:
+        with suppress(*DAMAGE):  # the task that records the entries reports it
+            id, row = _changed_row(json.loads(entry))
+            if id and (ids is None or id in ids):
+                rows[id] = row
+    return {id: row for id, row in rows.items() if row["status"] != REMOVED}
+
+
+def _changed_row(entry: Mapping[str, Any]) -> tuple[str, Row]:
+    if entry["kind"] != "change":
+        return "", {}
+    since = rfc3339(moment(entry["at"]))
+    return entry["proxy"], {
+        "name": entry["name"],
+        "ticket": entry["token"],
+        "checked_at": since,
+        "status": entry["after"],
+        "since": since,
+        **{key: entry[key] for key in ("reason", "errors", "warnings") if entry.get(key)},
+    }
 
 
 def _row(transition: Transition) -> Row:

@@ -46,7 +46,9 @@ if type(head) == 'table' then head = '' end -- an error, because the key holds a
 if head ~= old_head then return 'changed' end
 local kind = redis.call('TYPE', outbox).ok
 if kind ~= 'list' and kind ~= 'none' then redis.call('DEL', outbox) end
--- The entries first: where they are refused, so is the document. In parts, because Lua's unpack has a limit.
+local length = redis.call('LLEN', outbox) + #ARGV - 8
+-- Before the document: a user of an earlier version may lack the permission, and no change may be lost. In
+-- parts, because Lua's unpack has a limit. After the first write, no other one fails.
 for i = 9, #ARGV, 1000 do
   redis.call('RPUSH', outbox, unpack(ARGV, i, math.min(i + 999, #ARGV)))
 end
@@ -66,7 +68,7 @@ if outcome == 'success' then
   redis.call('HSET', stats, 'full', token)
   redis.call('HDEL', stats, 'offline', 'offline_since')
 end
-return redis.call('LLEN', outbox)
+return length
 """
 
 

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 # expires before the next full round, because a clock that is set forward would make it look old.
 _TOMBSTONE_AGE = 3_600 * 1_000_000
 
+# Microseconds for which earlier versions may run rounds alone, without a gap.
+_UPGRADE = 3_600 * 1_000_000
+
 
 class Memory(Protocol):
     """What the history remembers of the snapshot. Both methods raise ``HistoryUnavailable``."""
@@ -156,16 +159,17 @@ class _Past:
 
     @classmethod
     def of(cls, document: Document, results: Results, memory: Memory, is_drained: bool) -> Self:
-        last_round = Watched.from_json(document.head["watched"])
+        last_round = _last_round(document)
+        recorded = Watched.from_json(document.head["watched"])
         is_round = results.full_round is not None
         lacking = _lacking(document, results)
         try:
-            remembered = memory.watched() if is_round or last_round is None else last_round
-            if remembered and (last_round is None or _differ(remembered, last_round, is_drained)):
+            remembered = memory.watched() if is_round or recorded is None else recorded
+            if remembered and (recorded is None or _differ(remembered, recorded, is_drained)):
                 # The clock of a new server may be behind.
                 start = remembered._replace(token=min(remembered.token, results.token))
                 return cls(start, True, is_round, memory.rows(None if is_round else lacking))
-            if is_drained and is_round and last_round and not remembered:
+            if is_drained and is_round and recorded and not remembered:
                 return cls(last_round, False, True, memory.rows(None))
             rows = memory.rows(lacking) if lacking else {}
             return cls(last_round or Watched(results.token, 0), rows=rows)
@@ -174,12 +178,23 @@ class _Past:
             return cls(last_round)
 
 
-def _differ(remembered: Watched, last_round: Watched, is_drained: bool) -> bool:
+def _differ(remembered: Watched, recorded: Watched, is_drained: bool) -> bool:
     """Return True if either the document or the history lacks rounds that the other one has.
 
     Rounds that wait in the outbox do not count.
     """
-    return remembered.token > last_round.token or (is_drained and remembered.token < last_round.token)
+    return remembered.token > recorded.token or (is_drained and remembered.token < recorded.token)
+
+
+def _last_round(document: Document) -> Watched | None:
+    """Return the last full round, also if an earlier version has run it: during an upgrade, it is no gap.
+
+    When earlier versions have run rounds alone for long, nobody has recorded what changed.
+    """
+    last_round, token = Watched.from_json(document.head["watched"]), document.head["ticket"]
+    if last_round and last_round.token < token <= last_round.token + _UPGRADE:
+        return Watched(token, last_round.watched + token - last_round.token)
+    return last_round
 
 
 def _lacking(document: Document, results: Results) -> list[str]:

@@ -50,7 +50,7 @@ def round_entry(token: int, watched: int) -> str:
 
 
 def read_entries(count: int) -> Sequence[bytes]:
-    """Return up to ``count`` entries, the oldest first."""
+    """Return up to ``count`` entries, or all for 0, the oldest first."""
     with open_cache() as cache:
         entries: list[bytes] = cache.client.lrange(cache.key("outbox"), 0, count - 1)
     return entries
