@@ -1,11 +1,11 @@
-"""The schedule of the rounds, for Celery beat."""
+"""The schedule of the rounds and of the pruning of the history, for Celery beat."""
 
 import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self, TypedDict
 
-from celery.schedules import schedstate, schedule
+from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 from django.core.exceptions import ImproperlyConfigured
 
 from proxyhealth.conf import DEFAULT_INTERVAL, app_settings, interval_of
@@ -14,7 +14,7 @@ from proxyhealth.task_names import TaskName
 
 class BeatEntry(TypedDict):
     task: str
-    schedule: schedule
+    schedule: BaseSchedule
     kwargs: dict[str, Any]
 
 
@@ -51,7 +51,7 @@ def _clock_offset() -> float:
 
 
 def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEntry]:
-    """Return the entry for Celery beat that runs the rounds.
+    """Return the entries for Celery beat: one for the rounds, and a daily one that prunes the history.
 
     A settings module must pass its ``PROXYHEALTH`` dictionary, because Django's settings are not ready yet:
     ``CELERY_BEAT_SCHEDULE = beat_schedule(PROXYHEALTH)``. The workers skip a tick less than half an interval
@@ -66,5 +66,11 @@ def beat_schedule(options: Mapping[str, Any] | None = None) -> dict[str, BeatEnt
             "task": TaskName.CHECK_ALL.value,  # beat pickles it into its file
             "schedule": ClockSafeSchedule(interval),
             "kwargs": {"gap": interval / 2},
-        }
+        },
+        "proxyhealth-prune": {
+            "task": TaskName.PRUNE_HISTORY.value,
+            # Not every 24 hours: a beat that is restarted without its file would count from the start again.
+            "schedule": crontab(hour=3, minute=30),
+            "kwargs": {},
+        },
     }

@@ -20,7 +20,7 @@ from celery.states import FAILURE, SUCCESS
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import HistoryUnavailable, RoundFailed, StoreError
-from proxyhealth.history import records
+from proxyhealth.history import announce, pruning, records
 from proxyhealth.rounds import broker, steps, worker
 from proxyhealth.rounds.dispatch import flush, request_task
 from proxyhealth.rounds.recheck import run_pending_check, run_recheck
@@ -62,6 +62,18 @@ _OPTIONS: dict[str, Any] = {
     "soft_time_limit": property(_soft_time_limit),
     "serializer": property(_serializer),
 }
+
+
+# Seconds. Receivers are code of the host, and may hang. The hard limit ends one that ignores the soft limit.
+_SIGNALS_LIMIT = 30
+_SIGNALS_SOFT_LIMIT = 15
+_SIGNALS_TIME = 5  # for which a task begins new signals, so that other tasks have their turn
+
+_PRUNING_TIME = 5  # likewise
+
+
+def _soft_time_limit_of_signals(task: Any) -> float:
+    return min(_SIGNALS_SOFT_LIMIT, _soft_time_limit(task))
 
 
 @shared_task(**_OPTIONS, base=Tick, ignore_result=True, throws=(RoundFailed,))
@@ -124,6 +136,42 @@ def first_round(asked: int) -> None:
     """
     request = RoundRequest(requested_token=asked, max_age=conf.INTERVAL / 2)
     run_round(request, wait=lease_seconds() + 1, share=True)
+
+
+@shared_task(
+    **{
+        **_OPTIONS,
+        "time_limit": _SIGNALS_LIMIT,
+        "soft_time_limit": property(_soft_time_limit_of_signals),
+    },
+    ignore_result=True,
+    throws=(HistoryUnavailable,),
+)
+def send_signals(skip: Sequence[str] = ()) -> None:
+    """Send the signals that are due, but not to the receivers with the names ``skip``.
+
+    What is left is sent by the next task: that of the next round, at the latest.
+    """
+    if send_signals.request.is_eager:
+        announce.send_signals()  # without time limits, nothing is left
+        return
+    hanging = announce.send_signals(skip, _SIGNALS_TIME)
+    if hanging is None:
+        return
+    try:
+        with broker.connection(broker.celery_app()) as connection:
+            send_signals.apply_async(kwargs={"skip": sorted(hanging)}, connection=connection)
+    except Exception as error:
+        text = without_passwords(error)
+        logger.warning("no more signals could be requested, the next round does it: %s", text)
+
+
+@shared_task(**_OPTIONS, ignore_result=True, throws=(HistoryUnavailable,))
+def prune_history() -> None:
+    """Delete the rows of the history that are older than ``HISTORY_DAYS``."""
+    is_eager = prune_history.request.is_eager
+    if not pruning.prune(None if is_eager else _PRUNING_TIME).complete:
+        request_task(TaskName.PRUNE_HISTORY)  # behind the tasks that wait
 
 
 @worker_init.connect

@@ -218,7 +218,7 @@ def test_tasks__are_acknowledged_early():
     host = Celery(set_as_current=False)
     host.conf.update(task_acks_late=True, task_reject_on_worker_lost=True, task_ignore_result=True)
     ours = [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
-    assert len(ours) == 6
+    assert len(ours) == len(TaskName)
     assert not any(task.acks_late or task.reject_on_worker_lost for task in ours)
     assert [task.name for task in ours if not task.ignore_result] == [TaskName.CHECK_SHARD]
     assert app.conf.worker_disable_prefetch, "nor may a worker prefetch more messages than it can run"
@@ -233,7 +233,9 @@ def host():
 
 
 def tasks_of(host):
-    return [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
+    """Return all but the one with limits of its own."""
+    names = set(TaskName) - {TaskName.SEND_SIGNALS}
+    return [task for name, task in host.tasks.items() if name in names]
 
 
 def test_tasks__time_limit_of_host_does_not_apply(host):
@@ -250,6 +252,18 @@ def test_tasks__time_limit_of_annotation_applies(host, annotation, limits):
     host.conf.task_annotations = {"*": annotation}
     host.tasks[TaskName.CHECK_ALL].apply_async()
     assert {(task.soft_time_limit, task.time_limit) for task in tasks_of(host)} == {limits}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "limits"),
+    [({}, (15, 30)), ({"time_limit": 5}, (5, 5)), ({"soft_time_limit": 60, "time_limit": 90}, (60, 90))],
+)
+def test_send_signals__has_short_time_limits(host, annotation, limits):
+    """Receivers are code of the host, and may hang."""
+    host.conf.update(task_time_limit=500, task_annotations={TaskName.SEND_SIGNALS: annotation})
+    task = host.tasks[TaskName.SEND_SIGNALS]
+    task.apply_async()
+    assert (task.soft_time_limit, task.time_limit) == limits
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "lease": ("string", "10000"),
     "commit": ("string", "10000"),
     "pending:sent": ("string", "60000"),
+    "signals": ("string", "60000"),
     "snapshot": ("string", ""),
     "pending": ("set", ""),
     "plan": ("hash", "plan"),

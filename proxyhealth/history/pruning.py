@@ -1,0 +1,94 @@
+"""Deleting the rows of the history that are too old, in small steps, so that no round waits for a lock."""
+
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+
+from proxyhealth.conf import conf
+from proxyhealth.history.recall import using_database
+from proxyhealth.models import Gap, Transition, Watch
+from proxyhealth.storage.confirmation import moment
+
+logger = logging.getLogger(__name__)
+
+# The longest window of the uptime, which needs all its rows.
+UPTIME_DAYS = 90
+
+# Rows of one statement, which is a transaction of its own.
+_BATCH = 500
+
+
+@dataclass
+class Pruned:
+    """The result: the number of deleted rows, and True if nothing is left to delete.
+
+    ``before`` is the time before which rows are too old, or None without a history.
+    """
+
+    before: datetime | None
+    transitions: int = 0
+    gaps: int = 0
+    complete: bool = True
+
+
+def prune(seconds: float | None = None, *, dry_run: bool = False) -> Pruned:
+    """Delete what is older than ``HISTORY_DAYS``, for at most about ``seconds``.
+
+    Keep the last transition of each proxy that is not removed, because it says what its status is, and those
+    whose signal is due. With ``dry_run``, only count. Raise ``HistoryUnavailable``.
+    """
+    end = float("inf") if seconds is None else time.monotonic() + seconds
+    with using_database() as alias:
+        return _prune(alias, end, dry_run)
+
+
+def _prune(alias: str, end: float, dry_run: bool) -> Pruned:
+    # Not the clock of this machine: if that is wrong, it must not delete everything.
+    last_round = Watch.objects.using(alias).order_by("pk").first()
+    if last_round is None:
+        return Pruned(None)
+    days = timedelta(days=max(conf.HISTORY_DAYS, UPTIME_DAYS))
+    before = last_round.token - days // timedelta(microseconds=1)
+    transitions = _old_transitions(alias, before)
+    gaps = Gap.objects.using(alias).filter(token__lt=before)
+    last = Transition.objects.using(alias).last_of_each().filter(token__lt=before)
+    kept = set(last.exclude(after=Transition.REMOVED).values_list("pk", flat=True))
+    pruned = Pruned(moment(before))
+    if dry_run:
+        pruned.transitions = transitions.count() - transitions.filter(pk__in=kept).count()
+        pruned.gaps = gaps.count()
+        return pruned
+    pruned.transitions, pruned.complete = _delete(transitions, kept, end)
+    if pruned.complete:
+        pruned.gaps, pruned.complete = _delete(gaps, (), end)
+    if pruned.transitions or pruned.gaps:
+        logger.info("history pruned transitions=%d gaps=%d", pruned.transitions, pruned.gaps)
+    return pruned
+
+
+def _old_transitions(alias: str, before: int) -> QuerySet[Transition]:
+    # A signal that was due so long ago has no receiver any more.
+    long_ago = timezone.now() - timedelta(days=UPTIME_DAYS)
+    is_done = Q(signal_due_at__isnull=True) | Q(signal_due_at__lt=long_ago)
+    return Transition.objects.using(alias).filter(is_done, token__lt=before)
+
+
+def _delete(rows: QuerySet[Any], kept: Collection[int], end: float) -> tuple[int, bool]:
+    """Delete all but the ``kept`` rows. Return their number, and False if the time was over before."""
+    deleted, token, pk = 0, 0, 0
+    while time.monotonic() < end:
+        # By the index on the token. Kept rows are read once, and not again for each batch.
+        following = rows.filter(token__gte=token).exclude(token=token, pk__lte=pk).order_by("token", "pk")
+        batch = list(following.values_list("token", "pk")[:_BATCH])
+        if not batch:
+            return deleted, True
+        token, pk = batch[-1]
+        count, _ = rows.filter(pk__in=[pk for _, pk in batch if pk not in kept]).delete()
+        deleted += count
+    return deleted, False

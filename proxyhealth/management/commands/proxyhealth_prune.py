@@ -1,0 +1,30 @@
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from proxyhealth.exceptions import HistoryUnavailable
+from proxyhealth.history.pruning import prune
+
+
+class Command(BaseCommand):
+    help = (
+        "Delete status changes and gaps that are older than HISTORY_DAYS of the settings, and than 90 days, "
+        "which the uptime needs. Keep the last change of each proxy."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--dry-run", action="store_true", help="Only count them.")
+
+    def handle(self, *, dry_run: bool, **options: Any) -> None:
+        try:
+            pruned = prune(dry_run=dry_run)
+        except HistoryUnavailable as error:
+            raise CommandError(str(error)) from error
+        if pruned.before is None:
+            self.stdout.write("There is no history yet: no round has been recorded.")
+            return
+        self.stdout.write(
+            f"{'Would delete' if dry_run else 'Deleted'} {pruned.transitions} status changes and "
+            f"{pruned.gaps} gaps from before {pruned.before:%Y-%m-%d %H:%M:%S} UTC."
+        )
