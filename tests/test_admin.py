@@ -200,7 +200,7 @@ def test_save__no_warning_before_the_commit(admin, monkeypatch):
 def test_check_all__silent_broker_does_not_block(admin, monkeypatch):
     end = threading.Event()
     monkeypatch.setattr("proxyhealth.rounds.dispatch._send", lambda ids: end.wait(30))
-    monkeypatch.setattr("proxyhealth.admin._BROKER_TIMEOUT", 0.1)
+    monkeypatch.setattr("proxyhealth.admin.proxies._BROKER_TIMEOUT", 0.1)
     response = admin.post(f"{HEALTH}check/", follow=True)
     (message,) = messages_of(response)
     end.set()

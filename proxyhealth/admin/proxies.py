@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db import connections, router, transaction
@@ -22,7 +24,7 @@ from django.views.decorators.http import require_POST
 
 from proxyhealth import access, health
 from proxyhealth.display import number, quantity, time_tag
-from proxyhealth.models import WorkspaceProxy
+from proxyhealth.models import Transition, WorkspaceProxy
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
 from proxyhealth.texts import clean
@@ -178,6 +180,26 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
         response = super().changeform_view(request, *args, **kwargs)
         self._warn_if_not_sent(request, response)
         return response
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        context = {"changes_url": self._changes_url(request, object_id), **(extra_context or {})}
+        return super().change_view(request, object_id, form_url, context)
+
+    def _changes_url(self, request: HttpRequest, id: str) -> str:
+        """Return the address of the status changes of a proxy, or '' for a user who may not see them."""
+        history = (
+            self.admin_site.get_model_admin(Transition) if self.admin_site.is_registered(Transition) else None
+        )
+        if history is None or not history.has_view_permission(request):
+            return ""
+        url = reverse(f"{self.admin_site.name}:proxyhealth_transition_changelist")
+        return f"{url}?{urlencode({'proxy': unquote(id)})}"
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         response = super().delete_view(request, *args, **kwargs)

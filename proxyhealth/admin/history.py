@@ -1,0 +1,253 @@
+"""The lists of the status changes and of the gaps. They are fast however long the history is."""
+
+import time
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.core.paginator import Paginator
+from django.db import router
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+from django.urls import NoReverseMatch, URLPattern, reverse
+from django.utils.functional import cached_property
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
+
+from proxyhealth import access
+from proxyhealth.display import name_of, number, quantity, time_tag
+from proxyhealth.models import Gap, Transition, WorkspaceProxy
+from proxyhealth.report import HealthReport
+from proxyhealth.statuses import Status
+from proxyhealth.texts import clean
+
+# Rows that a list counts and shows at most: counting all may take seconds.
+MAX_ROWS = 10_000
+
+# Proxies that the filter lists. A fleet with more has the search.
+_MAX_CHOICES = 30
+
+_HOUR = 3_600
+
+
+class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # generic for type checkers only
+    """A paginator that counts no further than ``MAX_ROWS``."""
+
+    @cached_property
+    def _counted(self) -> int:
+        rows: Any = self.object_list
+        return int(rows.order_by()[: MAX_ROWS + 1].count())
+
+    @cached_property
+    def count(self) -> int:
+        return min(self._counted, MAX_ROWS)
+
+    @property
+    def is_cut(self) -> bool:
+        """True if there are more rows than the pages show."""
+        return self._counted > MAX_ROWS
+
+
+class TimeFilter(admin.SimpleListFilter):
+    """A filter by the index on the token, which is a time in microseconds."""
+
+    title = "time"
+    parameter_name = "hours"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [
+            ("1", "Past hour"),
+            ("24", "Past 24 hours"),
+            ("168", "Past 7 days"),
+            ("720", "Past 30 days"),
+            ("2160", "Past 90 days"),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        hours = dict(self.lookup_choices).keys() & {self.value()}
+        if not hours:
+            return queryset
+        begin = time.time() - int(hours.pop()) * _HOUR
+        return queryset.filter(token__gte=int(begin * 1_000_000))
+
+
+class StatusFilter(admin.SimpleListFilter):
+    title = "new status"
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        statuses = [status.value for status in Status if status is not Status.UNKNOWN]
+        return [(status, status) for status in (*statuses, Transition.REMOVED)]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(after=self.value()) if self.value() else queryset
+
+
+class ProxyFilter(admin.SimpleListFilter):
+    """A filter by the id of a proxy. It lists the proxies of a small fleet, and always the chosen one."""
+
+    title = "proxy"
+    parameter_name = "proxy"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        proxies = WorkspaceProxy.objects.primary().defer("icon", "url", "wildcard_hostname", "version")
+        choices = {str(row.pk): name_of(row) for row in proxies.active()[: _MAX_CHOICES + 1]}
+        if len(choices) > _MAX_CHOICES:
+            choices = {}
+        chosen = self.used_parameters.get(self.parameter_name)
+        if chosen and str(chosen) not in choices:
+            choices[str(chosen)] = self._name_of(str(chosen))
+        return list(choices.items())
+
+    def _name_of(self, id: str) -> str:
+        proxy = WorkspaceProxy.objects.primary().filter(pk=_uuid(id)).first()
+        return name_of(proxy) if proxy else id
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(proxy_uuid=_uuid(self.value())) if self.value() else queryset
+
+
+def _uuid(text: str | None) -> UUID:
+    try:
+        return UUID(text)
+    except (ValueError, TypeError, AttributeError):
+        raise IncorrectLookupParameters(f"{text!r} is not the id of a proxy") from None
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for type checkers only
+    """An admin that shows rows, but never changes them: only the app writes the history."""
+
+    actions = None
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # each would count all rows
+    paginator = BoundedPaginator
+    change_list_template = "admin/proxyhealth/history_list.html"
+
+    class Media:
+        css = {"all": ("proxyhealth/health.css",)}  # noqa: RUF012  the shape that Django expects
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        # A replica may lag behind.
+        return super().get_queryset(request).using(router.db_for_write(self.model))
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        # The coroutine of an "async def has_perm()" of a custom user would let everyone in.
+        return access.is_granted(super().has_view_permission(request, obj))
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_urls(self) -> list[URLPattern]:
+        urls = super().get_urls()
+        for pattern in urls:
+            pattern.callback = access.page(pattern.callback)
+        return urls
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().changelist_view(request, {**(extra_context or {}), "max_rows": number(MAX_ROWS)})
+
+
+@admin.register(Transition)
+class TransitionAdmin(ReadOnlyAdmin):
+    list_display = ("time", "shown_proxy", "change", "reason")
+    list_filter = (StatusFilter, TimeFilter, ProxyFilter)
+    search_fields = ("proxy_name",)
+    search_help_text = "The name of a proxy as it is now, as it was, or its id."
+    fields = ("time", "shown_proxy", "proxy_uuid", "change", "reason", "shown_report", "signal")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.fields
+
+    @admin.display(description="time")
+    def time(self, row: Transition) -> SafeString:
+        return time_tag(row.at)
+
+    @admin.display(description="proxy")
+    def shown_proxy(self, row: Transition) -> SafeString:
+        name = format_html("<bdi>{}</bdi>", clean(row.proxy_name, 64).strip() or row.proxy_uuid)
+        if row.proxy_id is None:
+            return name
+        page = f"{self.admin_site.name}:proxyhealth_workspaceproxy_change"
+        try:
+            return format_html('<a href="{}">{}</a>', reverse(page, args=[row.proxy_id]), name)
+        except NoReverseMatch:  # the host has unregistered the proxies
+            return name
+
+    @admin.display(description="change")
+    def change(self, row: Transition) -> SafeString:
+        return format_html(
+            '<span class="proxyhealth-change" dir="ltr">{} → {}</span>', _badge(row.before), _badge(row.after)
+        )
+
+    @admin.display(description="report", empty_value="none")
+    def shown_report(self, row: Transition) -> SafeString | None:
+        report = row.report if isinstance(row.report, dict) else {}
+        texts = HealthReport.stored(report.get("errors") or (), report.get("warnings") or ())
+        lines = [("error", text) for text in texts.errors] + [("warning", text) for text in texts.warnings]
+        if not lines:
+            return None
+        items = format_html_join("", '<li class="proxyhealth-{}" dir="auto">{}</li>', lines)
+        return format_html('<ul class="proxyhealth-report">{}</ul>', items)
+
+    @admin.display(description="signal")
+    def signal(self, row: Transition) -> SafeString | str:
+        if row.signal_due_at is None:
+            return "nothing to send"
+        return format_html(
+            "due at {}, {} attempts so far", time_tag(row.signal_due_at), number(row.signal_attempts)
+        )
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Search the proxies, which are few, and then the history by its index."""
+        if not search_term.strip():
+            return queryset, False
+        is_found = Q()
+        for word in search_term.split():
+            is_found &= Q(name__icontains=word) | Q(display_name__icontains=word)
+        proxies = WorkspaceProxy.objects.primary().filter(is_found).values("pk")
+        return queryset.filter(Q(proxy_uuid__in=proxies) | Q(proxy_name=search_term.strip())), False
+
+
+@admin.register(Gap)
+class GapAdmin(ReadOnlyAdmin):
+    list_display = ("began", "ended", "duration", "why")
+    list_filter = ("why", TimeFilter)
+    fields = ("began", "ended", "duration", "why")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.fields
+
+    @admin.display(description="start")
+    def began(self, row: Gap) -> SafeString:
+        return time_tag(row.start)
+
+    @admin.display(description="end")
+    def ended(self, row: Gap) -> SafeString:
+        return time_tag(row.end)
+
+    @admin.display(description="duration")
+    def duration(self, row: Gap) -> SafeString:
+        seconds = row.microseconds / 1_000_000
+        if seconds < _HOUR:
+            return quantity(seconds, "s", 1)
+        return format_html('<bdi dir="ltr">{}</bdi>', timedelta(seconds=round(seconds)))
+
+
+def _badge(status: str) -> SafeString:
+    # The template escapes its values.
+    return mark_safe(  # noqa: S308
+        render_to_string("proxyhealth/badge.html", {"status": clean(status, 32)}).strip()
+    )
