@@ -1,15 +1,17 @@
 """The Python API: the statuses, the hosts, and a round on demand.
 
 Only :func:`force_update` waits for proxies. While Redis is down, reads return the last copy of this process,
-marked as stale. Of the reads, only :func:`statuses_of` queries the database, and raises its errors. All of
-them raise ``ImproperlyConfigured`` for an invalid setting, which ``manage.py check`` reports.
+marked as stale. Of the reads, only :func:`statuses_of` queries the database, and raises its errors, and only
+:func:`recent_probes` asks Redis each time. All of them raise ``ImproperlyConfigured`` for an invalid setting,
+which ``manage.py check`` reports.
 
 Each function has a version for async code, whose name begins with ``a`` and which does not block the event
 loop. All of them share the copy of the process.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -18,7 +20,7 @@ from django.db import connections
 from django.utils.asyncio import async_unsafe
 
 from proxyhealth import isolation
-from proxyhealth.exceptions import RoundFailed
+from proxyhealth.exceptions import RoundFailed, StoreError
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
 from proxyhealth.report import HealthReport
 from proxyhealth.rounds import runner, steps
@@ -28,14 +30,19 @@ from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.lease import RoundOutcome
+from proxyhealth.storage.probes import RecentProbe, read_probes
 from proxyhealth.utils import PerProcess
 from proxyhealth.validators import parse_proxy_url
 
+logger = logging.getLogger(__name__)
+
 __all__ = [
+    "RecentProbe",
     "RoundFailed",
     "aforce_update",
     "ahealth_status",
     "aproxy_hosts",
+    "arecent_probes",
     "arequest_check",
     "asnapshot",
     "astatus_of",
@@ -43,6 +50,7 @@ __all__ = [
     "force_update",
     "health_status",
     "proxy_hosts",
+    "recent_probes",
     "request_check",
     "snapshot",
     "status_of",
@@ -163,6 +171,27 @@ def status_of(row: WorkspaceProxy) -> ProxyStatus:
 async def astatus_of(row: WorkspaceProxy) -> ProxyStatus:
     """Return what :func:`status_of` returns."""
     return join(row.as_proxy(), (await reader.aread()).statuses.get(row.pk))
+
+
+def recent_probes(proxy: WorkspaceProxy | UUID) -> Sequence[RecentProbe]:
+    """Return what each probe of the last 24 hours found, the oldest first. Pass the row, or its id.
+
+    These are the results of single probes, also of those that contradict the status. Return an empty list if
+    the cache cannot be read, and in a test that is isolated.
+    """
+    id = proxy if isinstance(proxy, UUID) else proxy.pk
+    if isolation.is_isolated() or reader.read().fault:  # do not wait for a cache that has just failed
+        return []
+    try:
+        return read_probes([id])[id]
+    except StoreError as error:
+        logger.warning("the recent probes cannot be read: %s", error)
+        return []
+
+
+async def arecent_probes(proxy: WorkspaceProxy | UUID) -> Sequence[RecentProbe]:
+    """Return what :func:`recent_probes` returns."""
+    return await sync_to_async(recent_probes, thread_sensitive=False)(proxy)
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:
