@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import NamedTuple, Self
 from uuid import UUID
@@ -12,10 +13,11 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from proxyhealth.conf import conf
+from proxyhealth.exceptions import StoreError
 from proxyhealth.rounds import broker
 from proxyhealth.snapshot import ProxyStatus, RoundHistogram, Snapshot
 from proxyhealth.statuses import Status
-from proxyhealth.storage import reader
+from proxyhealth.storage import outbox, reader
 from proxyhealth.storage.reader import Activity, TaskRuns
 from proxyhealth.task_names import TaskName
 from proxyhealth.texts import is_plain, without_controls
@@ -143,6 +145,7 @@ class SnapshotCollector(Collector):
             yield from _snapshot_metrics(prefix, snapshot)
             yield from _round_metrics(prefix, activity)
             yield from _task_metrics(prefix, activity.tasks)
+            yield from _history_metrics(prefix)
             # Threads need no lock: each assigns a complete and correct value.
             self._proxy_metrics = metrics = self._proxy_metrics.update(prefix, snapshot.statuses)
             yield from (*metrics.totals, *metrics.gauges)
@@ -228,13 +231,33 @@ def _task_metrics(prefix: str, tasks: Mapping[str, TaskRuns]) -> Iterator[Metric
         yield _gauge(f"{prefix}tasks_waiting", "Messages waiting in the broker queue.", length)
 
 
+def _history_metrics(prefix: str) -> Iterator[Metric]:
+    # Not in the transaction of the snapshot: a Redis user without this permission must not lose it.
+    with suppress(StoreError):
+        documentation = "Changes and rounds that are in Redis, and not yet in the history in the database."
+        yield _gauge(f"{prefix}history_outbox_entries", documentation, outbox.count_entries())
+
+
 def _proxy_gauges(prefix: str, ids: Sequence[str], statuses: Sequence[ProxyStatus]) -> list[ProxyGauge]:
     numbers = {status: float(status.number) for status in Status}
+    last = [status.last for status in statuses]
     return [
         ProxyGauge(
             f"{prefix}health_check_results",
             "Status: unknown to this version -3, unreachable -2, unhealthy -1, unregistered 0, ok 1.",
             [numbers[status.status] for status in statuses],
+            {"proxy_id": ids},
+        ),
+        ProxyGauge(
+            f"{prefix}raw_results",
+            "Status that the last probe found, confirmed or not. Values as in health_check_results.",
+            [numbers[status.status] for status in last],
+            {"proxy_id": ids},
+        ),
+        ProxyGauge(
+            f"{prefix}status_since_timestamp_seconds",
+            "Time of the first probe that found the status. Absent if it is not known.",
+            [status.since.timestamp() if status.since else None for status in statuses],
             {"proxy_id": ids},
         ),
         ProxyGauge(
@@ -250,7 +273,7 @@ def _proxy_gauges(prefix: str, ids: Sequence[str], statuses: Sequence[ProxyStatu
         ProxyGauge(
             f"{prefix}probe_duration_seconds",
             "Duration of the last probe. Absent if no response came.",
-            [status.latency for status in statuses],
+            [status.latency for status in last],
             {"proxy_id": ids},
         ),
         ProxyGauge(

@@ -49,6 +49,12 @@ def round_entry(token: int, watched: int) -> str:
     return json.dumps({"kind": "round", "token": token, "watched": watched})
 
 
+def count_entries() -> int:
+    """Return the number of entries."""
+    with open_cache() as cache:
+        return int(cache.client.llen(cache.key("outbox")))
+
+
 def read_entries(count: int) -> Sequence[bytes]:
     """Return up to ``count`` entries, or all for 0, the oldest first."""
     with open_cache() as cache:

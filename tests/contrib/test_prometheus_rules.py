@@ -139,6 +139,7 @@ def test_runbook__quoted_log_lines_exist_in_the_code():
         "reading the snapshot failed",
         "the proxies cannot be read from the database: ",
         "the cache cannot be used: ",
+        "the history cannot be used in the database: ",
         "another round has begun while this one ran",
         "no running worker takes tasks from the queue ",
         "the process of the round was killed: ",
@@ -172,7 +173,7 @@ def test_docs__links_to_headings_have_targets(name):
 
 def test_metrics__every_series_is_documented_and_used():
     documented = table_of("The series")
-    assert len(documented) == len(set(documented)) == 21
+    assert len(documented) == len(set(documented)) == 24
     assert scraped_series_in(all_queries()) == set(documented)
 
 
@@ -193,6 +194,14 @@ def test_metrics__configuration_examples_are_valid(promtool, tmp_path):
         path = tmp_path / "prometheus.yml"
         path.write_text(example.replace("/etc/prometheus/proxyhealth.yml", str(RULES)))
         promtool("check", "config", path)
+
+
+def test_metrics__own_rule_is_tested_with_data():
+    (example,) = (
+        text for text in re.findall(r"```promql\n(.*?)```", METRICS, re.DOTALL) if "status_since" in text
+    )
+    tested = [case["expr"] for group in cases_of_rules() for case in group.get("promql_expr_test", ())]
+    assert " ".join(example.split()) in [" ".join(expression.split()) for expression in tested]
 
 
 def test_metrics__inhibited_alerts_exist():

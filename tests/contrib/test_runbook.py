@@ -11,6 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 import trustme
+from django.core.management import call_command
 from django.core.wsgi import get_wsgi_application
 
 from proxyhealth import health
@@ -30,6 +31,7 @@ BEGINNINGS = {
     "curl -sS -m 10 -i -H ",
     "getent hosts ",
     "openssl s_client ",
+    "python manage.py migrate --check",
     "python manage.py shell -c ",
     'redis-cli -u "$REDIS_URL" ',
     # These show the state of a machine, and have no placeholder.
@@ -150,3 +152,9 @@ def test_runbook__shell_commands_work(serve, capsys):
     assert health.snapshot().checked_at is None
     exec(round_, {})
     assert not health.snapshot().stale
+
+
+@pytest.mark.django_db
+def test_runbook__migrate_reports_no_migration():
+    (line,) = commands("python manage.py migrate")
+    call_command(*shlex.split(line)[2:])  # raises SystemExit if there is one

@@ -124,7 +124,7 @@ def test_counts__rounds_of_another_type_are_a_fault(fleet, redis_client):
     assert "WRONGTYPE" in health.snapshot().fault
 
 
-def test_tasks_waiting__queue_length(fleet):
+def test_tasks_waiting__queue_length():
     assert samples(scrape())["proxyhealth_tasks_waiting",] == 0
     for _ in range(2):
         app.send_task("proxyhealth.tasks.check_all")
