@@ -39,6 +39,7 @@ _IN_COROUTINE = "in a coroutine, the rows cannot be read: use 'async with fake_s
 _FOREVER = timedelta(days=365)
 _DURATION = 0.05  # seconds of a fake round, and of a probe that got a response
 _WITHOUT_REASON = (Status.OK, Status.UNREGISTERED, Status.UNKNOWN)
+_CONTRADICTIONS = ({Status.OK, Status.UNHEALTHY}, {Status.OK, Status.UNREACHABLE})
 _USUAL_REASONS = {Status.UNHEALTHY: Reason.REPORT_ERRORS, Status.UNREACHABLE: Reason.CONNECT}
 
 
@@ -46,7 +47,9 @@ _USUAL_REASONS = {Status.UNHEALTHY: Reason.REPORT_ERRORS, Status.UNREACHABLE: Re
 class FakeStatus:
     """The status of one proxy, with details. Those that are not given have usual values.
 
-    ``url`` counts only without a row. ``checked_at`` is by default that of the snapshot.
+    ``url`` counts only without a row. ``checked_at`` is by default that of the snapshot, and ``since``, the
+    time when the status began, is ``checked_at``. ``raw`` is the result of a later probe that contradicts the
+    status, and is not confirmed.
     """
 
     status: str
@@ -57,11 +60,18 @@ class FakeStatus:
     checked_at: datetime | None = None
     tls_expires_at: datetime | None = None
     url: str | None = None
+    since: datetime | None = None
+    raw: "Fake | None" = None
 
     def __post_init__(self) -> None:
         _member(Status, "status", self.status)
         if _member(Reason, "reason", self.reason) and self.status in _WITHOUT_REASON:
             raise ValueError(f"The status {self.status!r} has no reason. Remove {self.reason!r}.")
+        if self.raw is not None and {self.status, raw := _fake(self.raw).status} not in _CONTRADICTIONS:
+            raise ValueError(
+                f"The raw status {raw!r} cannot contradict {self.status!r}. "
+                "One of both must be 'ok', and the other 'unhealthy' or 'unreachable'."
+            )
 
     def to_status(self, proxy: Proxy, checked_at: datetime) -> ProxyStatus:
         """Return the status of ``proxy`` in a snapshot of the time ``checked_at``."""
@@ -69,15 +79,18 @@ class FakeStatus:
         reason = Reason(self.reason) or _USUAL_REASONS.get(status, Reason.NONE)
         errors = [f"{reason} (fake)"] if self.errors is None and reason else self.errors or ()
         responded = status in (Status.OK, Status.UNHEALTHY)
+        own_checked_at = aware(self.checked_at) if self.checked_at else checked_at
         return ProxyStatus(
             proxy,
             _host(proxy.url),
             status,
             reason,
             HealthReport.sanitized(errors, self.warnings),
-            aware(self.checked_at) if self.checked_at else checked_at,
+            own_checked_at,
             _DURATION if self.latency is None and responded else self.latency,
             self.tls_expires_at and aware(self.tls_expires_at),
+            aware(self.since) if self.since else own_checked_at,
+            None if self.raw is None else replace(_fake(self.raw).to_status(proxy, checked_at), since=None),
         )
 
     def to_proxy(self, name: str, now: datetime) -> Proxy:

@@ -112,10 +112,14 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
 
     @admin.display(description="status")
     def status(self, row: WorkspaceProxy) -> SafeString:
-        # The template escapes its values.
-        return mark_safe(  # noqa: S308
-            render_to_string("proxyhealth/badge.html", {"status": health.status_of(row).status})
-        )
+        status = health.status_of(row)
+        parts = [
+            render_to_string("proxyhealth/badge.html", {"status": status.status}),
+            render_to_string("proxyhealth/since.html", {"since": status.since, "how_long": True}),
+        ]
+        if status.raw:
+            parts.append(render_to_string("proxyhealth/unconfirmed.html", {"raw": status.raw}))
+        return mark_safe("".join(parts))  # noqa: S308  the templates escape their values
 
     @admin.display(description="reason", empty_value="")
     def reason(self, row: WorkspaceProxy) -> str:
@@ -128,7 +132,7 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
 
     @admin.display(description="last check", empty_value="never")
     def last_check(self, row: WorkspaceProxy) -> str | None:
-        if checked_at := health.status_of(row).checked_at:
+        if checked_at := health.status_of(row).last.checked_at:
             return time_tag(checked_at)
         snapshot = health.snapshot()
         if snapshot.fault:
@@ -274,8 +278,8 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
         return HttpResponseRedirect(reverse(f"{self.admin_site.name}:proxyhealth_workspaceproxy_health"))
 
 
-def _urgency(status: ProxyStatus) -> tuple[int, str]:
-    return BY_URGENCY.index(status.status), status.proxy.name.lower()
+def _urgency(status: ProxyStatus) -> tuple[int, bool, str]:
+    return BY_URGENCY.index(status.status), status.raw is None, status.proxy.name.lower()
 
 
 def _is_accepted(future: Future[None]) -> bool:

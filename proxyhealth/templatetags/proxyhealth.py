@@ -22,7 +22,12 @@ def proxy_badge(proxy: Any) -> dict[str, Any]:
     """
     snapshot = health.snapshot()
     status = _find(proxy, snapshot)
-    return {"status": status.status if status else Status.UNKNOWN, "stale": snapshot.stale}
+    return {
+        "status": status.status if status else Status.UNKNOWN,
+        "stale": snapshot.stale,
+        "since": status and status.since,
+        "raw": status and status.raw,
+    }
 
 
 def _find(proxy: Any, snapshot: Snapshot) -> ProxyStatus | None:

@@ -12,7 +12,8 @@
     const age = Math.max(0, Math.round((Date.now() - moment) / 1000));
     if (age < 120) return `${age} s ago`;
     if (age < 7200) return `${Math.round(age / 60)} min ago`;
-    return `${Math.round(age / 3600)} h ago`;
+    if (age < 172800) return `${Math.round(age / 3600)} h ago`;
+    return `${Math.round(age / 86400)} d ago`;
   }
 
   function showAges() {
