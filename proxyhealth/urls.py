@@ -12,5 +12,6 @@ urlpatterns = [
     path("api/v2/workspaceproxies/openapi.json", views.openapi, name="openapi"),
     path("api/v2/workspaceproxies/<str:id_or_name>", views.proxy, name="proxy"),
     path("api/v2/workspaceproxies/<str:id_or_name>/check", views.check, name="check"),
+    path("api/v2/workspaceproxies/<str:id_or_name>/history", views.history, name="history"),
     path("api/v2/regions", views.regions, name="regions"),
 ]

@@ -151,7 +151,7 @@ def _read_rows(before: Inventory | None, fingerprint: _Fingerprint) -> Inventory
 
 def _sorted(proxies: list[Proxy]) -> tuple[Proxy, ...]:
     # Not by the database, whose order depends on its collation: pages need this order.
-    names = [public_name(proxy).lower() for proxy in proxies]
+    names = [public_name(proxy.name, proxy.id).lower() for proxy in proxies]
     order = sorted(range(len(names)), key=names.__getitem__)
     if len(set(names)) < len(names):
         order.sort(key=lambda index: (names[index], proxies[index].id))

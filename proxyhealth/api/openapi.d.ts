@@ -96,6 +96,32 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v2/workspaceproxies/{id_or_name}/history": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description The id of the proxy, or its name in upper or lower case
+                 * @example paris
+                 */
+                id_or_name: components["parameters"]["IdOrName"];
+            };
+            cookie?: never;
+        };
+        /**
+         * Get the history of a workspace proxy
+         * @description The transitions of its status, its uptime, and its last probes. The history of a deleted proxy stays available under its id. Requires the permission `proxyhealth.view_workspaceproxy`.
+         */
+        get: operations["getHistory"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v2/workspaceproxies/openapi.json": {
         parameters: {
             query?: never;
@@ -153,7 +179,7 @@ export interface components {
             errors: string[];
             warnings: string[];
         };
-        /** @description The result of the last probe of a proxy */
+        /** @description The confirmed status of a proxy. `reason`, `report`, `checked_at` and `latency_ms` are those of the last probe that agreed with it. */
         ProxyStatus: {
             status: components["schemas"]["Status"];
             reason: components["schemas"]["Reason"];
@@ -165,6 +191,23 @@ export interface components {
             checked_at: string | null;
             /** @description The duration of the probe in milliseconds. Null without a response. */
             latency_ms: number | null;
+            /**
+             * Format: date-time
+             * @description The time when the status began: that of the first probe that found it, as RFC 3339 in UTC. Null if it is not known.
+             */
+            since: string | null;
+            raw?: components["schemas"]["RawStatus"];
+        };
+        /** @description The result of the last probe. Sent only while it contradicts the status and is not confirmed yet by enough probes in a row. */
+        RawStatus: {
+            status: components["schemas"]["Status"];
+            reason: components["schemas"]["Reason"];
+            report: components["schemas"]["Report"];
+            /**
+             * Format: date-time
+             * @description The start of the round or check that probed the proxy, as RFC 3339 in UTC
+             */
+            checked_at: string | null;
         };
         /** @description A region with the details that require a permission */
         Proxy: {
@@ -238,6 +281,64 @@ export interface components {
             stale_reason: string;
             snapshot: components["schemas"]["Snapshot"];
             next_cursor?: components["schemas"]["NextCursor"];
+        };
+        /** @description A page of the history of a proxy. `uptime` and `recent` are the same on every page. */
+        History: {
+            /** @description The changes of the confirmed status, the newest first. `before` of each is `after` of the next one. */
+            transitions: components["schemas"]["Transition"][];
+            uptime: components["schemas"]["Uptime"];
+            /** @description The probes of the last 24 hours, the newest first. Empty while the cache cannot be read; `stale` is then true. */
+            recent: components["schemas"]["RecentProbe"][];
+            /** @description The `before` of the next page. Null on the last page. */
+            next_cursor: string | null;
+            /** @description True if the data may be out of date, as in the header `Proxyhealth-Stale`. */
+            stale: boolean;
+            /** @description The reason for `stale`, as a sentence. Empty if `stale` is false. */
+            stale_reason: string;
+        };
+        /** @description A change of the confirmed status of a proxy */
+        Transition: {
+            /** @description The id of the transition, the same in the admin and in the signal `status_changed`. */
+            transition: number;
+            /** @description The name of the proxy at that time */
+            name: string;
+            before: components["schemas"]["PastStatus"];
+            after: components["schemas"]["PastStatus"];
+            /**
+             * Format: date-time
+             * @description The time when the new status began: that of the first probe that found it, as RFC 3339 in UTC
+             */
+            at: string;
+            reason: components["schemas"]["Reason"];
+            report: components["schemas"]["Report"];
+        };
+        /**
+         * @description A status, `unknown` before the first one, or `removed` after the deletion of the proxy
+         * @enum {string}
+         */
+        PastStatus: "ok" | "unhealthy" | "unreachable" | "unregistered" | "unknown" | "removed";
+        /** @description For each window of time until the last round, the time for which the proxy was `ok`, divided by the time for which its status is known. Null if nothing is known. Time in which rounds had stopped, or the workers were offline, does not count. */
+        Uptime: {
+            /** @description The share of the last 24 hours */
+            "24h": number | null;
+            /** @description The share of the last 7 days */
+            "7d": number | null;
+            /** @description The share of the last 30 days */
+            "30d": number | null;
+            /** @description The share of the last 90 days */
+            "90d": number | null;
+        };
+        /** @description The result of one probe, confirmed or not */
+        RecentProbe: {
+            /**
+             * Format: date-time
+             * @description The start of the round or check, as RFC 3339 in UTC
+             */
+            at: string;
+            status: components["schemas"]["Status"];
+            reason: components["schemas"]["Reason"];
+            /** @description The duration of the probe in milliseconds. Null without a response. */
+            latency_ms: number | null;
         };
         /** @description A short message and its details. `detail` may be empty. */
         Message: {
@@ -404,6 +505,10 @@ export interface components {
         Limit: number;
         /** @description The `next_cursor` of the previous page. Without `limit`, the page has up to 1,000 entries. */
         Cursor: string;
+        /** @description The `next_cursor` of the previous page */
+        Before: string;
+        /** @description The maximum number of transitions of a page */
+        HistoryLimit: number;
         /** @description The `ETag` of the client's copy */
         IfNoneMatch: string;
     };
@@ -430,11 +535,17 @@ export type Status = components['schemas']['Status'];
 export type Reason = components['schemas']['Reason'];
 export type Report = components['schemas']['Report'];
 export type ProxyStatus = components['schemas']['ProxyStatus'];
+export type RawStatus = components['schemas']['RawStatus'];
 export type Proxy = components['schemas']['Proxy'];
 export type Snapshot = components['schemas']['Snapshot'];
 export type NextCursor = components['schemas']['NextCursor'];
 export type RegionList = components['schemas']['RegionList'];
 export type ProxyList = components['schemas']['ProxyList'];
+export type History = components['schemas']['History'];
+export type Transition = components['schemas']['Transition'];
+export type PastStatus = components['schemas']['PastStatus'];
+export type Uptime = components['schemas']['Uptime'];
+export type RecentProbe = components['schemas']['RecentProbe'];
 export type Message = components['schemas']['Message'];
 export type ResponseNotModified = components['responses']['NotModified'];
 export type ResponseBadQuery = components['responses']['BadQuery'];
@@ -451,6 +562,8 @@ export type ParameterStatus = components['parameters']['Status'];
 export type ParameterText = components['parameters']['Text'];
 export type ParameterLimit = components['parameters']['Limit'];
 export type ParameterCursor = components['parameters']['Cursor'];
+export type ParameterBefore = components['parameters']['Before'];
+export type ParameterHistoryLimit = components['parameters']['HistoryLimit'];
 export type ParameterIfNoneMatch = components['parameters']['IfNoneMatch'];
 export type HeaderETag = components['headers']['ETag'];
 export type HeaderLastModified = components['headers']['LastModified'];
@@ -622,6 +735,52 @@ export interface operations {
                 };
             };
             400: components["responses"]["BadRequest"];
+            401: components["responses"]["NotSignedIn"];
+            403: components["responses"]["NotAllowed"];
+            404: components["responses"]["NotFound"];
+            405: components["responses"]["MethodNotAllowed"];
+            500: components["responses"]["NotAuthenticated"];
+            503: components["responses"]["NotAvailable"];
+        };
+    };
+    getHistory: {
+        parameters: {
+            query?: {
+                /** @description The `next_cursor` of the previous page */
+                before?: components["parameters"]["Before"];
+                /** @description The maximum number of transitions of a page */
+                limit?: components["parameters"]["HistoryLimit"];
+            };
+            header?: {
+                /** @description The `ETag` of the client's copy */
+                "If-None-Match"?: components["parameters"]["IfNoneMatch"];
+            };
+            path: {
+                /**
+                 * @description The id of the proxy, or its name in upper or lower case
+                 * @example paris
+                 */
+                id_or_name: components["parameters"]["IdOrName"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of the history, the newest transition first */
+            200: {
+                headers: {
+                    ETag: components["headers"]["ETag"];
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    Vary: components["headers"]["Vary"];
+                    "Proxyhealth-Stale": components["headers"]["Stale"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["History"];
+                };
+            };
+            304: components["responses"]["NotModified"];
+            400: components["responses"]["BadQuery"];
             401: components["responses"]["NotSignedIn"];
             403: components["responses"]["NotAllowed"];
             404: components["responses"]["NotFound"];

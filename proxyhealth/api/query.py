@@ -1,9 +1,10 @@
-"""The filters and pages of a list, parsed from the query of a URL."""
+"""The filters and pages of a list, and the pages of a history, parsed from the query of a URL."""
 
 import base64
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from django.http import QueryDict
 
@@ -13,11 +14,14 @@ from proxyhealth.validators import short
 
 MAX_LIMIT = 1_000
 MAX_TEXT = 200
+DEFAULT_TRANSITIONS = 100
 
 # A cursor names the last entry of a page: a proxy, or the primary region, which precedes all proxies. It has
 # only characters that a URL may contain as they are, because URL parsers drop tabs without a word.
 PRIMARY_CURSOR = "0"
 _KEY_CURSOR = re.compile("2([A-Za-z0-9_-]{1,500})")
+# A cursor of a history is the token of the last transition of a page. All of these are 64-bit integers.
+_TOKEN_CURSOR = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,7 @@ def parse_selection(query: QueryDict, filter: str) -> Selection:
     """
     if not query:
         return EVERYTHING
-    valid_names = (filter, "q", "limit", "cursor")
-    for name, values in query.lists():
-        if name not in valid_names:
-            raise InvalidQuery(
-                f"Unknown parameter {short(name)}. Valid parameters: {', '.join(valid_names)}."
-            )
-        if len(values) > 1 and name != "status":
-            raise InvalidQuery(f"{name!r} must be given once, not {len(values)} times.")
+    _check_names(query, (filter, "q", "limit", "cursor"))
     after = _after(query.get("cursor"))
     limit = _limit(query.get("limit"))
     return Selection(
@@ -67,6 +64,36 @@ def parse_selection(query: QueryDict, filter: str) -> Selection:
         limit=MAX_LIMIT if limit is None and after is not None else limit,
         after=after,
     )
+
+
+class HistoryPage(NamedTuple):
+    """The requested page of a history: at most ``limit`` transitions, with tokens below ``before``."""
+
+    limit: int = DEFAULT_TRANSITIONS
+    before: int | None = None
+
+
+def parse_history_page(query: QueryDict) -> HistoryPage:
+    """Return the page of ``query``. Raise :class:`InvalidQuery` as :func:`parse_selection` does."""
+    _check_names(query, ("before", "limit"))
+    before = query.get("before")
+    if before is not None and not _TOKEN_CURSOR.fullmatch(before):
+        raise InvalidQuery(f"'before' must be the next_cursor of a page, not {short(before)}.")
+    limit = _limit(query.get("limit"))
+    return HistoryPage(
+        limit=DEFAULT_TRANSITIONS if limit is None else limit,
+        before=None if before is None else int(before),
+    )
+
+
+def _check_names(query: QueryDict, valid_names: tuple[str, ...]) -> None:
+    for name, values in query.lists():
+        if name not in valid_names:
+            raise InvalidQuery(
+                f"Unknown parameter {short(name)}. Valid parameters: {', '.join(valid_names)}."
+            )
+        if len(values) > 1 and name != "status":
+            raise InvalidQuery(f"{name!r} must be given once, not {len(values)} times.")
 
 
 def _status(value: str) -> Status:

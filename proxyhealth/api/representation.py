@@ -11,6 +11,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Self
 from unicodedata import normalize
+from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
@@ -50,14 +51,13 @@ _PLAIN_ROW = re.compile(
 )
 
 
-def public_name(proxy: Proxy) -> str:
-    """Return the name of ``proxy``, or its id if clients must not use the name."""
-    name = proxy.name
+def public_name(name: str, id: UUID) -> str:
+    """Return the name of a proxy, or its id if clients must not use the name."""
     if _PLAIN_NAME.fullmatch(name):
         return name
     visible = name.isprintable() and without_controls(name) == name
     usable = visible and len(name) <= 64 and not _UNUSABLE_NAME.fullmatch(normalize("NFKC", name))
-    return name if usable else str(proxy.id)
+    return name if usable else str(id)
 
 
 def public_values(proxy: Proxy) -> Proxy:
@@ -71,7 +71,7 @@ def public_values(proxy: Proxy) -> Proxy:
         return proxy
     return replace(
         proxy,
-        name=public_name(proxy),
+        name=public_name(proxy.name, proxy.id),
         url=_valid(proxy.url, parse_proxy_url),
         icon=_valid(proxy.icon, validate_icon),
         wildcard_hostname=_valid(proxy.wildcard_hostname, validate_wildcard_hostname),
@@ -111,12 +111,21 @@ _round_time = lru_cache(maxsize=64)(rfc3339)
 
 
 def status_json(status: ProxyStatus) -> dict[str, Any]:
+    """Return the confirmed status, and the last result as ``raw`` while that contradicts it."""
+    fields = _judgement_json(status)
+    fields["latency_ms"] = milliseconds(status.latency)
+    fields["since"] = status.since and rfc3339(status.since)
+    if status.raw:
+        fields["raw"] = _judgement_json(status.raw)
+    return fields
+
+
+def _judgement_json(status: ProxyStatus) -> dict[str, Any]:
     return {
         "status": status.status,
         "reason": status.reason,
         "report": {"errors": status.report.errors, "warnings": status.report.warnings},
         "checked_at": status.checked_at and _round_time(status.checked_at),
-        "latency_ms": _milliseconds(status.latency),
     }
 
 
@@ -134,7 +143,7 @@ def snapshot_json(snapshot: Snapshot, stale_reason: str) -> dict[str, Any]:
     return {
         "number": snapshot.number,
         "checked_at": snapshot.checked_at and rfc3339(snapshot.checked_at),
-        "duration_ms": _milliseconds(snapshot.duration),
+        "duration_ms": milliseconds(snapshot.duration),
         "stale_at": snapshot.stale_at and rfc3339(snapshot.stale_at),
         **staleness_json(stale_reason),
     }
@@ -153,7 +162,7 @@ def public_stale_reason(snapshot: Snapshot, stale_reason: str, fault: bool) -> s
     return f"The regions have not been checked {'recently' if snapshot.checked_at else 'yet'}."
 
 
-def _milliseconds(seconds: float | None) -> float | None:
+def milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
 
 

@@ -1,19 +1,21 @@
 """The JSON views. They show the snapshot, and never wait for a probe."""
 
 import json
-from functools import lru_cache, wraps
+from collections.abc import Callable
+from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.urls import reverse
 
 from proxyhealth import health
 from proxyhealth.access import View, endpoint, message
+from proxyhealth.api import history as histories
 from proxyhealth.api import inventory, listing
 from proxyhealth.api.listing import Kind, Listing
-from proxyhealth.api.query import parse_selection
+from proxyhealth.api.query import parse_history_page, parse_selection
 from proxyhealth.api.representation import Representation, encode
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import APIError, InvalidQuery
@@ -22,6 +24,8 @@ from proxyhealth.validators import short
 
 VIEW_PERMISSION = "proxyhealth.view_workspaceproxy"
 CHANGE_PERMISSION = "proxyhealth.change_workspaceproxy"
+
+T = TypeVar("T")
 
 STALE = "Proxyhealth-Stale"
 
@@ -60,12 +64,24 @@ def regions(request: HttpRequest) -> HttpResponse:
 @marked
 @endpoint("GET", VIEW_PERMISSION)
 def proxy(request: HttpRequest, id_or_name: str) -> HttpResponse:
-    current = listing.current()
-    # A proxy that is not in the listing may have just been saved by another process.
-    representation = current.one(id_or_name) or (current := listing.current(now=True)).one(id_or_name)
+    current = _listing_with(id_or_name)
+    representation = current.one(id_or_name)
     if representation is None:
         raise _not_found(id_or_name, current)
-    return _respond(request, representation, current)
+    return _respond(request, representation, current.stale)
+
+
+@marked
+@endpoint("GET", VIEW_PERMISSION)
+def history(request: HttpRequest, id_or_name: str) -> HttpResponse:
+    """Return the transitions, the uptime and the last probes of one proxy, which may be deleted."""
+    page = _parsed(parse_history_page, request.GET)
+    current = _listing_with(id_or_name)
+    status = current.find(id_or_name)
+    id = status.proxy.id if status else histories.id_of_past_proxy(id_or_name)
+    if id is None:
+        raise _not_found(id_or_name, current)
+    return _respond(request, *histories.represent(id, page, current))
 
 
 @marked
@@ -100,17 +116,27 @@ _descriptions = PerProcess(lambda: lru_cache(maxsize=8)(_describe))
 
 
 def _list(request: HttpRequest, kind: Kind, filter: str) -> HttpResponse:
+    selection = _parsed(partial(parse_selection, filter=filter), request.GET)
+    current = listing.current()
+    return _respond(request, current.select(kind, selection), current.stale)
+
+
+def _parsed(parse: Callable[[QueryDict], T], query: QueryDict) -> T:
     try:
-        selection = parse_selection(request.GET, filter)
+        return parse(query)
     except InvalidQuery as error:
         raise APIError(400, "Bad query.", str(error)) from None
+
+
+def _listing_with(id_or_name: str) -> Listing:
+    """Return the listing. Read the rows now if this proxy is missing, because it may have just been saved."""
     current = listing.current()
-    return _respond(request, current.select(kind, selection), current)
+    return current if current.find(id_or_name) else listing.current(now=True)
 
 
-def _respond(request: HttpRequest, representation: Representation, current: Listing) -> HttpResponse:
+def _respond(request: HttpRequest, representation: Representation, stale: bool) -> HttpResponse:
     response = representation.response(request)
-    response[STALE] = "true" if current.stale else "false"
+    response[STALE] = "true" if stale else "false"
     return response
 
 

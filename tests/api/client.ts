@@ -1,22 +1,29 @@
 // A client of the JSON API that uses every field, so that a wrong type does not compile.
 
 import type {
+  History,
   Message,
   NextCursor,
+  PastStatus,
   Proxy,
   ProxyList,
   ProxyStatus,
+  RawStatus,
   Reason,
+  RecentProbe,
   Region,
   RegionList,
   Report,
   Snapshot,
   Status,
+  Transition,
+  Uptime,
   operations,
   paths,
 } from "../../proxyhealth/api/openapi";
 
 type ProxyQuery = NonNullable<operations["listProxies"]["parameters"]["query"]>;
+type HistoryQuery = NonNullable<operations["getHistory"]["parameters"]["query"]>;
 type RegionQuery = NonNullable<operations["listRegions"]["parameters"]["query"]>;
 
 const PROXIES = "/api/v2/workspaceproxies" satisfies keyof paths;
@@ -76,6 +83,37 @@ export async function check(idOrName: Proxy["id"] | Proxy["name"], csrfToken: st
   return body;
 }
 
+export async function outages(id: Proxy["id"], query: HistoryQuery): Promise<string[]> {
+  const path = "/api/v2/workspaceproxies/{id_or_name}/history" satisfies keyof paths;
+  const search = new URLSearchParams();
+  if (query.before !== undefined) search.set("before", query.before);
+  if (query.limit !== undefined) search.set("limit", String(query.limit));
+  const page = await get<History>(`${path.replace("{id_or_name}", encodeURIComponent(id))}?${search}`);
+  if (page === null) return [];
+  const { transitions, uptime, recent, next_cursor, stale, stale_reason } = page.body;
+  const note: string = stale ? stale_reason : "";
+  const rest: string[] = next_cursor === null ? [] : await outages(id, { ...query, before: next_cursor });
+  return [note, describeUptime(uptime), ...recent.map(describeProbe), ...transitions.map(describeTransition), ...rest];
+}
+
+function describeTransition({ transition, name, before, after, at, reason, report }: Transition): string {
+  const ended: boolean = after === ("removed" satisfies PastStatus);
+  return `${transition.toFixed(0)} ${name.trim()} ${before} ${ended} ${Date.parse(at)} ${reason} ${describeReport(report)}`;
+}
+
+function describeUptime(uptime: Uptime): string {
+  const shares: (number | null)[] = [uptime["24h"], uptime["7d"], uptime["30d"], uptime["90d"]];
+  return shares.map((share) => (share === null ? "?" : share.toFixed(4))).join(" ");
+}
+
+function describeProbe({ at, status, reason, latency_ms }: RecentProbe): string {
+  return `${Date.parse(at)} ${LABELS[status]} ${reason} ${latency_ms?.toFixed(0) ?? ""}`;
+}
+
+function describeRaw({ status, reason, report, checked_at }: RawStatus): string {
+  return `${LABELS[status]} ${reason} ${describeReport(report)} ${checked_at ?? ""}`;
+}
+
 function describeRegion(region: Region): string {
   const { id, name, display_name, icon_url, healthy, path_app_url, wildcard_hostname } = region;
   const texts: string[] = [id, name, display_name, icon_url, path_app_url, wildcard_hostname];
@@ -102,7 +140,9 @@ function describeStatus(status: ProxyStatus): string {
   const checked = status.checked_at === null ? "never" : new Date(status.checked_at).toISOString();
   const origin = OUR_REASONS.includes(status.reason) ? "control plane" : "proxy";
   const reports = describeReport(status.report).join("; ");
-  return `${LABELS[status.status]} ${origin} ${reports} ${checked} ${latency === null ? "" : latency.toFixed(1)}`;
+  const since: number = status.since === null ? NaN : Date.parse(status.since);
+  const doubt: string = status.raw === undefined ? "" : describeRaw(status.raw);
+  return `${LABELS[status.status]} ${origin} ${reports} ${checked} ${latency === null ? "" : latency.toFixed(1)} ${since} ${doubt}`;
 }
 
 export function describeProxy(proxy: Proxy): string {

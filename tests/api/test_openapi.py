@@ -14,8 +14,9 @@ from django.test import Client
 from openapi_spec_validator import validate
 
 from proxyhealth.access import Authenticated
-from proxyhealth.api.query import MAX_LIMIT, MAX_TEXT
+from proxyhealth.api.query import DEFAULT_TRANSITIONS, MAX_LIMIT, MAX_TEXT
 from proxyhealth.api.views import DESCRIPTION
+from proxyhealth.models import Transition
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.urls import urlpatterns
 from tests.support.api import LIST
@@ -68,6 +69,10 @@ def test_description__has_the_enums_and_limits_of_the_code(description):
     assert components["schemas"]["Status"]["enum"] == list(Status)
     assert components["schemas"]["Reason"]["enum"] == list(Reason)
     assert components["parameters"]["Limit"]["schema"]["maximum"] == MAX_LIMIT
+    assert components["parameters"]["HistoryLimit"]["schema"]["maximum"] == MAX_LIMIT
+    assert components["parameters"]["HistoryLimit"]["schema"]["default"] == DEFAULT_TRANSITIONS
+    assert components["schemas"]["History"]["properties"]["transitions"]["maxItems"] == MAX_LIMIT
+    assert components["schemas"]["PastStatus"]["enum"] == [*Status, Transition.REMOVED]
     assert components["parameters"]["Text"]["schema"]["maxLength"] == MAX_TEXT
 
 
@@ -156,6 +161,6 @@ def test_schemathesis__finds_no_errors(demo, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Tested: 4" in done.stdout
+    assert "Tested: 5" in done.stdout
     # A warning would mean that all requests of an operation were refused.
     assert "Warnings" not in done.stdout, done.stdout

@@ -64,4 +64,4 @@ def test_client__uses_every_field():
     for name, schema in schemas.items():
         assert re.search(rf"\b{name}\b", text), name
         for field in schema.get("properties", {}):
-            assert re.search(rf"\.{field}\b|[{{,] {field}\b", text), f"{name}.{field}"
+            assert re.search(rf"\.{field}\b|[{{,] {field}\b|\[\"{field}\"\]", text), f"{name}.{field}"

@@ -34,6 +34,7 @@ def test_list__shape(viewer, paris):
             "reason": "report_errors",
             "report": {"errors": ["kaputt"], "warnings": ["warm"]},
             "checked_at": f"{snapshot.checked_at:%Y-%m-%dT%H:%M:%S.%f}Z",
+            "since": f"{health.health_status()[paris.pk].since:%Y-%m-%dT%H:%M:%S.%f}Z",
         },
         "created_at": f"{paris.created_at:%Y-%m-%dT%H:%M:%S.%f}Z",
         "updated_at": f"{paris.updated_at:%Y-%m-%dT%H:%M:%S.%f}Z",
@@ -70,6 +71,7 @@ def test_list__new_proxy_is_unknown(viewer):
         "report": {"errors": [], "warnings": []},
         "checked_at": None,
         "latency_ms": None,
+        "since": None,
     }
 
 
@@ -91,7 +93,7 @@ def test_list__makes_no_query_between_changes(viewer, configure, django_assert_n
             assert viewer.get(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", [LIST, f"{LIST}/paris", REGIONS, f"{LIST}?q=par"])
+@pytest.mark.parametrize("path", [LIST, f"{LIST}/paris", f"{LIST}/paris/history", REGIONS, f"{LIST}?q=par"])
 def test_every_list__must_be_revalidated(viewer, paris, path):
     response = viewer.get(path)
     assert response["Cache-Control"] == "private, no-cache"
@@ -179,7 +181,13 @@ def test_regions__shape_for_a_user_without_permissions(paris):
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("get", LIST), ("get", f"{LIST}/paris"), ("post", f"{LIST}/paris/check"), ("get", REGIONS)],
+    [
+        ("get", LIST),
+        ("get", f"{LIST}/paris"),
+        ("get", f"{LIST}/paris/history"),
+        ("post", f"{LIST}/paris/check"),
+        ("get", REGIONS),
+    ],
 )
 def test_every_view__anonymous_is_401(paris, method, path):
     response = getattr(Client(), method)(path)
@@ -191,6 +199,7 @@ def test_every_view__anonymous_is_401(paris, method, path):
     [
         ("get", LIST, "view"),
         ("get", f"{LIST}/paris", "view"),
+        ("get", f"{LIST}/nobody/history", "view"),  # nor does it say which proxies exist
         ("post", f"{LIST}/paris/check", "change"),
     ],
 )
@@ -206,6 +215,7 @@ def test_every_view__without_the_permission_is_403(paris, method, path, permissi
     [
         (LIST, "GET, HEAD, OPTIONS"),
         (f"{LIST}/paris", "GET, HEAD, OPTIONS"),
+        (f"{LIST}/paris/history", "GET, HEAD, OPTIONS"),
         (f"{LIST}/paris/check", "POST, OPTIONS"),
         (REGIONS, "GET, HEAD, OPTIONS"),
     ],
@@ -221,7 +231,15 @@ def test_every_view__other_methods_are_405(operator, paris, path, allowed, metho
 
 
 @pytest.mark.parametrize(
-    "path", [LIST, f"{LIST}/nobody", f"{LIST}/nobody/check", f"{LIST}/openapi.json", REGIONS]
+    "path",
+    [
+        LIST,
+        f"{LIST}/nobody",
+        f"{LIST}/nobody/history",
+        f"{LIST}/nobody/check",
+        f"{LIST}/openapi.json",
+        REGIONS,
+    ],
 )
 def test_every_view__options_without_a_user(path, django_assert_num_queries):
     with django_assert_num_queries(0):  # the response says nothing about the proxies
@@ -232,7 +250,7 @@ def test_every_view__options_without_a_user(path, django_assert_num_queries):
 
 
 def test_every_view__head(viewer, paris):
-    for path in (LIST, f"{LIST}/paris", REGIONS):
+    for path in (LIST, f"{LIST}/paris", f"{LIST}/paris/history", REGIONS):
         response = viewer.head(path)
         assert response.status_code == 200
         assert response.content == b""
