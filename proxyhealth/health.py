@@ -1,9 +1,10 @@
 """The Python API: the statuses, the hosts, and a round on demand.
 
 Only :func:`force_update` waits for proxies. While Redis is down, reads return the last copy of this process,
-marked as stale. Of the reads, only :func:`statuses_of` queries the database, and raises its errors, and only
-:func:`recent_probes` asks Redis each time. All of them raise ``ImproperlyConfigured`` for an invalid setting,
-which ``manage.py check`` reports.
+marked as stale. A process without a copy then reads the last confirmed statuses from the database, in a
+thread. Of the reads, only :func:`statuses_of` makes a query for its caller, and raises the errors of the
+database, and only :func:`recent_probes` asks Redis each time. All of them raise ``ImproperlyConfigured`` for
+an invalid setting, which ``manage.py check`` reports.
 
 Each function has a version for async code, whose name begins with ``a`` and which does not block the event
 loop. All of them share the copy of the process.

@@ -1,10 +1,11 @@
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
+from datetime import datetime
 from operator import attrgetter
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from django.conf import settings
 from django.db import DataError, models, router
@@ -25,11 +26,24 @@ from proxyhealth.validators import (
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _COLUMNS = tuple(field.name for field in fields(Proxy))
 _TIMES = ("created_at", "updated_at")
 # Characters of all texts of a row, below which a long one needs no cut.
 _USUAL_LENGTH = 512
 _texts_of = attrgetter("name", "display_name", "icon", "url", "wildcard_hostname", "version")
+
+
+class Confirmed(NamedTuple):
+    """The last transition of a proxy, and the token of the last full round in the history, or None."""
+
+    proxy: Proxy
+    status: str
+    reason: str
+    report: Any
+    at: datetime
+    round_token: int | None
 
 
 class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
@@ -43,12 +57,23 @@ class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
 
     def as_proxies(self) -> list[Proxy]:
         """Return the rows, sorted by name, as values that threads can share. Omit and log unreadable ones."""
-        try:
-            return _to_proxies(self.order_by(Lower("name")).values(*_COLUMNS))
-        except Exception as error:
-            if not is_of_a_row(error):
-                raise
-        return _readable_proxies(self.order_by(Lower("name"), "pk").values(*_COLUMNS), 0, self.count())
+        proxies, errors = _read_rows(self.order_by(Lower("name")).values(*_COLUMNS), _to_proxies)
+        for error in errors:
+            logger.error("a row of the proxies cannot be read, correct or delete it: %r", error)
+        return proxies
+
+    def with_last_transition(self) -> tuple[list[Confirmed], list[Exception]]:
+        """Return the last transition of each proxy that has one, and the errors of unreadable rows.
+
+        It is one query by index, which reads nothing of the other transitions.
+        """
+        last = Transition.objects.filter(proxy_uuid=models.OuterRef("pk")).order_by("-token").values("pk")[:1]
+        ids = self.annotate(last=models.Subquery(last)).values("last")
+        rows = Transition.objects.using(self.db).filter(pk__in=ids, proxy__isnull=False).order_by()
+        rows = rows.annotate(round=models.Subquery(Watch.objects.values("token")[:1]))
+        columns = (f"proxy__{column}" for column in _COLUMNS)
+        values = rows.values_list(*columns, "after", "reason", "report", "at", "round")
+        return _read_rows(values, _to_confirmed)
 
 
 class WorkspaceProxy(models.Model):
@@ -238,18 +263,43 @@ def is_of_a_row(error: Exception) -> bool:
     return isinstance(error, kinds) or "decode to UTF-8" in str(error)
 
 
-def _readable_proxies(rows: Any, begin: int, end: int) -> list[Proxy]:
+def _read_rows(rows: Any, parse: Callable[[Any], list[T]]) -> tuple[list[T], list[Exception]]:
+    """Return the parsed rows, and the errors of those that cannot be read."""
+    try:
+        return parse(rows), []
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+    errors: list[Exception] = []
+    rows = rows.order_by(*rows.query.order_by, "pk")  # so that no slice has a row of another one
+    return list(_readable_rows(rows, parse, 0, rows.count(), errors)), errors
+
+
+def _readable_rows(
+    rows: Any, parse: Callable[[Any], list[T]], begin: int, end: int, errors: list[Exception]
+) -> Iterator[T]:
     # Halves that can be read need one query, so that a few bad rows among many cost few queries.
     try:
-        return _to_proxies(rows[begin:end])
+        yield from parse(rows[begin:end])
     except Exception as error:
         if not is_of_a_row(error):
             raise
         if end - begin <= 1:
-            logger.error("a row of the proxies cannot be read, correct or delete it: %r", error)
-            return []
-    middle = (begin + end) // 2
-    return [*_readable_proxies(rows, begin, middle), *_readable_proxies(rows, middle, end)]
+            errors.append(error)
+            return
+        middle = (begin + end) // 2
+        yield from _readable_rows(rows, parse, begin, middle, errors)
+        yield from _readable_rows(rows, parse, middle, end, errors)
+
+
+def _to_confirmed(rows: Iterable[tuple[Any, ...]]) -> list[Confirmed]:
+    rows = list(rows)
+    size = len(_COLUMNS)
+    proxies = _to_proxies(dict(zip(_COLUMNS, row, strict=False)) for row in rows)
+    found = [Confirmed(proxy, *row[size:]) for proxy, row in zip(proxies, rows, strict=True)]
+    for each in found:
+        _ = each.at.tzinfo  # as in _to_proxies()
+    return found
 
 
 def _to_proxies(rows: Iterable[dict[str, Any]]) -> list[Proxy]:

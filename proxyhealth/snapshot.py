@@ -218,9 +218,10 @@ class Snapshot:
     error of the last round that had one, ``error_at`` its time.
 
     ``offline`` is an error while the workers' own network is down. ``fault`` is the reason why this is only
-    the last copy of the process. ``refusal`` is the reason why the cache refuses to store a round that is
-    overdue. ``fresh_until`` is ``stale_at`` on the monotonic clock, which nobody can set back; it is None if
-    only ``stale_at`` is available. ``change`` differs after each request to check saved or deleted rows.
+    the last copy of the process, or what the database knows. ``refusal`` is the reason why the cache refuses
+    to store a round that is overdue. ``fresh_until`` is ``stale_at`` on the monotonic clock, which nobody can
+    set back; it is None if only ``stale_at`` is available. ``change`` differs after each request to check
+    saved or deleted rows.
     ``watched`` is the time for which rounds had watched the proxies until ``checked_at``, in microseconds, or
     None if that is not known.
     """

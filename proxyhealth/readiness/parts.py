@@ -62,7 +62,8 @@ def _examine_snapshot() -> Mapping[str, Any]:
     snapshot = reader.read()
     facts = {"age_seconds": None if snapshot.age is None else round(snapshot.age, 1)}
     if snapshot.fault:
-        raise _NotAsItShouldBe("It cannot be read from the cache.", **facts)
+        served = "" if reader.has_nothing_to_serve() else " The last statuses are served."
+        raise _NotAsItShouldBe(f"It cannot be read from the cache.{served}", **facts)
     if snapshot.age is None:
         raise _NotAsItShouldBe("No full round has ended yet.", **facts)
     if snapshot.stale:
@@ -175,7 +176,8 @@ def _results(futures: _Futures) -> dict[str, Part]:
 def required_parts() -> set[str]:
     """Return the names of the parts without which this process cannot do its work.
 
-    The cache is not one of them: without it, processes serve their last snapshot. Neither is the age of the
-    snapshot, which is the same in all processes: to take all of them away would end a service that works.
+    The cache is not one of them: without it, processes serve their last snapshot, or the last confirmed
+    statuses from the database. Neither is the age of the snapshot, which is the same in all processes: to
+    take all of them away would end a service that works.
     """
     return {"database", "snapshot"} if reader.has_nothing_to_serve() else {"database"}

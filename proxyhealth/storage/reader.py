@@ -17,6 +17,7 @@ from proxyhealth.conf import conf
 from proxyhealth.exceptions import ForeignSnapshot, StoreError
 from proxyhealth.shared_copy import SharedCopy
 from proxyhealth.snapshot import Snapshot
+from proxyhealth.storage import fallback
 from proxyhealth.storage.client import Cache, open_cache
 from proxyhealth.storage.counters import MAX_ERROR, find_refusal
 from proxyhealth.storage.deployment import foreign_message, is_foreign
@@ -28,8 +29,8 @@ from proxyhealth.utils import FrozenMapping, PerProcess, parse_rfc3339
 logger = logging.getLogger(__name__)
 
 _LAST = "This is the last snapshot that was read."
+_CONFIRMED = "These are the last confirmed statuses, from the database."
 _NONE = "This process has not read a snapshot yet, so no status is known."
-_LOST = f"The cache has lost the snapshot. {_LAST}"
 
 # In seconds:
 _GRACE = 0.5  # minimum time for which readers get a due copy during a read: most reads take less
@@ -150,7 +151,7 @@ def _read_keys(cache: Cache, whole: bool, transaction: bool) -> list[Any]:
 
 class _Condition(Enum):
     FRESH = auto()  # the copy is what the cache holds
-    LOST = auto()  # the cache was emptied, and the copy has statuses that it lost
+    LOST = auto()  # the cache was emptied, and readers get statuses that it lost
     UNREADABLE = auto()  # the last read failed
 
 
@@ -162,6 +163,7 @@ class _State:
     condition: _Condition = _Condition.FRESH
     cached: Snapshot | None = None  # what the cache holds
     copy: Snapshot | None = None  # ``cached``, plus the statuses that the cache has lost
+    confirmed: Snapshot | None = None  # those of the copy that the database gave, in place of the cache
     token: int = 0  # of the copy's last full round
     contents: CacheContents = field(default_factory=CacheContents)  # without the document, which is large
     lines: PreviousLines = field(default_factory=PreviousLines)  # of the document
@@ -173,18 +175,19 @@ class _State:
 
 def _after_read(state: _State, contents: CacheContents) -> _State:
     """Return the state after a read. Raise ``ValueError`` for a document that cannot be decoded."""
-    after = state
-    if not contents.head:
-        after = replace(state, cached=None)
-    elif contents.head != state.contents.head:
+    if contents.head not in (b"", state.contents.head):
         after = _after_new_document(state, contents)
-    elif state.cached and state.copy is state.cached:
+    elif contents.head and state.cached and state.cached.checked_at:
         # The monotonic clock stands still while a machine sleeps: compare with the cache's clock again.
         dated = _dated(state, state.cached, state.token, contents)
         after = replace(state, cached=dated, copy=dated)
+    else:
+        after = _completed(state, state.cached if contents.head else None)
     after = _with_refusal(replace(after, contents=contents._replace(document=contents.head)))
-    condition, fault = (_Condition.FRESH, "") if after.copy is after.cached else (_Condition.LOST, _LOST)
-    return _with_snapshot(state, after, condition, fault)
+    if after.copy is after.cached:
+        return _with_snapshot(state, after, _Condition.FRESH, "")
+    fault = f"The cache has lost the snapshot. {_last(after)}"
+    return _with_snapshot(state, after, _Condition.LOST, fault)
 
 
 def _after_new_document(state: _State, contents: CacheContents) -> _State:
@@ -193,15 +196,31 @@ def _after_new_document(state: _State, contents: CacheContents) -> _State:
     cached, token, lines, deployment = decode(contents.document, state.lines)
     if is_foreign(deployment):
         raise ForeignSnapshot(foreign_message(deployment))
-    state = replace(state, deployment=deployment)
-    copy = state.copy
-    if copy and copy.checked_at and not cached.checked_at:
-        # The cache was emptied, and a check of a few proxies came before the next full round.
+    state = replace(state, deployment=deployment, lines=lines)
+    if not cached.checked_at:
+        return _completed(state, cached)
+    cached = _dated(state, cached, token, contents)
+    return replace(state, cached=cached, copy=cached, confirmed=None, token=token)
+
+
+def _completed(state: _State, cached: Snapshot | None) -> _State:
+    """Return the state with ``cached``, and with a copy that also has what the cache lacks.
+
+    The cache was emptied, or cannot be read. This process may have a copy of a full round. Otherwise, the
+    database has the last confirmed statuses, if it knows of a full round.
+    """
+    copy, confirmed = state.copy, state.confirmed
+    if confirmed or not (copy and copy.checked_at):
+        confirmed = fallback.read() or confirmed
+        copy = confirmed or copy
+    if confirmed is state.confirmed and cached is state.cached:
+        return state
+    if cached and not (copy and copy.checked_at):
+        copy = cached
+    elif cached and copy:
         statuses = FrozenMapping({**copy.statuses, **cached.statuses})
         copy = replace(copy, statuses=statuses, number=cached.number, committed_at=cached.committed_at)
-        return replace(state, cached=cached, copy=copy, lines=lines)
-    cached = _dated(state, cached, token, contents)
-    return replace(state, cached=cached, copy=cached, token=token, lines=lines)
+    return replace(state, cached=cached, copy=copy, confirmed=confirmed)
 
 
 def _dated(state: _State, snapshot: Snapshot, token: int, contents: CacheContents) -> Snapshot:
@@ -255,17 +274,22 @@ def _is_overdue(snapshot: Snapshot | None) -> bool:
     return time.monotonic() > begin + 1.5 * conf.INTERVAL
 
 
-def _unreadable(state: _State, fault: str) -> _State:
+def _after_failure(state: _State, fault: str) -> _State:
+    after = _completed(state, state.cached)
+    return _unreadable(state, after, f"{fault} {_last(after)}")
+
+
+def _unreadable(before: _State, after: _State, fault: str) -> _State:
     fault = clean(fault, MAX_ERROR)  # errors repeat texts of Redis
-    return _with_snapshot(state, replace(state, refusal=""), _Condition.UNREADABLE, fault)
+    return _with_snapshot(before, replace(after, refusal=""), _Condition.UNREADABLE, fault)
 
 
 def _last(state: _State) -> str:
-    return _LAST if state.copy else _NONE
+    return _CONFIRMED if state.confirmed else _LAST if state.copy else _NONE
 
 
 def _mark_late(state: _State) -> _State:
-    return _unreadable(state, state.snapshot.fault or f"The cache does not respond. {_last(state)}")
+    return _unreadable(state, state, state.snapshot.fault or f"The cache does not respond. {_last(state)}")
 
 
 def _refresh(previous: _State | None) -> tuple[_State, float]:
@@ -286,15 +310,13 @@ def _refresh(previous: _State | None) -> tuple[_State, float]:
             contents = read_contents(cache, state.contents.head)
         after = _after_read(state, contents)
     except ForeignSnapshot as error:
-        after = _unreadable(state, f"The snapshot in the cache cannot be used: {error} {_last(state)}")
+        after = _after_failure(state, f"The snapshot in the cache cannot be used: {error}")
     except StoreError as error:
-        after = _unreadable(state, f"The cache cannot be read ({str(error).rstrip('.')}). {_last(state)}")
+        after = _after_failure(state, f"The cache cannot be read ({str(error).rstrip('.')}).")
     except Exception as error:
         if state.condition is _Condition.FRESH:
             logger.exception("reading the snapshot failed")
-        after = _unreadable(
-            state, f"The snapshot cannot be read ({without_passwords(error)}). {_last(state)}"
-        )
+        after = _after_failure(state, f"The snapshot cannot be read ({without_passwords(error)}).")
     was_fresh, is_fresh = (each.condition is _Condition.FRESH for each in (state, after))
     if was_fresh and not is_fresh:
         logger.warning("snapshot stale: %s", after.snapshot.fault)
@@ -305,15 +327,19 @@ def _refresh(previous: _State | None) -> tuple[_State, float]:
 
 _reader = PerProcess(lambda: SharedCopy(_State(), _mark_late))
 
-# Drops this process's copy, for tests.
-forget = _reader.reset
+
+def forget() -> None:
+    """Drop this process's copy, for tests."""
+    _reader.reset()
+    fallback.forget()
 
 
 def read() -> Snapshot:
     """Return this process's snapshot. Read the cache again ``READ_INTERVAL`` seconds after the last read.
 
     While one thread reads, the others get the previous copy. If the cache cannot be read, it is the last copy
-    of this process, or an empty one, with a ``fault``. Raise only ``ImproperlyConfigured``.
+    of this process, the last confirmed statuses from the database, or an empty one, each with a ``fault``.
+    Raise only ``ImproperlyConfigured``.
     """
     reader = _reader.value
     if time.monotonic() < reader.due_at and (state := reader.value):  # reader.fresh(), inlined for speed
@@ -340,7 +366,7 @@ def read_anew() -> Snapshot:
 
 
 def has_nothing_to_serve() -> bool:
-    """Return True if this process has no copy of a snapshot, and no read has succeeded. Read nothing."""
+    """Return True if this process has no statuses to serve, and no read has succeeded. Read nothing."""
     state = _reader.value.value or _State()
     has_read = state.source and state.condition is not _Condition.UNREADABLE
     return state.copy is None and not has_read

@@ -87,7 +87,9 @@ def test_readyz__cache_down_with_a_snapshot(stopped, caplog, valkey):
     stopped()
     status, body = ask()
     assert (status, ok_parts(body), required_parts(body)) == (200, {"database"}, {"database"})
-    assert body["parts"]["snapshot"]["message"] == "It cannot be read from the cache."
+    assert body["parts"]["snapshot"]["message"] == (
+        "It cannot be read from the cache. The last statuses are served."
+    )
     assert body["parts"]["cache"]["message"] == "It cannot be used. The log has the error."
     assert ask("?require=cache")[0] == 503
     assert caplog.text.count("not ready part=cache error=") == 1, "once, not with each request"
