@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -99,6 +100,9 @@ def _run(lock: IO[str]) -> int:
     _set_environment(port, embedded, external_database)
     print("make run: preparing the database", flush=True)
     password = _prepare_database(port, external_database)
+    # Rounds continue a made-up history only with an empty Redis.
+    if embedded and not external_database:
+        _prepare_history()
     commands = _commands(embedded)
     print(f"make run: starting {', '.join(commands)}. Press Ctrl-C to stop.", flush=True)
     terminal = Terminal(commands)
@@ -249,6 +253,14 @@ def _prepare_user(external_database: bool) -> str:
         return "" if external_database else DEMO_PASSWORD
     users.create_superuser(DEMO_USER, "", password)
     return password
+
+
+def _prepare_history() -> None:
+    """Make up a day of history for a new demo."""
+    from project.history import make_up_history
+
+    if make_up_history(datetime.now(UTC)):
+        print("make run: made up a day of history", flush=True)
 
 
 def _announce(port: int, embedded: bool, password: str, terminal: Terminal) -> None:

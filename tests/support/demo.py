@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import requests
@@ -66,6 +68,12 @@ def processes_in(folder):
         except OSError:
             continue
     return [(pid, command) for pid, command in processes if command]
+
+
+def rows_of(database, query):
+    """Return the rows of a query to an SQLite database."""
+    with closing(sqlite3.connect(database, timeout=10)) as connection:
+        return connection.execute(query).fetchall()
 
 
 class Demo:
@@ -140,6 +148,10 @@ class Demo:
         database = f"sqlite:///{self.folder / 'var' / 'demo.sqlite3'}"
         env = environment(DEBUG=1, SECRET_KEY="a key for the shell", DATABASE_URL=database)
         subprocess.run(command, cwd=self.folder, env=env, capture_output=True, timeout=30, check=True)
+
+    def rows(self, query):
+        """Return the rows of a query to the demo's database."""
+        return rows_of(self.folder / "var" / "demo.sqlite3", query)
 
     def close(self):
         self.session.close()

@@ -1,0 +1,97 @@
+"""The day of history that a new demo has."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from project.fleet import FLEET
+from project.history import MARK, make_up_history
+from project.run import _prepare_fleet
+from project.startup import DEMO_MODE
+from proxyhealth.models import Gap, Transition, Watch
+from proxyhealth.statuses import Status
+
+pytestmark = pytest.mark.django_db
+
+END = datetime(2026, 3, 29, 12, 34, 56, 789012, tzinfo=UTC)
+MEMBERS = {member.name: member for member in FLEET}
+SECOND = 1_000_000
+
+
+@pytest.fixture
+def demo_mode(monkeypatch):
+    monkeypatch.setenv(DEMO_MODE, "1")
+    _prepare_fleet(8000)
+
+
+@pytest.fixture
+def history(demo_mode):
+    """The made-up transitions of each proxy, the oldest first."""
+    assert make_up_history(END)
+    rows = list(Transition.objects.order_by("pk"))
+    return {name: [row for row in rows if row.proxy_name == name] for name in MEMBERS}
+
+
+def test_made_up_history__rows_of_a_proxy_form_a_chain(history):
+    for name, rows in history.items():
+        assert rows[0].before == Status.UNKNOWN
+        assert rows[0].at == END - timedelta(days=1)
+        for earlier, later in pairwise(rows):
+            assert later.before == earlier.after != later.after, name
+            assert later.token > earlier.token
+            assert later.watched > earlier.watched
+        assert rows[-1].at < END
+
+
+def test_made_up_history__ends_as_the_fleet_is(history):
+    """The first round finds the same statuses, so it writes no transition."""
+    for name, member in MEMBERS.items():
+        assert (history[name][-1].after, history[name][-1].reason) == (member.status, member.reason)
+    last = {row.proxy_name: row for row in Transition.objects.last_of_each()}
+    assert last == {name: rows[-1] for name, rows in history.items()}
+
+
+def test_made_up_history__times_fit_the_gap(history):
+    gap, watch = Gap.objects.get(), Watch.objects.get(pk=1)
+    assert gap.microseconds == (gap.end - gap.start) / timedelta(microseconds=1)
+    assert gap.token == gap.end.timestamp() * SECOND
+    assert watch.token == END.timestamp() * SECOND
+    assert watch.watched == 24 * 3600 * SECOND - gap.microseconds
+    rows = Transition.objects.all()
+    for row in rows:
+        assert row.token == round(row.at.timestamp() * SECOND)
+        missed = gap.microseconds if row.at >= gap.end else 0
+        assert row.watched == (row.at - END) / timedelta(microseconds=1) + 24 * 3600 * SECOND - missed
+        assert not gap.start <= row.at < gap.end
+    assert any(row.at == gap.end for row in rows), "a change was found after the gap"
+
+
+def test_made_up_history__is_marked_and_sends_no_signal(history):
+    for row in Transition.objects.all():
+        assert row.report["warnings"] == [MARK]
+        assert row.signal_due_at is None
+        assert ("errors" in row.report) == (row.after in (Status.UNHEALTHY, Status.UNREACHABLE))
+
+
+def test_made_up_history__has_flapping_and_a_long_outage(history):
+    assert len(history["sao-paulo"]) > 10
+    assert END - history["dublin"][-1].at > timedelta(hours=12)
+
+
+def test_made_up_history__never_twice_or_beside_a_real_one(demo_mode):
+    Watch.objects.create(pk=1, token=1, watched=0)
+    assert not make_up_history(END)
+    Watch.objects.all().delete()
+    assert make_up_history(END)
+    assert not make_up_history(END + timedelta(days=1))
+    assert Gap.objects.count() == 1
+
+
+def test_made_up_history__never_outside_of_the_demo(monkeypatch):
+    monkeypatch.delenv(DEMO_MODE, raising=False)
+    with pytest.raises(RuntimeError, match="only for the demo"):
+        make_up_history(END)
+    assert not Transition.objects.exists()
