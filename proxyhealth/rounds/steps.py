@@ -23,6 +23,7 @@ from proxyhealth.storage.commit import Commit, commit
 from proxyhealth.storage.counters import count_missed, count_round
 from proxyhealth.storage.lease import end_round
 from proxyhealth.storage.merge import Round
+from proxyhealth.storage.probes import add_probes
 from proxyhealth.task_names import TaskName
 from proxyhealth.texts import without_passwords
 
@@ -65,7 +66,7 @@ def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
 
 
 def commit_statuses(statuses: Sequence[ProxyStatus], token: int, **options: Any) -> Commit:
-    """Commit statuses with the options of ``commit()``, and request what follows from them.
+    """Commit statuses with the options of ``commit()``, keep their probes, and request what follows.
 
     Retry for ``COMMIT_TIMEOUT`` seconds, then raise ``StoreError``.
     """
@@ -80,6 +81,8 @@ def commit_statuses(statuses: Sequence[ProxyStatus], token: int, **options: Any)
                 raise
             logger.warning("commit waits for the cache token=%d error=%s", token, error)
             time.sleep(0.25)
+    with suppress(StoreError):  # they are no part of the snapshot
+        add_probes(statuses)
     if result.outbox:
         request_task(TaskName.RECORD_HISTORY)
     if result.waiting:
