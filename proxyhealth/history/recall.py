@@ -31,7 +31,13 @@ class DatabaseMemory:
         """Return the last full round, or None before the first. Raise ``HistoryUnavailable``."""
         with using_database() as alias:
             row = Watch.objects.using(alias).first()
-        return Watched(row.token, row.watched) if row else None
+            # A check may have recorded a change after the last round. The known time never goes back.
+            last = Transition.objects.using(alias).order_by("-watched").first()
+        if row is None:
+            return None
+        if last and last.watched > row.watched:
+            return Watched(row.token + last.watched - row.watched, last.watched)
+        return Watched(row.token, row.watched)
 
     def rows(self, ids: Collection[str] | None) -> Mapping[str, Row]:
         """Return the last status of each of these proxies, or of all, as rows.

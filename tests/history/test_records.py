@@ -1,5 +1,7 @@
 """The way of a change from the commit through the outbox into the history."""
 
+import logging
+
 import pytest
 from django.db import connection
 
@@ -62,6 +64,18 @@ def test_record__writes_a_row_per_change_and_empties_the_outbox(start):
     )
     assert (row.watched, row.reason, row.report) == (MINUTE, "connect", {})
     assert row.signal_due_at is None
+
+
+def test_record__logs_each_change_on_a_line_of_its_own(start, caplog):
+    caplog.set_level(logging.INFO, logger="proxyhealth")
+    paris = make_proxy("a\nround end")
+    a_commit(start, up(paris))
+    a_commit(start + MINUTE, down(paris))
+    record_history()
+    assert [record.getMessage() for record in caplog.records if record.name.endswith("records")] == [
+        f'status change proxy={paris.id} name="a round end" from=unknown to=ok reason=none error=""',
+        f'status change proxy={paris.id} name="a round end" from=ok to=unreachable reason=connect error=""',
+    ]
 
 
 def test_record__repeated_entries_write_no_second_row(start, redis_client):
@@ -196,6 +210,20 @@ def test_recall__a_check_before_the_first_round_keeps_since(start, redis_client)
     assert Gap.objects.get().microseconds == 2 * MINUTE
     (status,) = reader.read().statuses.values()
     assert status.since == moment(start)
+
+
+def test_recall__the_known_time_never_goes_back(start, redis_client):
+    paris = make_proxy()
+    a_commit(start, up(paris))
+    a_commit(start + MINUTE // 2, down(paris), full=False)
+    record_history()
+    redis_client.flushdb()
+    reader.forget()
+    a_commit(start + 2 * MINUTE, up(paris))
+    record_history()
+    watched = list(Transition.objects.order_by("pk").values_list("watched", flat=True))
+    assert watched == [0, MINUTE // 2, MINUTE // 2]
+    assert Gap.objects.get().microseconds == MINUTE * 3 // 2
 
 
 def test_recall__thresholds_hold_after_an_emptied_cache(start, redis_client, settings):

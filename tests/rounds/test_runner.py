@@ -136,13 +136,6 @@ def test_run_round__unexpected_error_is_counted(monkeypatch):
     assert "division by zero" in reader.read().error
 
 
-def test_log__unusual_name_is_quoted(serve, caplog):
-    caplog.set_level(logging.INFO, logger="proxyhealth")
-    WorkspaceProxy.objects.create(name="a\nround end", url=serve().url)
-    runner.run_round()
-    assert r'name="a\nround end" from=none' in caplog.text
-
-
 def test_run_round__waits_for_cache_that_restarts(serve, valkey, stopped):
     server = serve()
     server.gate.clear()
