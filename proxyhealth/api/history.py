@@ -76,8 +76,8 @@ def _share(ratio: float | None) -> float | None:
 
 def _read_recent(id: UUID, snapshot: Snapshot) -> tuple[list[dict[str, Any]], str]:
     """Return the JSON of the last probes, the newest first, and the reason why they cannot be read."""
-    if snapshot.fault or isolation.current():
-        return [], ""  # a cache that has just failed may hang, and a fake snapshot has none
+    if snapshot.fault or isolation.is_isolated():
+        return [], ""  # a cache that has just failed may hang, and tests have none
     try:
         found = probes.read_probes([id])[id]
     except StoreError as error:
