@@ -77,7 +77,7 @@ def test_url__is_invalid_before_and_after_a_round(viewer, url):
     assert health.status_of(row).report == probe(row.as_proxy()).report
     health.force_update()
     after = assert_invalid(viewer)
-    assert after == {**before, "checked_at": after["checked_at"]}
+    assert after == {**before, "checked_at": after["checked_at"], "since": after["since"]}
     assert after["checked_at"]
     assert health.proxy_hosts() == health.proxy_hosts(healthy_only=True) == []
     assert extended_policy("connect-src 'self'") == "connect-src 'self'"
