@@ -1,7 +1,9 @@
 """The lists of the status changes and of the gaps. They are fast however long the history is."""
 
 import time
+from contextlib import suppress
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +31,9 @@ MAX_ROWS = 10_000
 
 # Proxies that the filter lists. A fleet with more has the search.
 _MAX_CHOICES = 30
+
+# Proxies whose rows the search finds one by one.
+_MAX_FOUND = 500
 
 _HOUR = 3_600
 
@@ -122,6 +127,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for 
 
     actions = None
     show_full_result_count = False
+    sortable_by = ()
     show_facets = admin.ShowFacets.NEVER  # each would count all rows
     paginator = BoundedPaginator
     change_list_template = "admin/proxyhealth/history_list.html"
@@ -162,8 +168,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for 
 class TransitionAdmin(ReadOnlyAdmin):
     list_display = ("time", "shown_proxy", "change", "reason")
     list_filter = (StatusFilter, TimeFilter, ProxyFilter)
-    search_fields = ("proxy_name",)
-    search_help_text = "The name of a proxy as it is now, as it was, or its id."
+    search_fields = ("proxy_name",)  # to have a search; see below
+    search_help_text = "The name of a proxy as it is now, or its id."
     fields = ("time", "shown_proxy", "proxy_uuid", "change", "reason", "shown_report", "signal")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -211,14 +217,18 @@ class TransitionAdmin(ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Search the proxies, which are few, and then the history by its index."""
+        """Search the proxies, which are few, and find their rows by an index."""
         if not search_term.strip():
             return queryset, False
         is_found = Q()
         for word in search_term.split():
             is_found &= Q(name__icontains=word) | Q(display_name__icontains=word)
-        proxies = WorkspaceProxy.objects.primary().filter(is_found).values("pk")
-        return queryset.filter(Q(proxy_uuid__in=proxies) | Q(proxy_name=search_term.strip())), False
+        proxies = WorkspaceProxy.objects.primary().filter(is_found).values_list("pk", flat=True)
+        ids = list(proxies[: _MAX_FOUND + 1])
+        with suppress(ValueError):
+            ids.append(UUID(search_term.strip()))
+        # With so many proxies, the newest rows are soon found without the index.
+        return queryset.filter(proxy_uuid__in=ids if len(ids) <= _MAX_FOUND else proxies), False
 
 
 @admin.register(Gap)
@@ -246,6 +256,7 @@ class GapAdmin(ReadOnlyAdmin):
         return format_html('<bdi dir="ltr">{}</bdi>', timedelta(seconds=round(seconds)))
 
 
+@lru_cache(maxsize=64)
 def _badge(status: str) -> SafeString:
     # The template escapes its values.
     return mark_safe(  # noqa: S308

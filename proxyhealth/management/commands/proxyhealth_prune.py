@@ -25,6 +25,7 @@ class Command(BaseCommand):
             self.stdout.write("There is no history yet: no round has been recorded.")
             return
         self.stdout.write(
-            f"{'Would delete' if dry_run else 'Deleted'} {pruned.transitions} status changes and "
-            f"{pruned.gaps} gaps from before {pruned.before:%Y-%m-%d %H:%M:%S} UTC."
+            f"{'Would delete' if dry_run else 'Deleted'} what is from before "
+            f"{pruned.before:%Y-%m-%d %H:%M:%S} UTC. "
+            f"Status changes: {pruned.transitions}. Gaps: {pruned.gaps}."
         )
