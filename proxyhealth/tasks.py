@@ -147,23 +147,15 @@ def first_round(asked: int) -> None:
     ignore_result=True,
     throws=(HistoryUnavailable,),
 )
-def send_signals(skip: Sequence[str] = ()) -> None:
-    """Send the signals that are due, but not to the receivers with the names ``skip``.
-
-    What is left is sent by the next task: that of the next round, at the latest.
-    """
-    if send_signals.request.is_eager:
+def send_signals() -> None:
+    """Send the signals that are due. The task after the next round sends what is left, at the latest."""
+    task = send_signals
+    if task.request.is_eager:
         announce.send_signals()  # without time limits, nothing is left
         return
-    hanging = announce.send_signals(skip, _SIGNALS_TIME)
-    if hanging is None:
-        return
-    try:
-        with broker.connection(broker.celery_app()) as connection:
-            send_signals.apply_async(kwargs={"skip": sorted(hanging)}, connection=connection)
-    except Exception as error:
-        text = without_passwords(error)
-        logger.warning("no more signals could be requested, the next round does it: %s", text)
+    soft, hard = float(task.soft_time_limit or 0), float(task.time_limit or 0)
+    if not announce.send_signals(_SIGNALS_TIME, patience=soft + (hard - soft) / 3):
+        request_task(TaskName.SEND_SIGNALS)
 
 
 @shared_task(**_OPTIONS, ignore_result=True, throws=(HistoryUnavailable,))

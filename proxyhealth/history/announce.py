@@ -6,8 +6,10 @@ no update, and neither does one whose process was killed.
 """
 
 import logging
+import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -22,37 +24,57 @@ from proxyhealth.history.records import are_signals_due
 from proxyhealth.models import Transition, WorkspaceProxy
 from proxyhealth.signals import status_changed
 from proxyhealth.snapshot import Proxy, ProxyStatus
-from proxyhealth.storage.sender import only_sender
+from proxyhealth.storage.sender import note_hanging, only_sender, read_hanging
 from proxyhealth.texts import without_passwords
 from proxyhealth.utils import aware, rfc3339
 from proxyhealth.validators import parse_proxy_url
 
 logger = logging.getLogger(__name__)
 
-# Rows that a process claims at once. Those of a killed process are sent again.
-_BATCH = 100
+# Rows that a process claims at once, for the first and the second attempt; then one by one. If a receiver
+# kills the process, only the first attempts of other rows are lost with it.
+_BATCHES = (100, 10)
 
 # Seconds between attempts: one minute, doubled each time, at most four hours. Together 24 hours.
 _PAUSES = [min(60 * 2**attempt, 4 * 3600) for attempt in range(13)]
 
 
-def send_signals(skip: Collection[str] = (), seconds: float | None = None) -> set[str] | None:
-    """Send all signals that are due. Return None if none is left, or if another process sends them.
+def send_signals(seconds: float | None = None, patience: float | None = None) -> bool:
+    """Send all signals that are due. Return True if none is left, or if another process sends them.
 
-    Otherwise the time is over, or Celery's time limit has ended a receiver: return the names of the receivers
-    that exceeded it. The next call must skip them, as this one does with ``skip``, so that each costs this
-    time once, and not once per row. Their signals fail, and are tried again later.
-
-    Raise ``HistoryUnavailable``.
+    Otherwise ``seconds`` are over, or Celery's time limit has ended a receiver. That one is skipped for a
+    minute, so that it costs this time once, and not once per row. So is a receiver that still runs after
+    ``patience`` seconds, because it ignores the limit, or the pool has none. Their signals fail, and are
+    tried again later. Raise ``HistoryUnavailable``.
     """
-    run = _Run(float("inf") if seconds is None else time.monotonic() + seconds, set(skip))
+    run = _Run(float("inf") if seconds is None else time.monotonic() + seconds)
     while are_signals_due():  # also after the last one: others send nothing while this process does
         with only_sender() as held, using_database():
             if not held:
-                return None
-            if not run.send_all():
-                return run.hanging
-    return None
+                return True
+            with _watching(run, patience):
+                if not run.send_all():
+                    return False
+    return True
+
+
+@contextmanager
+def _watching(run: "_Run", patience: float | None) -> Iterator[None]:
+    """Note the receiver that still runs after ``patience`` seconds, while it does, from a thread."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(patience):
+            if name := run.current:
+                logger.error("signal receiver hangs receiver=%s", name)
+                note_hanging(name)
+
+    if patience is not None:
+        threading.Thread(target=watch, name="proxyhealth signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 def _due() -> QuerySet[Transition]:
@@ -61,10 +83,13 @@ def _due() -> QuerySet[Transition]:
 
 @dataclass
 class _Run:
-    """Signals that one task sends, until ``end`` on the monotonic clock."""
+    """Signals that one task sends, until ``end`` on the monotonic clock.
+
+    ``current`` is the name of the receiver that runs, or empty.
+    """
 
     end: float
-    hanging: set[str]
+    current: str = ""
     _failed: set[str] = field(default_factory=set)
 
     def send_all(self) -> bool:
@@ -72,37 +97,30 @@ class _Run:
         return all(self._send(rows) for rows in iter(_claim, []))
 
     def _send(self, rows: list[Transition]) -> bool:
-        """Send the signals of claimed rows, in order, and release those that are left."""
+        """Send the signals of claimed rows, in order. Release those that are left, and return False."""
         sent, tried = [], 0
-        known = set(self.hanging)
         try:
+            hanging = read_hanging()
             for row, status in zip(rows, _statuses_of(rows), strict=True):
                 if time.monotonic() >= self.end:
                     break
-                is_sent = self._send_one(row, status)
-                if self.hanging != known:
-                    break
-                tried += 1
-                if is_sent:
+                if self._send_one(row, status, hanging):
                     sent.append(row.pk)
+                tried += 1
+        except _TookTooLong:
+            pass
         finally:
-            claimed = Transition.objects.primary()
-            claimed.filter(pk__in=sent).update(signal_due_at=None)
-            left = [row.pk for row in rows[tried:]]
-            if left:
-                attempts = rows[0].signal_attempts
-                claimed.filter(pk__in=left, signal_attempts=attempts).update(
-                    signal_due_at=timezone.now(), signal_attempts=attempts - 1
-                )
-        return not left
+            _finish(sent, rows[tried:])
+        return tried == len(rows)
 
-    def _send_one(self, row: Transition, status: ProxyStatus | None) -> bool:
-        """Call all receivers. Return True if none failed."""
+    def _send_one(self, row: Transition, status: ProxyStatus | None, hanging: set[str]) -> bool:
+        """Call all receivers but those that hang. Return True if each has succeeded."""
         succeeded = True
         for name, receiver in _receivers():
-            if name in self.hanging:
+            if name in hanging:
                 succeeded = False
                 continue
+            self.current = name
             try:
                 receiver(
                     signal=status_changed,
@@ -112,14 +130,14 @@ class _Run:
                     transition=row,
                 )
             except SoftTimeLimitExceeded:
-                self.hanging.add(name)
-                logger.error(
-                    "signal receiver took too long, and was ended receiver=%s transition=%d", name, row.pk
-                )
-                return False
+                logger.error("signal receiver took too long receiver=%s transition=%d", name, row.pk)
+                note_hanging(name)
+                raise _TookTooLong from None
             except Exception as error:
                 succeeded = False
                 self._log_failure(name, row, error)
+            finally:
+                self.current = ""
         return succeeded
 
     def _log_failure(self, name: str, row: Transition, error: Exception) -> None:
@@ -133,6 +151,20 @@ class _Run:
             without_passwords(repr(error)),
             exc_info=error if first else None,
         )
+
+
+class _TookTooLong(Exception):
+    """Celery's time limit has ended a receiver, so the task must end, too."""
+
+
+def _finish(sent: Collection[int], left: Sequence[Transition]) -> None:
+    """Mark the rows whose signals are sent, and make those due that are left."""
+    rows = Transition.objects.primary()
+    rows.filter(pk__in=sent).update(signal_due_at=None)
+    if left:
+        attempts = left[0].signal_attempts
+        claimed = rows.filter(pk__in=[row.pk for row in left], signal_attempts=attempts)
+        claimed.update(signal_due_at=timezone.now(), signal_attempts=attempts - 1)
 
 
 def _receivers() -> list[tuple[str, Any]]:
@@ -150,11 +182,14 @@ def _name_of(receiver: Any) -> str:
 
 def _claim() -> list[Transition]:
     """Return the next rows, which this process must send, in order; first those that were never tried."""
-    due = list(_due().order_by("signal_attempts", "pk").values_list("pk", "signal_attempts")[:_BATCH])
+    following = _due().order_by("signal_attempts", "pk").values_list("pk", "signal_attempts")
+    due = list(following[: _BATCHES[0]])
     if not due:
         return []
     attempts = due[0][1]
-    rows = Transition.objects.primary().filter(pk__in=[pk for pk, tried in due if tried == attempts])
+    size = _BATCHES[attempts] if attempts < len(_BATCHES) else 1
+    ids = [pk for pk, tried in due if tried == attempts][:size]
+    rows = Transition.objects.primary().filter(pk__in=ids)
     if attempts >= len(_PAUSES):
         _give_up(rows.filter(signal_attempts=attempts))
         return _claim()

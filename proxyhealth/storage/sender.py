@@ -1,4 +1,4 @@
-"""The lock of the process that sends the signals of changed statuses."""
+"""The lock of the process that sends the signals of changed statuses, and the receivers that hang."""
 
 import logging
 import threading
@@ -7,12 +7,13 @@ from contextlib import contextmanager, suppress
 from uuid import uuid4
 
 from proxyhealth.exceptions import StoreError
-from proxyhealth.storage.client import run_script
+from proxyhealth.storage.client import open_cache, run_script
 from proxyhealth.utils import PerProcess
 
 logger = logging.getLogger(__name__)
 
-# Milliseconds after which the lock of a killed process is free. A task is killed before.
+# Milliseconds after which the lock of a killed process is free: a task is killed before. And after which a
+# receiver that hung is called again: its signals are due again at that time.
 _TIMEOUT = 60_000
 
 _TAKE = """
@@ -24,6 +25,12 @@ if left >= 0 and left <= tonumber(ARGV[2]) then
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
+"""
+
+_NOTE_HANGING = """
+if redis.call('TYPE', KEYS[1]).ok ~= 'set' then redis.call('DEL', KEYS[1]) end
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 
 _RELEASE = "if redis.pcall('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
@@ -56,6 +63,22 @@ def only_sender() -> Iterator[bool]:
                     run_script(_RELEASE, ["signals"], id)
     finally:
         lock.release()
+
+
+def note_hanging(name: str) -> None:
+    """Let all processes skip the receiver with this name for a minute, so that it costs no more of them time.
+
+    Never raise.
+    """
+    with suppress(StoreError):
+        run_script(_NOTE_HANGING, ["signals:hanging"], name, _TIMEOUT)
+
+
+def read_hanging() -> set[str]:
+    """Return the names of the receivers to skip. Never raise."""
+    with suppress(StoreError), open_cache() as cache:
+        return {name.decode(errors="replace") for name in cache.client.smembers(cache.key("signals:hanging"))}
+    return set()
 
 
 def _take(id: str) -> bool:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from itertools import pairwise
 from uuid import uuid4
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
+from django.core.cache import caches
 from django.db import connection
 from django.utils import timezone
 
-from proxyhealth import tasks
+from proxyhealth import health, tasks
 from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.history import announce
 from proxyhealth.history.announce import send_signals
 from proxyhealth.models import Transition, WorkspaceProxy
 from proxyhealth.signals import status_changed
-from proxyhealth.storage.sender import only_sender
-from tests.support.proxies import queued
+from proxyhealth.storage.sender import note_hanging, only_sender, read_hanging
+from tests.support.proxies import queued, wait_for
 from tests.support.values import NOW, refuse_queries
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_client")]
@@ -113,7 +115,7 @@ def test_signal__has_the_status_that_began(receiver):
     paris = WorkspaceProxy.objects.create(name="paris", url="https://Paris.example.com:8443/")
     report = {"errors": ["refused"], "warnings": ["slow"]}
     (row,) = insert("ok", "unreachable", proxy=paris, reason="connect", report=report)
-    assert send_signals() is None
+    assert send_signals()
     ((status, before, transition),) = receiver.calls
     assert (before, transition) == ("ok", row)
     assert (status.status, status.reason, status.proxy) == ("unreachable", "connect", paris.as_proxy())
@@ -170,15 +172,15 @@ def test_signals__without_receivers_cost_nothing(django_assert_num_queries):
 
 
 def test_signals__of_many_rows_need_few_queries(receiver, django_assert_max_num_queries):
-    proxies = [WorkspaceProxy(name=f"p{i}") for i in range(500)]
+    proxies = [WorkspaceProxy(name=f"p{i}") for i in range(250)]
     values = {"at": NOW, "watched": 0, "token": 1, "signal_due_at": timezone.now()}
     Transition.objects.bulk_create(
         Transition(proxy_uuid=p.pk, proxy_name=p.name, before="ok", after="unreachable", **values)
         for p in proxies
     )
-    with django_assert_max_num_queries(500 // announce._BATCH * 5 + 5):
+    with django_assert_max_num_queries(250 // announce._BATCHES[0] * 5 + 5):
         send_signals()
-    assert len(receiver.calls) == 500
+    assert len(receiver.calls) == 250
     assert left() == []
 
 
@@ -284,26 +286,54 @@ def exceed_limit(row):
     raise SoftTimeLimitExceeded
 
 
-def test_receiver__over_time_limit_is_skipped_by_next_task(receiver, other, caplog):
+def test_receiver__over_time_limit_is_skipped_by_next_task(receiver, other, caplog, redis_client):
     """Otherwise each of many rows would take the whole time."""
     rows = [row.pk for row in insert("ok", "unhealthy", "ok")]
     receiver.act = exceed_limit
-    assert send_signals() == {NAME}
+    assert not send_signals()
     assert receiver.heard == [rows[0]]
-    assert f"was ended receiver={NAME}" in caplog.text
-    assert send_signals({NAME}) is None
+    assert f"took too long receiver={NAME}" in caplog.text
+    assert send_signals()
     assert receiver.heard == [rows[0]], "it is skipped"
     assert other.heard == rows
     assert left() == rows, "its signals are tried again"
     assert {attempts for attempts, _ in states()} == {1}
+    (key,) = redis_client.keys("*:proxyhealth:signals:hanging")
+    assert 0 < redis_client.pttl(key) <= 60_000, "so that it is called when its signals are due again"
+
+
+def test_receiver__that_ignores_time_limit_is_skipped_by_others(receiver, other, caplog):
+    """Celery kills its process. A thread says before which receiver it was."""
+    (row,) = insert("ok", "unhealthy")
+
+    def hang(row):
+        wait_for(lambda: NAME in read_hanging())
+        raise SystemExit
+
+    receiver.act = hang
+    with pytest.raises(SystemExit):
+        send_signals(patience=0.05)
+    assert f"signal receiver hangs receiver={NAME}" in caplog.text
+    assert send_signals(patience=60)
+    assert (receiver.heard, other.heard) == ([row.pk], [row.pk])
+    assert not [thread for thread in threading.enumerate() if thread.name == "proxyhealth signals"]
+
+
+def test_hanging__damaged_key_is_replaced(redis_client):
+    key = caches["default"].make_key("proxyhealth:signals:hanging")
+    redis_client.set(key, "x")
+    assert read_hanging() == set()
+    note_hanging("a")
+    note_hanging("b")
+    assert read_hanging() == {"a", "b"}
 
 
 def test_time_is_over__releases_the_rest(receiver):
     rows = [row.pk for row in insert("ok", "unhealthy", "ok")]
-    assert send_signals(seconds=0) == set()
+    assert not send_signals(seconds=0)
     assert left() == rows
     assert {attempts for attempts, _ in states()} == {0}
-    assert send_signals(seconds=60) is None
+    assert send_signals(seconds=60)
     assert receiver.heard == rows
 
 
@@ -315,6 +345,17 @@ def test_rows__of_killed_process_are_due_after_a_pause(receiver, later):
     later(61)
     send_signals()
     assert receiver.heard == rows
+
+
+def test_rows__that_kill_the_process_do_not_keep_others_back(receiver, later):
+    """Their attempts are lost together, but later ones are not."""
+    rows = [row.pk for row in insert(*["ok", "unhealthy"] * 8)]
+    sizes = []
+    for pause in (0, 61, 182, 423):
+        later(pause)
+        sizes.append(len(announce._claim()))
+    assert sizes == [15, 10, 5, 1]
+    assert len(rows) == 15
 
 
 def test_claim__not_of_rows_that_another_process_claims(receiver):
@@ -382,21 +423,11 @@ def test_task__sends_another_if_signals_are_left(receiver, redis_client):
     insert("ok", "unhealthy")
     receiver.act = exceed_limit
     tasks.send_signals.run()
-    (task,) = queued(redis_client)
-    assert (task["task"], task["kwargsrepr"]) == (tasks.send_signals.name, f"{{'skip': ['{NAME}']}}")
-    tasks.send_signals.run(skip=[NAME])
-    assert len(queued(redis_client)) == 1
-
-
-def test_task__broker_down_is_logged(receiver, monkeypatch, caplog):
-    def refuse(*args, **kwargs):
-        raise ConnectionError("broker down")
-
-    insert("ok", "unhealthy")
-    receiver.act = exceed_limit
-    monkeypatch.setattr(tasks.send_signals, "apply_async", refuse)
+    (task,) = wait_for(lambda: queued(redis_client))
+    assert task["task"] == tasks.send_signals.name
     tasks.send_signals.run()
-    assert "the next round does it: broker down" in caplog.text
+    health.request_check([]).result(30)
+    assert len(queued(redis_client)) == 1
 
 
 def test_task__in_eager_mode_leaves_nothing(receiver, monkeypatch):
