@@ -14,7 +14,9 @@ from django.db import transaction
 
 from project.startup import DEMO_MODE
 from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy
+from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
+from proxyhealth.storage.probes import add_probes
 
 MARK = "Made up for the demo."
 
@@ -139,3 +141,23 @@ def _watched(ago: timedelta) -> int:
 
 def _microseconds(duration: timedelta) -> int:
     return duration // timedelta(microseconds=1)
+
+
+def make_up_probes(end: datetime) -> None:
+    """Store the recent probes of this history: one every two minutes, and one per change. Raise ``StoreError``."""
+    proxies = {proxy.name: proxy.as_proxy() for proxy in WorkspaceProxy.objects.active()}
+    causes = {name: [(ago, cause) for _, cause, ago in _story(name)] for name in CHANGES}
+    times = [timedelta(minutes=minutes) for minutes in range(2, 24 * 60, 2)]
+    changes = [ago for story in causes.values() for ago, _ in story]
+    for ago in sorted({*times, *changes}, reverse=True):
+        if not GAP_END < ago <= GAP_START:
+            add_probes(
+                _probe(proxies[name], [cause for begin, cause in story if begin >= ago][-1], end - ago)
+                for name, story in causes.items()
+            )
+
+
+def _probe(proxy: Proxy, cause: Cause, at: datetime) -> ProxyStatus:
+    responds = cause.status in (Status.OK, Status.UNHEALTHY)
+    latency = (2 + at.minute * len(proxy.name) % 5) / 1000 if responds else None
+    return ProxyStatus(proxy, "", cause.status, cause.reason, checked_at=at, latency=latency)

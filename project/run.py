@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -101,14 +101,14 @@ def _run(lock: IO[str]) -> int:
     print("make run: preparing the database", flush=True)
     password = _prepare_database(port, external_database)
     # Rounds continue a made-up history only with an empty Redis.
-    if embedded and not external_database:
-        _prepare_history()
+    history_end = _prepare_history() if embedded and not external_database else None
     commands = _commands(embedded)
     print(f"make run: starting {', '.join(commands)}. Press Ctrl-C to stop.", flush=True)
     terminal = Terminal(commands)
     processes = Processes(commands, terminal, lock.fileno())
     control.listen(port, _executor(port, fleet, processes, terminal))
-    threading.Thread(target=_announce, args=(port, embedded, password, terminal), daemon=True).start()
+    args = port, embedded, password, terminal, history_end
+    threading.Thread(target=_finish_start, args=args, daemon=True).start()
     problem = processes.run()
     if problem:
         print(f"make run: {problem}", file=sys.stderr)
@@ -255,12 +255,15 @@ def _prepare_user(external_database: bool) -> str:
     return password
 
 
-def _prepare_history() -> None:
-    """Make up a day of history for a new demo."""
+def _prepare_history() -> datetime | None:
+    """Make up a day of history for a new demo. Return its end, or None if there is a history."""
     from project.history import make_up_history
 
-    if make_up_history(datetime.now(UTC)):
-        print("make run: made up a day of history", flush=True)
+    end = datetime.now(UTC)
+    if not make_up_history(end):
+        return None
+    print("make run: made up a day of history", flush=True)
+    return end
 
 
 def _announce(port: int, embedded: bool, password: str, terminal: Terminal) -> None:
@@ -302,6 +305,19 @@ def _announce(port: int, embedded: bool, password: str, terminal: Terminal) -> N
         "",
     ]
     terminal.print("\n".join(lines))
+
+
+def _finish_start(
+    port: int, embedded: bool, password: str, terminal: Terminal, history_end: datetime | None
+) -> None:
+    """Announce the demo. Then make up the recent probes of a new history, for which Redis must run."""
+    from project.history import make_up_probes
+    from proxyhealth.exceptions import StoreError
+
+    _announce(port, embedded, password, terminal)
+    if history_end:
+        with suppress(StoreError):  # `make stop-redis` has stopped it
+            make_up_probes(history_end)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from itertools import pairwise
 import pytest
 
 from project.fleet import FLEET
-from project.history import MARK, make_up_history
+from project.history import MARK, make_up_history, make_up_probes
 from project.run import _prepare_fleet
 from project.startup import DEMO_MODE
 from proxyhealth.models import Gap, Transition, Watch
 from proxyhealth.statuses import Status
+from proxyhealth.storage.probes import read_probes
 
 pytestmark = pytest.mark.django_db
 
@@ -95,3 +96,19 @@ def test_made_up_history__never_outside_of_the_demo(monkeypatch):
     with pytest.raises(RuntimeError, match="only for the demo"):
         make_up_history(END)
     assert not Transition.objects.exists()
+
+
+def test_made_up_probes__agree_with_the_history(demo_mode, redis_client):
+    end = datetime.now(UTC)
+    assert make_up_history(end)
+    make_up_probes(end)
+    gap = Gap.objects.get()
+    for id, probes in read_probes(Transition.objects.values_list("proxy_uuid", flat=True)).items():
+        rows = list(Transition.objects.filter(proxy_uuid=id).order_by("pk"))
+        assert 690 < len(probes) < 720 + 40, "one every two minutes"
+        for probe in probes:
+            assert not gap.start < probe.at < gap.end - timedelta(seconds=1)
+            # Probes have whole seconds.
+            begun = [row for row in rows if row.at <= probe.at + timedelta(seconds=1)]
+            assert (probe.status, probe.reason) == (begun[-1].after, begun[-1].reason)
+            assert (probe.latency is None) == (probe.status in (Status.UNREACHABLE, Status.UNREGISTERED))
