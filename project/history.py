@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from django.db import transaction
 
-from project.startup import DEMO_MODE
+from project.startup import DEMO_MODE, WITH_HISTORY
 from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
@@ -82,10 +82,10 @@ FIRST = {"oslo": UNREGISTERED}  # all others began healthy
 def make_up_history(end: datetime) -> bool:
     """Create the history of the day before ``end``. Return False if the database has a history already.
 
-    Raise ``RuntimeError`` outside of a demo with a database of its own.
+    Raise ``RuntimeError`` outside of a demo with a database and a Redis of its own.
     """
-    if not os.environ.get(DEMO_MODE):
-        raise RuntimeError(f"a history is made up only for the demo, and {DEMO_MODE} is not set")
+    if os.environ.get(DEMO_MODE) != WITH_HISTORY:
+        raise RuntimeError(f"a history is made up only for the demo, and {DEMO_MODE} is not {WITH_HISTORY}")
     if any(model._default_manager.exists() for model in (Transition, Gap, Watch)):
         return False
     with transaction.atomic():
@@ -144,7 +144,10 @@ def _microseconds(duration: timedelta) -> int:
 
 
 def make_up_probes(end: datetime) -> None:
-    """Store the recent probes of this history: one every two minutes, and one per change. Raise ``StoreError``."""
+    """Store the recent probes of this history: one in two minutes, and one per change.
+
+    Raise ``StoreError``.
+    """
     proxies = {proxy.name: proxy.as_proxy() for proxy in WorkspaceProxy.objects.active()}
     causes = {name: [(ago, cause) for _, cause, ago in _story(name)] for name in CHANGES}
     times = [timedelta(minutes=minutes) for minutes in range(2, 24 * 60, 2)]

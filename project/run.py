@@ -28,6 +28,7 @@ from project.startup import (
     DEMO_PASSWORD,
     DEMO_USER,
     VAR,
+    WITH_HISTORY,
     CannotStart,
     is_set,
     read_port,
@@ -101,7 +102,7 @@ def _run(lock: IO[str]) -> int:
     print("make run: preparing the database", flush=True)
     password = _prepare_database(port, external_database)
     # Rounds continue a made-up history only with an empty Redis.
-    history_end = _prepare_history() if embedded and not external_database else None
+    history_end = _prepare_history() if os.environ.get(DEMO_MODE) == WITH_HISTORY else None
     commands = _commands(embedded)
     print(f"make run: starting {', '.join(commands)}. Press Ctrl-C to stop.", flush=True)
     terminal = Terminal(commands)
@@ -186,7 +187,7 @@ def _set_environment(port: int, embedded: bool, external_database: bool) -> None
     os.environ.pop(DEMO_MODE, None)
     if not external_database:
         os.environ["DATABASE_URL"] = f"sqlite:///{quote(str(VAR / 'demo.sqlite3'))}"
-        os.environ[DEMO_MODE] = "1"
+        os.environ[DEMO_MODE] = WITH_HISTORY if embedded else "1"
     if not os.environ.get("SECRET_KEY"):
         os.environ["SECRET_KEY"] = _secret_key()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

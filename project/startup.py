@@ -16,6 +16,8 @@ DEFAULT_PORT = 8000
 DEMO_USER = "demo"
 DEMO_PASSWORD = "demo"  # noqa: S105
 DEMO_MODE = "PROXYHEALTH_DEMO"
+# Its value if Redis, too, is that of the demo alone. Then the demo begins with a day of made-up history.
+WITH_HISTORY = "history"
 
 
 class CannotStart(Exception):

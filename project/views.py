@@ -6,13 +6,19 @@ from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from project.startup import DEMO_MODE
+from project.startup import DEMO_MODE, WITH_HISTORY
 from proxyhealth import __version__, access, health
 from proxyhealth.statuses import Status
 
 # The page shows names and icons from other systems, so it allows scripts and styles of this site only. Its
 # script sends requests to all regions, also to those that are added while the page is open.
 PICKER_POLICY = "default-src 'self'; img-src 'self' https: data:; connect-src 'self' http: https:"
+
+
+def demo(request: HttpRequest) -> dict[str, bool]:
+    """Return the variables of all templates that say what the demo has. A context processor."""
+    mode = os.environ.get(DEMO_MODE)
+    return {"demo": bool(mode), "has_made_up_history": mode == WITH_HISTORY}
 
 
 @access.page
@@ -25,7 +31,6 @@ def home(request: HttpRequest) -> HttpResponse:
         "snapshot": snapshot,
         "counts": [(status, statuses.count(status)) for status in Status if status in statuses],
         "sees_regions": access.may_see_regions(request),
-        "demo": bool(os.environ.get(DEMO_MODE)),
     }
     return render(request, "home.html", context)
 

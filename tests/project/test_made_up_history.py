@@ -10,7 +10,7 @@ import pytest
 from project.fleet import FLEET
 from project.history import MARK, make_up_history, make_up_probes
 from project.run import _prepare_fleet
-from project.startup import DEMO_MODE
+from project.startup import DEMO_MODE, WITH_HISTORY
 from proxyhealth.models import Gap, Transition, Watch
 from proxyhealth.statuses import Status
 from proxyhealth.storage.probes import read_probes
@@ -24,7 +24,7 @@ SECOND = 1_000_000
 
 @pytest.fixture
 def demo_mode(monkeypatch):
-    monkeypatch.setenv(DEMO_MODE, "1")
+    monkeypatch.setenv(DEMO_MODE, WITH_HISTORY)
     _prepare_fleet(8000)
 
 
@@ -92,9 +92,10 @@ def test_made_up_history__never_twice_or_beside_a_real_one(demo_mode):
 
 
 def test_made_up_history__never_outside_of_the_demo(monkeypatch):
-    monkeypatch.delenv(DEMO_MODE, raising=False)
-    with pytest.raises(RuntimeError, match="only for the demo"):
-        make_up_history(END)
+    for mode in ("", "1"):  # "1" has a Redis that may not be empty
+        monkeypatch.setenv(DEMO_MODE, mode)
+        with pytest.raises(RuntimeError, match="only for the demo"):
+            make_up_history(END)
     assert not Transition.objects.exists()
 
 
@@ -112,3 +113,13 @@ def test_made_up_probes__agree_with_the_history(demo_mode, redis_client):
             begun = [row for row in rows if row.at <= probe.at + timedelta(seconds=1)]
             assert (probe.status, probe.reason) == (begun[-1].after, begun[-1].reason)
             assert (probe.latency is None) == (probe.status in (Status.UNREACHABLE, Status.UNREGISTERED))
+
+
+@pytest.mark.parametrize("model", ["transition", "gap"])
+def test_made_up_history__lists_say_so_in_the_demo(admin_client, monkeypatch, model):
+    notice = "The first day of this demo is made up"
+    for mode in ("", "1", WITH_HISTORY):
+        monkeypatch.setenv(DEMO_MODE, mode)
+        text = admin_client.get(f"/admin/proxyhealth/{model}/").content.decode()
+        assert (notice in text) == (mode == WITH_HISTORY)
+        assert notice not in admin_client.get("/admin/proxyhealth/workspaceproxy/").content.decode()
