@@ -42,9 +42,9 @@ print(json.dumps({"rows": list(rows), "gaps": [str(gap) for gap in Gap.objects.a
 """
 
 # A worker of the previous version does not know the tasks of the history. It discards them.
+_NEW_TASK = r"'proxyhealth\.tasks\.(?:recheck|record_history|send_signals)'"
 _UNKNOWN_TASK = re.compile(
-    r"^[^\n]*ERROR[^\n]*Received unregistered task of type 'proxyhealth\.tasks\.(?:recheck|record_history)'"
-    r".*?^KeyError: 'proxyhealth\.tasks\.(?:recheck|record_history)'$",
+    rf"^[^\n]*ERROR[^\n]*Received unregistered task of type {_NEW_TASK}.*?^KeyError: {_NEW_TASK}$",
     re.MULTILINE | re.DOTALL,
 )
 
