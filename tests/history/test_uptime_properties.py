@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxyhealth.history.uptime import uptimes
-from tests.history.timeline import DAY, MINUTE, SECOND, Timeline
+from tests.history.timeline import DAY, MINUTE, Timeline
 
 pytestmark = pytest.mark.django_db
 
