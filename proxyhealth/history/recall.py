@@ -31,13 +31,17 @@ class DatabaseMemory:
         """Return the last full round, or None before the first. Raise ``HistoryUnavailable``."""
         with using_database() as alias:
             row = Watch.objects.using(alias).first()
-            # A check may have recorded a change after the last round. The known time never goes back.
-            last = Transition.objects.using(alias).order_by("-watched").first()
-        if row is None:
-            return None
-        if last and last.watched > row.watched:
-            return Watched(row.token + last.watched - row.watched, last.watched)
-        return Watched(row.token, row.watched)
+        return Watched(row.token, row.watched) if row else None
+
+    def latest(self, last_round: Watched) -> Watched:
+        """Return the last moment of which anything is known: a check may have found a change after the round.
+
+        Raise ``HistoryUnavailable``.
+        """
+        with using_database() as alias:
+            values = Transition.objects.using(alias).order_by("-watched").values_list("watched", flat=True)
+            watched = max(last_round.watched, values.first() or 0)
+        return Watched(last_round.token + watched - last_round.watched, watched)
 
     def rows(self, ids: Collection[str] | None) -> Mapping[str, Row]:
         """Return the last status of each of these proxies, or of all, as rows.

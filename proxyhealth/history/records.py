@@ -130,16 +130,23 @@ class _Contents:
         recorded = set(
             transitions.filter(proxy_uuid__in=ids, token__in=tokens).values_list("proxy_uuid", "token")
         )
-        last = dict(transitions.last_of_each(ids).values_list("proxy_uuid", "after"))
+        last = {
+            id: (after, watched)
+            for id, after, watched in transitions.last_of_each(ids).values_list(
+                "proxy_uuid", "after", "watched"
+            )
+        }
         existing = set(WorkspaceProxy.objects.using(alias).filter(pk__in=ids).values_list("pk", flat=True))
         due_at = timezone.now() if status_changed.has_listeners(WorkspaceProxy) else None
         for change in self.changes:
             id, after = change["proxy"], change["after"]
             # The rows of a proxy form a chain, even if Redis lost an entry.
-            before = last.get(id, UNKNOWN)
+            before, watched = last.get(id, (UNKNOWN, 0))
             if (id, change["token"]) in recorded or before == after or (before, after) == (UNKNOWN, REMOVED):
                 continue
-            last[id] = after
+            # Another process may have recorded it while Redis was lost, too late for the known time to go on.
+            change["watched"] = max(change["watched"], watched)
+            last[id] = after, change["watched"]
             row = _transition(change, before, id if id in existing else None)
             if change["before"] != after:  # else, the status is older than the history
                 row.signal_due_at = due_at

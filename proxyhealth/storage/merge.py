@@ -30,10 +30,13 @@ _UPGRADE = 3_600 * 1_000_000
 
 
 class Memory(Protocol):
-    """What the history remembers of the snapshot. Both methods raise ``HistoryUnavailable``."""
+    """What the history remembers of the snapshot. All methods raise ``HistoryUnavailable``."""
 
     def watched(self) -> Watched | None:
         """Return the last full round, or None before the first."""
+
+    def latest(self, last_round: Watched) -> Watched:
+        """Return the last moment of which anything is known. It may be later than the last full round."""
 
     def rows(self, ids: Collection[str] | None) -> Mapping[str, Row]:
         """Return the last status of each of these proxies, or of all, as rows. Omit removed proxies."""
@@ -44,6 +47,9 @@ class NoMemory:
 
     def watched(self) -> Watched | None:
         return None
+
+    def latest(self, last_round: Watched) -> Watched:
+        return last_round
 
     def rows(self, ids: Collection[str] | None) -> Mapping[str, Row]:
         return FrozenMapping()
@@ -166,8 +172,9 @@ class _Past:
         try:
             remembered = memory.watched() if is_round or recorded is None else recorded
             if remembered and (recorded is None or _differ(remembered, recorded, is_drained)):
+                latest = memory.latest(remembered)
                 # The clock of a new server may be behind.
-                start = remembered._replace(token=min(remembered.token, results.token))
+                start = latest._replace(token=min(latest.token, results.token))
                 return cls(start, True, is_round, memory.rows(None if is_round else lacking))
             if is_drained and is_round and recorded and not remembered:
                 return cls(last_round, False, True, memory.rows(None))

@@ -226,6 +226,17 @@ def test_recall__the_known_time_never_goes_back(start, redis_client):
     assert Gap.objects.get().microseconds == MINUTE * 3 // 2
 
 
+def test_recall__a_change_between_two_rounds_is_no_gap(start):
+    paris = make_proxy()
+    a_commit(start, up(paris))
+    record_history()
+    a_commit(start + MINUTE // 2, down(paris), full=False)
+    record_history()
+    a_commit(start + MINUTE, up(paris))
+    record_history()
+    assert Gap.objects.count() == 0
+
+
 def test_recall__thresholds_hold_after_an_emptied_cache(start, redis_client, settings):
     settings.PROXYHEALTH = {**settings.PROXYHEALTH, "FAILURE_THRESHOLD": 2}
     paris = make_proxy()
