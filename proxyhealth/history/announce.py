@@ -42,8 +42,8 @@ _PAUSES = [min(60 * 2**attempt, 4 * 3600) for attempt in range(13)]
 def send_signals(seconds: float | None = None, patience: float | None = None) -> bool:
     """Send all signals that are due. Return True if none is left, or if another process sends them.
 
-    Otherwise ``seconds`` are over, or Celery's time limit has ended a receiver. That one is skipped for a
-    minute, so that it costs this time once, and not once per row. So is a receiver that still runs after
+    Otherwise ``seconds`` are over, or Celery's time limit has ended a receiver. That one is skipped for some
+    minutes, so that it costs this time once, and not once per row. So is a receiver that still runs after
     ``patience`` seconds, because it ignores the limit, or the pool has none. Their signals fail, and are
     tried again later. Raise ``HistoryUnavailable``.
     """

@@ -22,7 +22,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "commit": ("string", "10000"),
     "pending:sent": ("string", "60000"),
     "signals": ("string", "60000"),
-    "signals:hanging": ("set", "60000"),
+    "signals:hanging": ("set", "63072060000"),
     "snapshot": ("string", ""),
     "pending": ("set", ""),
     "plan": ("hash", "plan"),

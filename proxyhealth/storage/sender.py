@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from uuid import uuid4
 
+from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError
 from proxyhealth.storage.client import open_cache, run_script
 from proxyhealth.utils import PerProcess
 
 logger = logging.getLogger(__name__)
 
-# Milliseconds after which the lock of a killed process is free: a task is killed before. And after which a
-# receiver that hung is called again: its signals are due again at that time.
+# Milliseconds after which the lock of a killed process is free. A task is killed before.
 _TIMEOUT = 60_000
 
 _TAKE = """
@@ -66,12 +66,13 @@ def only_sender() -> Iterator[bool]:
 
 
 def note_hanging(name: str) -> None:
-    """Let all processes skip the receiver with this name for a minute, so that it costs no more of them time.
+    """Let all processes skip the receiver with this name for some minutes. Never raise.
 
-    Never raise.
+    If its process is killed, the next round after the lock has expired must still know it.
     """
+    timeout = _TIMEOUT + int(2 * conf.INTERVAL * 1_000)
     with suppress(StoreError):
-        run_script(_NOTE_HANGING, ["signals:hanging"], name, _TIMEOUT)
+        run_script(_NOTE_HANGING, ["signals:hanging"], name, timeout)
 
 
 def read_hanging() -> set[str]:

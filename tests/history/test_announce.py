@@ -178,7 +178,7 @@ def test_signals__of_many_rows_need_few_queries(receiver, django_assert_max_num_
         Transition(proxy_uuid=p.pk, proxy_name=p.name, before="ok", after="unreachable", **values)
         for p in proxies
     )
-    with django_assert_max_num_queries(250 // announce._BATCHES[0] * 5 + 5):
+    with django_assert_max_num_queries(3 * 5 + 5):
         send_signals()
     assert len(receiver.calls) == 250
     assert left() == []
@@ -299,7 +299,7 @@ def test_receiver__over_time_limit_is_skipped_by_next_task(receiver, other, capl
     assert left() == rows, "its signals are tried again"
     assert {attempts for attempts, _ in states()} == {1}
     (key,) = redis_client.keys("*:proxyhealth:signals:hanging")
-    assert 0 < redis_client.pttl(key) <= 60_000, "so that it is called when its signals are due again"
+    assert 120_000 < redis_client.pttl(key) <= 180_000, "also the task of the next round knows it"
 
 
 def test_receiver__that_ignores_time_limit_is_skipped_by_others(receiver, other, caplog):
