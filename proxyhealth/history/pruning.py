@@ -17,8 +17,10 @@ from proxyhealth.storage.confirmation import moment
 
 logger = logging.getLogger(__name__)
 
-# The longest window of the uptime, which needs all its rows.
+# The longest window of the uptime, which needs its gaps. Without their transitions, it begins later.
 UPTIME_DAYS = 90
+
+_DAY = 86_400 * 1_000_000  # in the unit of tokens
 
 # Rows of one statement, which is a transaction of its own.
 _BATCH = 500
@@ -53,10 +55,10 @@ def _prune(alias: str, end: float, dry_run: bool) -> Pruned:
     last_round = Watch.objects.using(alias).order_by("pk").first()
     if last_round is None:
         return Pruned(None)
-    days = timedelta(days=max(conf.HISTORY_DAYS, UPTIME_DAYS))
-    before = last_round.token - days // timedelta(microseconds=1)
+    before = last_round.token - int(conf.HISTORY_DAYS * _DAY)
     transitions = _old_transitions(alias, before)
-    gaps = Gap.objects.using(alias).filter(token__lt=before)
+    first_gap = last_round.token - int(max(conf.HISTORY_DAYS, UPTIME_DAYS) * _DAY)
+    gaps = Gap.objects.using(alias).filter(token__lt=first_gap)
     last = Transition.objects.using(alias).last_of_each().filter(token__lt=before)
     kept = set(last.exclude(after=Transition.REMOVED).values_list("pk", flat=True))
     pruned = Pruned(moment(before))
@@ -73,8 +75,8 @@ def _prune(alias: str, end: float, dry_run: bool) -> Pruned:
 
 
 def _old_transitions(alias: str, before: int) -> QuerySet[Transition]:
-    # A signal that was due so long ago has no receiver any more.
-    long_ago = timezone.now() - timedelta(days=UPTIME_DAYS)
+    # Signals are tried for a day. One that has been due for longer has no receiver any more.
+    long_ago = timezone.now() - timedelta(days=2)
     is_done = Q(signal_due_at__isnull=True) | Q(signal_due_at__lt=long_ago)
     return Transition.objects.using(alias).filter(is_done, token__lt=before)
 

@@ -9,8 +9,8 @@ from proxyhealth.history.pruning import prune
 
 class Command(BaseCommand):
     help = (
-        "Delete status changes and gaps that are older than HISTORY_DAYS of the settings, and than 90 days, "
-        "which the uptime needs. Keep the last change of each proxy."
+        "Delete status changes and gaps older than HISTORY_DAYS of the settings. Keep the last change "
+        "of each proxy, and the gaps of 90 days, which the uptime needs."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
