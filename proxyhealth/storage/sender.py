@@ -1,6 +1,7 @@
 """The lock of the process that sends the signals of changed statuses, and the receivers that hang."""
 
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ return 1
 _NOTE_HANGING = """
 if redis.call('TYPE', KEYS[1]).ok ~= 'set' then redis.call('DEL', KEYS[1]) end
 redis.call('SADD', KEYS[1], ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 
 _RELEASE = "if redis.pcall('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
@@ -70,7 +71,7 @@ def note_hanging(name: str) -> None:
 
     If its process is killed, the next round after the lock has expired must still know it.
     """
-    timeout = _TIMEOUT + int(2 * conf.INTERVAL * 1_000)
+    timeout = math.ceil(_TIMEOUT / 1_000 + 2 * conf.INTERVAL)
     with suppress(StoreError):
         run_script(_NOTE_HANGING, ["signals:hanging"], name, timeout)
 
