@@ -20,7 +20,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
 from proxyhealth import access
-from proxyhealth.display import name_of, number, quantity, time_tag
+from proxyhealth.display import name_of, number, time_tag
 from proxyhealth.models import Gap, Transition, WorkspaceProxy
 from proxyhealth.report import HealthReport
 from proxyhealth.statuses import Status
@@ -131,6 +131,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for 
     show_facets = admin.ShowFacets.NEVER  # each would count all rows
     paginator = BoundedPaginator
     change_list_template = "admin/proxyhealth/history_list.html"
+    change_form_template = "admin/proxyhealth/history_row.html"
+    empty_value_display = ""
 
     class Media:
         css = {"all": ("proxyhealth/health.css",)}  # noqa: RUF012  the shape that Django expects
@@ -161,7 +163,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        return super().changelist_view(request, {**(extra_context or {}), "max_rows": number(MAX_ROWS)})
+        title = self.opts.verbose_name_plural.capitalize()
+        context = {"title": title, "max_rows": number(MAX_ROWS), **(extra_context or {})}
+        return super().changelist_view(request, context)
 
 
 @admin.register(Transition)
@@ -250,10 +254,8 @@ class GapAdmin(ReadOnlyAdmin):
 
     @admin.display(description="duration")
     def duration(self, row: Gap) -> SafeString:
-        seconds = row.microseconds / 1_000_000
-        if seconds < _HOUR:
-            return quantity(seconds, "s", 1)
-        return format_html('<bdi dir="ltr">{}</bdi>', timedelta(seconds=round(seconds)))
+        seconds = round(row.microseconds / 1_000_000)
+        return format_html('<bdi dir="ltr">{}</bdi>', timedelta(seconds=seconds))
 
 
 @lru_cache(maxsize=64)
