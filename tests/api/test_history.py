@@ -1,5 +1,6 @@
 """The history of a proxy in the JSON: its transitions in pages, its uptime, and its last probes."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -30,15 +31,15 @@ def row():
 
 def change(row, number, before="ok", after="unreachable", **values):
     """Store the change of this number, which has the token ``number``."""
-    values = {"reason": "timeout", "report": {"errors": ["no answer"]}, "proxy_name": row.name, **values}
+    values = {"reason": "timeout", "report": {"errors": ["no answer"]}, "watched": number, **values}
     return Transition.objects.create(
         proxy=row,
         proxy_uuid=row.pk,
+        proxy_name=values.pop("proxy_name", row.name),
         before=before,
         after=after,
         at=BEGIN + timedelta(minutes=number),
         token=number,
-        watched=number,
         **values,
     )
 
@@ -224,6 +225,21 @@ def test_deleted__name_belongs_to_the_new_proxy(viewer, row):
 @pytest.mark.parametrize("key", ["nobody", str(UUID(int=404)), "%00", "é"])
 def test_unknown__is_404(viewer, row, key):
     assert_error(viewer.get(f"{LIST}/{key}/history"), 404, "Not found.")
+
+
+# Uptime
+
+
+def test_uptime__is_one_only_if_the_proxy_was_never_down(viewer, row):
+    now, day = time.time_ns() // 1000, 86_400_000_000
+    change(row, 1, "unknown", "ok", watched=0)
+    change(row, 2, "ok", "unreachable", watched=15 * day)
+    change(row, 3, "unreachable", "ok", watched=15 * day + 1000)
+    Watch.objects.create(token=now, watched=20 * day)
+    with fake_snapshot(paris="ok"):
+        first, second = (viewer.get(PARIS) for _ in range(2))
+    assert first.json()["uptime"] == {"24h": 1, "7d": 0.999999, "30d": 0.999999, "90d": 0.999999}
+    assert first["ETag"] == second["ETag"]
 
 
 # Recent probes
