@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from proxyhealth import health
+from proxyhealth.history.records import record_history
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.testing import FakeStatus, fake_snapshot
 from tests.support.api import LIST, REGIONS
@@ -50,6 +52,34 @@ def test_raw__only_while_the_last_probe_contradicts(viewer, row, path):
         "report": {"errors": ["no answer"], "warnings": []},
         "checked_at": f"{fake.snapshot.checked_at:%Y-%m-%dT%H:%M:%S.%f}Z",
     }
+
+
+def test_raw__until_enough_rounds_confirm_it(viewer, serve, configure):
+    configure(FAILURE_THRESHOLD=2)
+    proxy = serve()
+    WorkspaceProxy.objects.create(name="paris", url=proxy.url)
+    health.force_update()
+    before = status_in(viewer.get(f"{LIST}/paris"))
+    proxy.report = {"errors": ["disk full"]}
+    health.force_update()
+    doubted = status_in(viewer.get(f"{LIST}/paris"))
+    assert (doubted["status"], doubted["since"], doubted["raw"]["status"]) == (
+        "ok",
+        before["since"],
+        "unhealthy",
+    )
+    health.force_update()
+    after = status_in(viewer.get(f"{LIST}/paris"))
+    assert (after["status"], after["report"]["errors"]) == ("unhealthy", ["disk full"])
+    assert "raw" not in after
+    # It began with the first of both probes.
+    assert before["since"] < after["since"] < after["checked_at"]
+    record_history()
+    transitions = viewer.get(f"{LIST}/paris/history").json()["transitions"]
+    assert [(each["after"], each["at"]) for each in transitions] == [
+        ("unhealthy", after["since"]),
+        ("ok", before["since"]),
+    ]
 
 
 def test_raw__does_not_change_the_regions(viewer, row):
