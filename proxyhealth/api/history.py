@@ -57,7 +57,7 @@ def _read_transitions(id: UUID, page: HistoryPage) -> list[dict[str, Any]]:
 
 
 def _transition_json(row: dict[str, Any]) -> dict[str, Any]:
-    report = row["report"]
+    report = row["report"] if isinstance(row["report"], dict) else {}
     return {
         "transition": row["pk"],
         "name": public_name(row["proxy_name"], row["proxy_uuid"]),

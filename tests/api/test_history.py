@@ -122,9 +122,10 @@ def test_history__names_of_that_time(viewer, row):
 
 
 def test_history__values_of_a_newer_version(viewer, row):
-    change(row, 1, before="sleepy", after="angry", reason="moon")
+    change(row, 1, before="sleepy", after="angry", reason="moon", report=["a"])
     (only,) = viewer.get(PARIS).json()["transitions"]
     assert (only["before"], only["after"], only["reason"]) == ("unknown", "unknown", "")
+    assert only["report"] == {"errors": [], "warnings": []}
 
 
 # Pages
