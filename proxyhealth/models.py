@@ -65,15 +65,15 @@ class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
     def with_last_transition(self) -> tuple[list[Confirmed], list[Exception]]:
         """Return the last transition of each proxy that has one, and the errors of unreadable rows.
 
-        It is one query by index, which reads nothing of the other transitions.
+        It is one query, which looks up the transitions of each proxy in an index. A join would let PostgreSQL
+        read all of them.
         """
-        last = Transition.objects.filter(proxy_uuid=models.OuterRef("pk")).order_by("-token").values("pk")[:1]
-        ids = self.annotate(last=models.Subquery(last)).values("last")
-        rows = Transition.objects.using(self.db).filter(pk__in=ids, proxy__isnull=False).order_by()
-        rows = rows.annotate(round=models.Subquery(Watch.objects.values("token")[:1]))
-        columns = (f"proxy__{column}" for column in _COLUMNS)
-        values = rows.values_list(*columns, "after", "reason", "report", "at", "round")
-        return _read_rows(values, _to_confirmed)
+        last = Transition.objects.filter(proxy_uuid=models.OuterRef("pk")).order_by("-token")
+        names = ("after", "reason", "report", "at")
+        columns = {f"last_{name}": models.Subquery(last.values(name)[:1]) for name in names}
+        columns["round"] = models.Subquery(Watch.objects.values("token")[:1])
+        rows = self.order_by().annotate(**columns)
+        return _read_rows(rows.values_list(*_COLUMNS, *columns), _to_confirmed)
 
 
 class WorkspaceProxy(models.Model):
@@ -293,10 +293,10 @@ def _readable_rows(
 
 
 def _to_confirmed(rows: Iterable[tuple[Any, ...]]) -> list[Confirmed]:
-    rows = list(rows)
-    size = len(_COLUMNS)
+    end = len(_COLUMNS)
+    rows = [row for row in rows if row[end]]
     proxies = _to_proxies(dict(zip(_COLUMNS, row, strict=False)) for row in rows)
-    found = [Confirmed(proxy, *row[size:]) for proxy, row in zip(proxies, rows, strict=True)]
+    found = [Confirmed(proxy, *row[end:]) for proxy, row in zip(proxies, rows, strict=True)]
     for each in found:
         _ = each.at.tzinfo  # as in _to_proxies()
     return found

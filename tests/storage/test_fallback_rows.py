@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.report import HealthReport
@@ -32,10 +33,18 @@ def read_one():
     return status
 
 
-def test_fallback__one_query(django_assert_num_queries):
+def test_fallback__one_query_by_index():
     add_fleet()
-    with django_assert_num_queries(1):
+    with CaptureQueriesContext(connection) as captured:
         assert statuses_of(read()[0]) == BOTH
+    (sql,) = [query["sql"] for query in captured]
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SET LOCAL enable_seqscan = off")  # the table is small
+        cursor.execute(f"EXPLAIN {'QUERY PLAN ' if connection.vendor == 'sqlite' else ''}{sql}")
+        plan = "\n".join(str(row[-1]) for row in cursor.fetchall())
+    lookup = "(proxy_uuid=?)" if connection.vendor == "sqlite" else "Index Cond: (proxy_uuid ="
+    assert plan.count(lookup) == 4, plan
 
 
 def test_fallback__proxies_without_a_status_are_absent():
@@ -71,30 +80,39 @@ def test_fallback__status_of_a_newer_version():
     assert (status.status, status.reason) == (Status.UNKNOWN, Reason.NONE)
 
 
-@pytest.mark.parametrize("report", ["[]", '"x"', '{"errors": "x", "warnings": [1, {}]}', "null"])
+@pytest.mark.parametrize("report", [[], "x", "{}", {"errors": "x", "warnings": [1, {}]}, 7])
 def test_fallback__report_of_another_form(report):
-    add("paris", "ok")
-    with connection.cursor() as cursor:
-        cursor.execute("UPDATE proxyhealth_transition SET report = %s", [report])
+    add("paris", "ok", report=report)
     assert read_one().report == HealthReport()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "proxyhealth_transition SET at = 'rubbish' WHERE proxy_name = 'spoiled'",
-        "proxyhealth_workspaceproxy SET created_at = 'rubbish' WHERE name = 'spoiled'",
-        "proxyhealth_workspaceproxy SET name = x'ff' WHERE name = 'spoiled'",
+SPOILED = {
+    "sqlite": [
+        "transition SET at = 'rubbish' WHERE proxy_name = 'spoiled'",
+        "workspaceproxy SET created_at = 'rubbish' WHERE name = 'spoiled'",
+        "workspaceproxy SET name = x'ff' WHERE name = 'spoiled'",
     ],
-)
+    "postgresql": ["transition SET at = 'infinity' WHERE proxy_name = 'spoiled'"],
+}
+
+
+@pytest.mark.parametrize("change", SPOILED[connection.vendor])
 def test_fallback__unreadable_row_hides_no_other(change):
     add_fleet()
     add("spoiled", "ok")
     with connection.cursor() as cursor:
-        cursor.execute(f"UPDATE {change}")
+        cursor.execute(f"UPDATE proxyhealth_{change}")
     snapshot, errors = read()
     assert statuses_of(snapshot) == BOTH
     assert len(errors) == 1
+
+
+def test_fallback__row_that_was_deleted_and_restored():
+    row = add("paris", "ok")
+    id = row.pk
+    row.delete()
+    WorkspaceProxy.objects.create(id=id, name="paris", url="https://paris.example.com")
+    assert read_one().status == "ok"
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Chicago"])
