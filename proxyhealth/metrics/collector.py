@@ -1,7 +1,7 @@
 """The Prometheus metrics of the snapshot, collected at each scrape, so that all processes report the same."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from typing import NamedTuple, Self
@@ -15,23 +15,36 @@ from prometheus_client.samples import Sample
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError
 from proxyhealth.rounds import broker
-from proxyhealth.snapshot import ProxyStatus, RoundHistogram, Snapshot
+from proxyhealth.snapshot import ProxyStatus, RoundHistogram, Snapshot, convert
 from proxyhealth.statuses import Status
 from proxyhealth.storage import outbox, reader
 from proxyhealth.storage.reader import Activity, TaskRuns
 from proxyhealth.task_names import TaskName
 from proxyhealth.texts import is_plain, without_controls
+from proxyhealth.utils import FrozenMapping
 
 OUTCOMES = ("success", "incomplete", "offline", "failure")
 MAX_LABEL = 300
 
 
+class ProxyIds(NamedTuple):
+    """The label that all gauges of proxies have: its values, and its text in each series."""
+
+    values: Sequence[str] = ()
+    texts: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, ids: Iterable[UUID]) -> Self:
+        values = list(map(str, ids))
+        return cls(values, [f'proxy_id="{value}"' for value in values])
+
+
 class ProxyGauge(Metric):
     """A gauge with one series per proxy, stored as columns.
 
-    ``values`` and each column of ``labels`` have one item per proxy. A proxy whose value is None has no
-    series. prometheus_client takes 3 µs per sample, which would be most of the time of a large scrape. So
-    :meth:`text` formats the columns itself. ``samples`` is for other users of the registry.
+    ``values`` and each column of ``labels`` have one item per proxy, in the order of ``ids``. A proxy whose
+    value is None has no series. prometheus_client takes 3 µs per sample, which would be most of the time of a
+    large scrape. So :meth:`text` formats the columns itself. ``samples`` is for other users of the registry.
     """
 
     def __init__(
@@ -39,11 +52,13 @@ class ProxyGauge(Metric):
         name: str,
         documentation: str,
         values: Sequence[float | None],
-        labels: Mapping[str, Sequence[str]],
+        ids: ProxyIds,
+        labels: Mapping[str, Sequence[str]] = FrozenMapping(),
     ) -> None:
         super().__init__(name, documentation, "gauge")
         self.values = values
-        self.labels = labels
+        self.labels = {"proxy_id": ids.values, **labels}
+        self._id_texts = ids.texts
         self._text = b""
 
     @property
@@ -65,13 +80,16 @@ class ProxyGauge(Metric):
         """Return the series in version 0.0.4 of the text format. Later calls return the same bytes."""
         if not self._text:
             columns = [
-                [f'{name}="{label}"' for label in _escape(column)] for name, column in self.labels.items()
+                [f'{name}="{label}"' for label in _escape(column)]
+                for name, column in self.labels.items()
+                if name != "proxy_id"
             ]
-            rows = map(",".join, zip(*columns, strict=True))
+            rows = map(",".join, zip(self._id_texts, *columns, strict=True)) if columns else self._id_texts
+            few = 2 * len(set(self.values)) < len(self.values)
+            texts = convert(self.values, repr) if few else map(repr, self.values)
+            begin = f"{self.name}{{"
             lines = [
-                f"{self.name}{{{row}}} {value!r}\n"
-                for row, value in zip(rows, self.values, strict=True)
-                if value is not None
+                f"{begin}{row}}} {text}\n" for row, text in zip(rows, texts, strict=True) if text != "None"
             ]
             head = f"# HELP {self.name} {self.documentation}\n# TYPE {self.name} gauge\n"
             self._text = "".join([head, *lines]).encode()
@@ -98,14 +116,14 @@ class _ProxyMetrics(NamedTuple):
     prefix: str = ""
     statuses: Mapping[UUID, ProxyStatus] = {}
     totals: Sequence[Metric] = ()
-    ids: Sequence[str] = ()
+    ids: ProxyIds = ProxyIds()
     gauges: Sequence[ProxyGauge] = ()
 
     def update(self, prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Self:
         if prefix == self.prefix and statuses is self.statuses:
             return self
         same_ids = list(statuses) == list(self.statuses)
-        ids = self.ids if same_ids else [str(id) for id in statuses]
+        ids = self.ids if same_ids else ProxyIds.of(statuses)
         previous = {gauge.name: gauge for gauge in self.gauges}
         # A round changes the durations, but hardly ever the names.
         gauges = [
@@ -238,7 +256,7 @@ def _history_metrics(prefix: str) -> Iterator[Metric]:
         yield _gauge(f"{prefix}history_outbox_entries", documentation, outbox.count_entries())
 
 
-def _proxy_gauges(prefix: str, ids: Sequence[str], statuses: Sequence[ProxyStatus]) -> list[ProxyGauge]:
+def _proxy_gauges(prefix: str, ids: ProxyIds, statuses: Sequence[ProxyStatus]) -> list[ProxyGauge]:
     numbers = {status: float(status.number) for status in Status}
     last = [status.last for status in statuses]
     return [
@@ -246,26 +264,26 @@ def _proxy_gauges(prefix: str, ids: Sequence[str], statuses: Sequence[ProxyStatu
             f"{prefix}health_check_results",
             "Status: unknown to this version -3, unreachable -2, unhealthy -1, unregistered 0, ok 1.",
             [numbers[status.status] for status in statuses],
-            {"proxy_id": ids},
+            ids,
         ),
         ProxyGauge(
             f"{prefix}raw_results",
             "Status that the last probe found, confirmed or not. Values as in health_check_results.",
             [numbers[status.status] for status in last],
-            {"proxy_id": ids},
+            ids,
         ),
         ProxyGauge(
             f"{prefix}status_since_timestamp_seconds",
             "Time of the first probe that found the status. Absent if it is not known.",
             [status.since.timestamp() if status.since else None for status in statuses],
-            {"proxy_id": ids},
+            ids,
         ),
         ProxyGauge(
             f"{prefix}proxy_info",
             "Always 1. The labels are the name of the proxy and the host of its URL.",
             [1.0] * len(statuses),
+            ids,
             {
-                "proxy_id": ids,
                 "name": _visible([status.proxy.name for status in statuses]),
                 "host": _visible([status.proxy_host for status in statuses]),
             },
@@ -274,19 +292,20 @@ def _proxy_gauges(prefix: str, ids: Sequence[str], statuses: Sequence[ProxyStatu
             f"{prefix}probe_duration_seconds",
             "Duration of the last probe. Absent if no response came.",
             [status.latency for status in last],
-            {"proxy_id": ids},
+            ids,
         ),
         ProxyGauge(
             f"{prefix}probe_failure",
             "Always 1. The label is the reason why the proxy is not ok. Absent if it is ok or unregistered.",
             [1.0 if status.reason else None for status in statuses],
-            {"proxy_id": ids, "reason": [status.reason for status in statuses]},
+            ids,
+            {"reason": [status.reason for status in statuses]},
         ),
         ProxyGauge(
             f"{prefix}tls_not_after_timestamp_seconds",
             "Expiry date of the certificate. Absent if the last probe received none.",
             [status.tls_expires_at.timestamp() if status.tls_expires_at else None for status in statuses],
-            {"proxy_id": ids},
+            ids,
         ),
     ]
 

@@ -2,6 +2,7 @@ import pytest
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.rounds import dispatch
 
 
 @pytest.fixture
@@ -16,4 +17,5 @@ def fleet(serve):
     }.items():
         names[name] = str(WorkspaceProxy.objects.create(name=name, url=url).pk)
     health.force_update()
+    dispatch.flush(10)  # the task that it has sent is one of those that wait
     return names

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from proxyhealth import health
 from proxyhealth.metrics.collector import SnapshotCollector
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.rounds import dispatch
 from proxyhealth.rounds.recheck import run_check
 from proxyhealth.statuses import Status
 from proxyhealth.storage import reader
@@ -195,6 +196,7 @@ def test_cache_emptied__check_before_a_round(fleet, redis_client, sent):
     scrape()
     redis_client.flushall()
     run_check([UUID(fleet["good"])])
+    dispatch.flush(10)
     old = scrape()
     assert len(health.snapshot().statuses) == len(fleet)
     reader.forget()

@@ -1,5 +1,7 @@
 """The series of statuses that are not confirmed yet, of their beginning, and of the history."""
 
+import re
+
 import pytest
 from django.core.cache import caches
 
@@ -8,7 +10,6 @@ from proxyhealth.statuses import Status
 from proxyhealth.storage.commit import commit
 from proxyhealth.storage.lease import take_token
 from proxyhealth.storage.outbox import count_entries
-from proxyhealth.testing import fake_snapshot
 from tests.metrics.scraping import samples, scrape
 from tests.support.values import a_round, make_proxy, make_status
 
@@ -45,10 +46,12 @@ def test_raw_results__differ_until_the_threshold(configure):
     assert series("status_since_timestamp_seconds") == pytest.approx(lost, abs=1e-5), "the first failure"
 
 
-def test_since__absent_if_it_is_not_known():
-    with fake_snapshot(paris="ok"):
-        assert "proxyhealth_raw_results{" in scrape()
-        assert "proxyhealth_status_since_timestamp_seconds{" not in scrape()
+def test_since__absent_if_it_is_not_known(redis_client, snapshot_key):
+    commit_round(make_status(PARIS))
+    document = redis_client.get(snapshot_key)
+    redis_client.set(snapshot_key, re.sub(rb'"since": \["[^"]+"\]', b'"since": [null]', document))
+    assert series("raw_results") == 1
+    assert series("status_since_timestamp_seconds") is None
 
 
 def test_outbox__counts_what_is_not_written():
