@@ -1,6 +1,6 @@
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import datetime
@@ -13,6 +13,7 @@ from django.db.models.functions import Lower
 
 from proxyhealth.display import name_of
 from proxyhealth.snapshot import Proxy
+from proxyhealth.statuses import Status
 from proxyhealth.texts import clean, is_suspicious
 from proxyhealth.utils import aware
 from proxyhealth.validators import (
@@ -162,13 +163,27 @@ class TransitionQuerySet(models.QuerySet["Transition"]):
         return self.filter(pk__in=last)
 
 
+# The statuses that count for the uptime. Nobody can probe a proxy that has not registered.
+KNOWN_STATUSES = (Status.OK.value, Status.UNHEALTHY.value, Status.UNREACHABLE.value)
+
+
+def _change_of(statuses: Sequence[str]) -> models.GeneratedField:
+    was, is_now = models.Q(before__in=statuses), models.Q(after__in=statuses)
+    return models.GeneratedField(
+        expression=models.Case(models.When(is_now & ~was, then=1), models.When(was & ~is_now, then=-1)),
+        output_field=models.SmallIntegerField(),
+        db_persist=True,
+    )
+
+
 class Transition(models.Model):
     """One change of the confirmed status of a proxy.
 
     ``before`` and ``after`` are statuses: ``unknown`` before the first one, ``removed`` after a deletion. The
     new status began ``at``, with the first probe that found it. ``token`` is that of the commit.
     ``watched`` is the time that rounds had watched the proxies until then, in microseconds: it stands still
-    in gaps, so that differences are times that are known.
+    in gaps, so that differences are times that are known. ``ok_change`` is 1 if the proxy became ``ok``, -1
+    if it no longer is, else None. ``known_change`` is the same for the ``KNOWN_STATUSES``.
     """
 
     REMOVED = "removed"
@@ -185,6 +200,8 @@ class Transition(models.Model):
     report = models.JSONField(default=dict, editable=False)
     token = models.BigIntegerField(editable=False)
     watched = models.BigIntegerField(editable=False)
+    ok_change = _change_of([Status.OK.value])
+    known_change = _change_of(KNOWN_STATUSES)
     # For the signal. None in ``signal_due_at`` means that nothing is left to send.
     signal_due_at = models.DateTimeField(null=True, editable=False)
     signal_attempts = models.PositiveSmallIntegerField(default=0, editable=False)
@@ -200,7 +217,14 @@ class Transition(models.Model):
             models.Index(fields=["token"], name="proxyhealth_transition_token"),
             # For the uptime, which reads no other columns.
             models.Index(
-                fields=["watched", "proxy_uuid", "before", "after"], name="proxyhealth_transition_watched"
+                fields=["proxy_uuid", "watched", "token", "ok_change"],
+                condition=models.Q(ok_change__isnull=False),
+                name="proxyhealth_transition_ok",
+            ),
+            models.Index(
+                fields=["proxy_uuid", "watched", "token", "known_change"],
+                condition=models.Q(known_change__isnull=False),
+                name="proxyhealth_transition_known",
             ),
             models.Index(
                 fields=["signal_due_at"],

@@ -12,13 +12,14 @@ from django.utils import timezone
 
 from proxyhealth.conf import conf
 from proxyhealth.history.recall import using_database
+from proxyhealth.history.uptime import WINDOWS
 from proxyhealth.models import Gap, Transition, Watch
 from proxyhealth.storage.confirmation import moment
 
 logger = logging.getLogger(__name__)
 
 # The longest window of the uptime, which needs its gaps. Without their transitions, it begins later.
-UPTIME_DAYS = 90
+UPTIME_DAYS = max(WINDOWS.values())
 
 _DAY = 86_400 * 1_000_000  # in the unit of tokens
 

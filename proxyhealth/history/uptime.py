@@ -1,35 +1,33 @@
 """The uptime of proxies: the time in which they were ``ok``, as a part of the time that is known.
 
-The known time is measured by the clock of ``Transition.watched``, which stands still while nobody watched. A
-proxy that is ``ok`` now was so for the whole window, less the time before each transition to ``ok``, plus the
-time before each transition from it. So a sum over the transitions in the window is enough: each one begins
-with the status with which the one before it ended. The same sum over the statuses that are known, instead of
-``ok``, gives the known time of the proxy.
+The known time is that of the clock of ``Transition.watched``, which stands still while nobody watched. The
+transitions of a proxy form a chain: each begins with the status with which the one before it ended. So if the
+status at the beginning of a window is known, sums over the transitions in the window are enough: whatever
+becomes ``ok`` is so until the end, less the time from which it no longer is.
 """
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple, Self, TypeVar
 from uuid import UUID
 
-from django.db.models import BigIntegerField, Case, F, Max, OuterRef, Q, Subquery, Sum, When
+from django.db.models import F, Min, Model, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce
 
 from proxyhealth.conf import conf
-from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy
+from proxyhealth.models import KNOWN_STATUSES, Gap, Transition, Watch, WorkspaceProxy
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.statuses import Status
 from proxyhealth.utils import FrozenMapping
 
+M = TypeVar("M", bound=Model)
+
 _SECOND = 1_000_000  # in the unit of tokens
 _DAY = 86_400 * _SECOND
+_MAX_VALUES = 500
 
 WINDOWS: Mapping[str, int] = FrozenMapping({"24h": 1, "7d": 7, "30d": 30, "90d": 90})
 """The windows of time until now, by name: their lengths in days."""
-
-_UP = (Status.OK.value,)
-# A proxy without a URL is not down: nobody could probe it.
-_KNOWN = (Status.OK.value, Status.UNHEALTHY.value, Status.UNREACHABLE.value)
-_IS_KNOWN, _IS_UP = 1, 2  # codes of statuses in queries; 0 is a status that is not known
 
 
 class Uptime(NamedTuple):
@@ -56,25 +54,28 @@ NOTHING: Uptimes = FrozenMapping(dict.fromkeys(WINDOWS, Uptime(0.0, 0.0)))
 def uptimes(snapshot: Snapshot, ids: Iterable[UUID] | None = None) -> Mapping[UUID, Uptimes]:
     """Return the uptime of each proxy in each of the ``WINDOWS``.
 
-    ``ids`` are by default those of all rows of the proxies, also of deleted ones, and of all proxies with
-    transitions in the windows. Of ``snapshot``, only its times count: the statuses are those of the history.
+    ``ids`` are by default those of all rows of the proxies, also of deleted ones. Of ``snapshot``, only its
+    times count: the statuses are those of the history.
     """
-    ids = None if ids is None else set(ids)
-    last = _last_codes(
-        ids
-    )  # read first: a transition that comes later is then in the sums, with its own code
+    proxies = WorkspaceProxy.objects.primary().order_by()
+    ids = set(proxies.values_list("pk", flat=True) if ids is None else ids)
+    found = dict.fromkeys(ids, NOTHING)
     clock = _Clock.read(snapshot)
     if clock is None:
-        return FrozenMapping(dict.fromkeys(last if ids is None else ids, NOTHING))
-    begins = clock.begins()
-    end = clock.watched_at(clock.now)
-    unchanged = {
-        code: _in_windows(begins, end, code, (0,) * 2 * len(begins)) for code in (0, _IS_KNOWN, _IS_UP)
+        return FrozenMapping(found)
+    period = clock.period()
+    up = _changes("ok_change", period, ids)
+    known = _changes("known_change", period, ids)
+    changed = up.keys() | known.keys()
+    # A proxy whose known status never changed was known all the time, and one that never became ``ok`` or
+    # ceased to be so, but is in ``known``, was not.
+    found |= {id: period.uptimes(up.get(id, _NEVER), known.get(id, _ALWAYS)) for id in ids & changed}
+    unchanged: dict[str | None, Uptimes] = {
+        status: period.uptimes(_Changes(status == Status.OK), _ALWAYS) for status in KNOWN_STATUSES
     }
-    found = {id: unchanged[last.get(id, 0)] for id in (last if ids is None else ids)}
-    for id, code, until, *changes in _changed_times(begins, ids):
-        # A check may have recorded its change after the end of what is known from rounds.
-        found[id] = _in_windows(begins, max(end, until), code % 4, changes)
+    for id, status in _first_statuses(period, ids - changed):
+        if id in ids and id not in changed:
+            found[id] = unchanged.get(status, NOTHING)
     return FrozenMapping(found)
 
 
@@ -127,12 +128,9 @@ class _Clock(NamedTuple):
         )
         return cls(watch.token, watch.watched, now, fresh, [(end - length, end) for end, length in gaps])
 
-    def begins(self) -> dict[str, int]:
-        """Return the known time at the beginning of each window, or of the history if that is later."""
-        kept = min(conf.HISTORY_DAYS, max(WINDOWS.values()))
-        return {
-            name: self.watched_at(self.now - int(min(days, kept) * _DAY)) for name, days in WINDOWS.items()
-        }
+    def period(self) -> "_Period":
+        begins = (self.watched_at(self.now - days * _DAY) for days in WINDOWS.values())
+        return _Period(tuple(begins), self.watched_at(self.now))
 
     def watched_at(self, moment: int) -> int:
         if moment >= self.token:
@@ -153,61 +151,75 @@ def _elapsed(watch: Watch, snapshot: Snapshot) -> int:
     return max(0, snapshot.watched + round(age * _SECOND) - watch.watched)
 
 
-def _code() -> Case:
-    return Case(When(after__in=_UP, then=_IS_UP), When(after__in=_KNOWN, then=_IS_KNOWN), default=0)
+class _Changes(NamedTuple):
+    """The changes of a proxy in the windows, to some statuses (1) and from them (-1).
 
-
-def _last_codes(ids: Collection[UUID] | None) -> dict[UUID, int]:
-    """Return the code of the last status of each proxy that has a row."""
-    rows = WorkspaceProxy.objects.primary()
-    last = Transition.objects.filter(proxy_uuid=OuterRef("pk")).order_by("-token").values(code=_code())[:1]
-    rows = rows if ids is None else rows.filter(pk__in=ids)
-    return {id: code or 0 for id, code in rows.order_by().values_list("pk", Subquery(last))}
-
-
-def _changed_times(begins: Mapping[str, int], ids: Collection[UUID] | None) -> Iterable[tuple[Any, ...]]:
-    """Yield a tuple for each proxy with transitions in the windows.
-
-    It has the id, the code of the last status, the known time of the last transition, and for each window by
-    how many microseconds the transitions in it change the time that is up, and the time that is known.
+    The proxy ``was`` in these statuses at the beginning of the longest window. ``total`` is the sum of the
+    changes. ``times`` has for each window the sum of the changes in it, each multiplied by the known time
+    until then.
     """
-    rows = Transition.objects.primary().filter(watched__gt=min(begins.values()))
-    if ids is not None:
-        rows = rows.filter(proxy_uuid__in=ids)
-    sums = {
-        f"{name}_{number}": Sum(_change(begin, statuses))
-        for name, begin in begins.items()
-        for number, statuses in enumerate((_UP, _KNOWN))
+
+    was: bool
+    total: int = 0
+    times: tuple[int, ...] = (0,) * len(WINDOWS)
+
+
+_NEVER, _ALWAYS = _Changes(was=False), _Changes(was=True)
+
+
+class _Period(NamedTuple):
+    """The known time at the beginning of each window, and at the end of all of them."""
+
+    begins: tuple[int, ...]
+    end: int
+
+    @property
+    def begin(self) -> int:
+        return min(self.begins)
+
+    def uptimes(self, up: _Changes, known: _Changes) -> Uptimes:
+        pairs = zip(WINDOWS, self._times(up), self._times(known), strict=True)
+        return {name: Uptime(min(up, known) / _SECOND, known / _SECOND) for name, up, known in pairs}
+
+    def _times(self, changes: _Changes) -> Iterator[int]:
+        is_now = changes.was + changes.total
+        for begin, change in zip(self.begins, changes.times, strict=True):
+            length = self.end - begin
+            # Rows that do not fit, for example after Redis has lost its data, never make a part above 1.
+            yield min(max(length * is_now - change, 0), length)
+
+
+def _changes(field: str, period: _Period, ids: Collection[UUID]) -> dict[UUID, _Changes]:
+    """Return the changes of each proxy that has any."""
+    rows = Transition.objects.primary().filter(
+        **{f"{field}__isnull": False}, watched__gt=period.begin, watched__lte=period.end
+    )
+    groups = _only(ids, rows, "proxy_uuid").order_by().values("proxy_uuid")
+    times = {
+        f"time_{number}": Sum((F("watched") - begin) * F(field), filter=Q(watched__gt=begin), default=0)
+        for number, begin in enumerate(period.begins)
     }
-    return (
-        rows.order_by()
-        .values("proxy_uuid")
-        .annotate(last=Max(F("token") * 4 + _code()), until=Max("watched"), **sums)
-        .values_list("proxy_uuid", "last", "until", *sums)
-    )
+    # The first change, as the remainder of a division: 1 or -1.
+    sums = groups.annotate(first=Min(F("token") * 4 + F(field)), total=Sum(field), **times)
+    columns = sums.values_list("proxy_uuid", "first", "total", *times)
+    return {id: _Changes(first % 4 == 3, total, tuple(times)) for id, first, total, *times in columns}
 
 
-def _change(begin: int, statuses: Collection[str]) -> Case:
-    """Return by how much a transition changes the time in ``statuses`` after ``begin``.
+def _first_statuses(period: _Period, ids: Collection[UUID]) -> Iterable[tuple[UUID, str | None]]:
+    """Yield each of these proxies, and perhaps others, with its status at the beginning of the period.
 
-    The time from ``begin`` to the transition counts for the status before it, instead of the one after it.
+    A status of that time stays as it is, even if a transition is recorded just now.
     """
-    was, is_now = Q(before__in=statuses), Q(after__in=statuses)
-    return Case(
-        When(Q(watched__lte=begin), then=0),
-        When(was & ~is_now, then=F("watched") - begin),
-        When(is_now & ~was, then=begin - F("watched")),
-        default=0,
-        output_field=BigIntegerField(),
+    rows = Transition.objects.filter(proxy_uuid=OuterRef("pk"))
+    earlier = rows.filter(watched__lte=period.begin).order_by("-token").values("after")[:1]
+    # Without an earlier one, because the proxy is new, or because that was pruned.
+    later = (
+        rows.filter(watched__gt=period.begin, watched__lte=period.end).order_by("token").values("before")[:1]
     )
+    proxies = _only(ids, WorkspaceProxy.objects.primary(), "pk").order_by()
+    return proxies.values_list("pk", Coalesce(Subquery(earlier), Subquery(later))) if ids else ()
 
 
-def _in_windows(begins: Mapping[str, int], end: int, last: int, changes: Sequence[int]) -> Uptimes:
-    """Return the uptime from each beginning to ``end``, with the code of the last status, and its changes."""
-    result = {}
-    for (name, begin), up, known in zip(begins.items(), changes[::2], changes[1::2], strict=True):
-        length = end - begin
-        known = min(max(0, known + length * (last > 0)), length)
-        up = min(max(0, up + length * (last == _IS_UP)), known)
-        result[name] = Uptime(up / _SECOND, known / _SECOND)
-    return result
+def _only(ids: Collection[UUID], rows: QuerySet[M], field: str) -> QuerySet[M]:
+    """Return the rows of these proxies, or all: databases limit the number of values in a query."""
+    return rows.filter(**{f"{field}__in": ids}) if len(ids) <= _MAX_VALUES else rows

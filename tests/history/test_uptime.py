@@ -10,7 +10,7 @@ import pytest
 from proxyhealth.history.uptime import NOTHING, WINDOWS, Uptime, total, uptime_of, uptimes
 from proxyhealth.models import Transition, Watch, WorkspaceProxy
 from proxyhealth.snapshot import Snapshot
-from tests.history.timeline import DAY, HOUR, MINUTE, SECOND, Timeline
+from tests.history.timeline import DAY, HOUR, MINUTE, SECOND, Timeline, to_time
 
 pytestmark = pytest.mark.django_db
 
@@ -150,7 +150,7 @@ def test_removed__keeps_the_time_before():
     WorkspaceProxy.objects.filter(pk=id).update(deleted=True)
     assert uptimes(timeline.snapshot())[id]["24h"] == Uptime(4 * 3_600, 14 * 3_600)
     WorkspaceProxy.objects.all().delete()
-    assert uptimes(timeline.snapshot())[id]["24h"] == Uptime(4 * 3_600, 14 * 3_600)
+    assert uptimes(timeline.snapshot(), [id])[id]["24h"] == Uptime(4 * 3_600, 14 * 3_600)
 
 
 def test_removed__and_added_again():
@@ -171,16 +171,16 @@ def test_name__of_another_proxy_does_not_matter():
     assert found[new]["24h"] == Uptime(0, 43_200)
 
 
-def test_pruned__windows_know_less(configure):
-    configure(HISTORY_DAYS=10)
+def test_pruned__rows_before_the_windows_are_not_needed():
     timeline = Timeline()
-    id = timeline.proxy((95 * DAY, "ok"), (40 * DAY, "unreachable"), (9 * DAY, "ok"))
+    changed = timeline.proxy((95 * DAY, "ok"), (92 * DAY, "unreachable"), (9 * DAY, "ok"))
+    unchanged = timeline.proxy((95 * DAY, "ok"), (92 * DAY, "unreachable"), (9 * DAY, "unhealthy"))
     timeline.store()
-    Transition.objects.filter(after="unreachable").delete()
-    Transition.objects.filter(before="unknown").delete()
-    found = uptimes(timeline.snapshot())[id]
-    assert found["7d"] == Uptime(7 * 86_400, 7 * 86_400)
-    assert found["30d"] == found["90d"] == Uptime(9 * 86_400, 10 * 86_400)
+    before = uptimes(timeline.snapshot())
+    Transition.objects.filter(at__lt=to_time(timeline.now - 90 * DAY)).delete()
+    assert uptimes(timeline.snapshot()) == before
+    assert before[changed]["90d"] == Uptime(9 * 86_400, 90 * 86_400)
+    assert before[unchanged]["90d"] == Uptime(0, 90 * 86_400)
 
 
 def test_history__not_begun():
@@ -207,9 +207,9 @@ def test_uptimes__of_all_and_of_some():
 def test_queries__are_few(django_assert_num_queries):
     timeline = Timeline(gaps=[(3 * HOUR, 2 * HOUR)])
     for number in range(20):
-        timeline.proxy((95 * DAY, "ok"), (number * HOUR, "unreachable"))
+        timeline.proxy((95 * DAY, "ok"), (number * 10 * DAY, "unreachable"))
     timeline.store()
-    with django_assert_num_queries(4):
+    with django_assert_num_queries(6):
         uptimes(timeline.snapshot())
 
 
