@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.db import Error as DatabaseError
 from django.db import connections, router
+from django.db.models import Max
 
 from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.models import Transition, Watch
@@ -39,8 +40,9 @@ class DatabaseMemory:
         Raise ``HistoryUnavailable``.
         """
         with using_database() as alias:
-            values = Transition.objects.using(alias).order_by("-watched").values_list("watched", flat=True)
-            watched = max(last_round.watched, values.first() or 0)
+            later = Transition.objects.using(alias).filter(token__gt=last_round.token)
+            found = later.aggregate(watched=Max("watched"))["watched"]
+        watched = max(last_round.watched, found or 0)
         return Watched(last_round.token + watched - last_round.watched, watched)
 
     def rows(self, ids: Collection[str] | None) -> Mapping[str, Row]:
