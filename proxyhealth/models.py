@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from django.conf import settings
-from django.db import DataError, models, router
+from django.db import DataError, connections, models, router
 from django.db.models.functions import Lower
 
 from proxyhealth.display import name_of
@@ -276,6 +276,15 @@ class Watch(models.Model):
 
     def __str__(self) -> str:
         return str(self.token)
+
+
+def close_if_broken(alias: str) -> None:
+    """Close the connection to a database after an error that broke it, so that the next query opens another.
+
+    Leave it open in a transaction, which its owner has to end: Django would close a connection that works.
+    """
+    if not connections[alias].in_atomic_block:
+        connections[alias].close_if_unusable_or_obsolete()
 
 
 def is_of_a_row(error: Exception) -> bool:

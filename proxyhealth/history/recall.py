@@ -7,11 +7,11 @@ from typing import Any
 from uuid import UUID
 
 from django.db import Error as DatabaseError
-from django.db import connections, router
+from django.db import router
 from django.db.models import Max
 
 from proxyhealth.exceptions import HistoryUnavailable
-from proxyhealth.models import Transition, Watch
+from proxyhealth.models import Transition, Watch, close_if_broken
 from proxyhealth.storage.confirmation import Row, moment
 from proxyhealth.storage.document import DAMAGE
 from proxyhealth.storage.outbox import REMOVED, read_entries
@@ -67,7 +67,7 @@ def using_database() -> Iterator[str]:
         yield alias
     except DatabaseError as error:
         # Otherwise a worker would keep a connection that a restart of the database has closed.
-        connections[alias].close_if_unusable_or_obsolete()
+        close_if_broken(alias)
         raise HistoryUnavailable(
             f"the history cannot be used in the database: {without_passwords(error)}"
         ) from error

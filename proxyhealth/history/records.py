@@ -30,6 +30,16 @@ logger = logging.getLogger(__name__)
 _BATCH = 500  # entries in one transaction
 _ATTEMPTS = 5  # of a transaction that meets the deletion of a proxy
 
+# The fields that each kind of entry must have.
+_FIELDS: dict[str, dict[str, type]] = {
+    "change": {
+        **dict.fromkeys(("proxy", "name", "before", "after"), str),
+        **dict.fromkeys(("token", "at", "watched"), int),
+    },
+    "gap": {"start": int, "end": int, "token": int, "why": str},
+    "round": {"token": int, "watched": int},
+}
+
 _PLAIN_NAME = re.compile(r"[\w-]+")
 
 
@@ -100,15 +110,17 @@ class _Contents:
         last_round = None
         try:
             for entry in map(json.loads, entries):
-                match entry["kind"]:
+                kind = entry["kind"]
+                # SQLite would ignore a row with a null, as a conflict.
+                if any(type(entry[field]) is not of for field, of in _FIELDS[kind].items()):
+                    raise ValueError("a field has another type")
+                match kind:
                     case "change":
                         changes.append({**entry, "proxy": UUID(entry["proxy"])})
                     case "gap":
                         gaps.append(_gap(entry))
                     case "round":
                         last_round = Watch(pk=1, token=entry["token"], watched=entry["watched"])
-                    case kind:
-                        raise ValueError(f"unknown kind {kind!r}")
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"not an entry: {error!r}") from error
         return cls(changes, gaps, last_round)

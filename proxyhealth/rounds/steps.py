@@ -9,12 +9,11 @@ from uuid import UUID
 
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
-from django.db import connections
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import ForeignSnapshot, ProberOffline, RoundFailed, StoreError, Superseded
 from proxyhealth.history.recall import DatabaseMemory
-from proxyhealth.models import WorkspaceProxy
+from proxyhealth.models import WorkspaceProxy, close_if_broken
 from proxyhealth.probing import pool
 from proxyhealth.rounds.dispatch import request_check, request_recheck, request_task
 from proxyhealth.snapshot import Proxy, ProxyStatus
@@ -59,7 +58,7 @@ def read_proxies(ids: Iterable[UUID] | None = None) -> list[Proxy]:
         return rows.as_proxies()
     except DatabaseError as error:
         # Otherwise a worker would keep a connection that a restart of the database has closed.
-        connections[rows.db].close_if_unusable_or_obsolete()
+        close_if_broken(rows.db)
         raise RoundFailed(
             f"the proxies cannot be read from the database: {without_passwords(error)}"
         ) from error

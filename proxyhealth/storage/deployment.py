@@ -56,7 +56,8 @@ class _Identity:
             try:
                 self.value = _query(connection)
             except DatabaseError:
-                connection.close_if_unusable_or_obsolete()
+                if not connection.in_atomic_block:  # Django would close one that works
+                    connection.close_if_unusable_or_obsolete()
         return self.value
 
     def read_in_thread(self) -> None:

@@ -1,5 +1,6 @@
 """The way of a change from the commit through the outbox into the history."""
 
+import json
 import logging
 
 import pytest
@@ -99,6 +100,24 @@ def test_record__an_entry_that_is_none_is_logged_and_dropped(start, caplog):
     assert rows() == [("paris", "unknown", "ok")]
     assert read_entries(9) == []
     assert sum("cannot be recorded" in record.getMessage() for record in caplog.records) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"token": None}, {"after": None}, {"token": "x"}, {"token": 2**70}, {"at": -(2**62)}, {"watched": None}],
+    ids=str,
+)
+def test_record__a_bad_value_costs_only_its_entry(start, redis_client, caplog, change):
+    """An entry that cannot be a row must not block those behind it."""
+    a_commit(start, up(make_proxy()))
+    (entry,) = (json.loads(entry) for entry in read_entries(9) if b"change" in entry)
+    missing = {key: value for key, value in entry.items() if key not in change}
+    with reader.open_cache() as cache:
+        cache.client.lpush(cache.key("outbox"), json.dumps({**entry, **change}), json.dumps(missing))
+    record_history()
+    assert rows() == [("paris", "unknown", "ok")]
+    assert read_entries(9) == []
+    assert sum("cannot be recorded" in record.getMessage() for record in caplog.records) == 2
 
 
 def test_record__a_database_that_is_down_keeps_the_entries(start):
