@@ -12,7 +12,7 @@ import redis
 from django.conf import settings as django_settings
 from django.core.cache import caches
 
-from tests.settings import REDIS_PORT
+from tests.settings import POSTGRESQL_PORT, REDIS_PORT
 from tests.support.programs import find_program
 from tests.support.proxies import WorkspaceProxyServer
 from tests.support.redis_server import LazyRedisServer
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from proxyhealth.models import WorkspaceProxy
     from tests.support.demo import Demo
+    from tests.support.postgresql import PostgresqlServer
 
 collect_ignore = ["test_secure_csp.py"] if django.VERSION < (6,) else []
 
@@ -44,6 +45,10 @@ LONGEST = [
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    other = "sqlite" if POSTGRESQL_PORT else "postgresql"
+    if deselected := [item for item in items if item.get_closest_marker(other)]:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if not item.get_closest_marker(other)]
     if hasattr(config, "workerinput"):
         order = {name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
@@ -70,6 +75,22 @@ def valkey() -> ValkeyServer:
 def redis_client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
     with redis.Redis(port=REDIS_PORT) as client:
         yield client
+
+
+# Each process has a server of its own. Its database needs no other name for each, and no removal.
+if POSTGRESQL_PORT:
+
+    @pytest.fixture(scope="session")
+    def django_db_modify_db_settings() -> Iterator[PostgresqlServer]:
+        """The server, which starts before pytest-django makes the database."""
+        from tests.support.postgresql import PostgresqlServer
+
+        with PostgresqlServer(POSTGRESQL_PORT) as server:
+            yield server
+
+    @pytest.fixture(scope="session")
+    def django_db_keepdb() -> bool:
+        return True
 
 
 @pytest.fixture(scope="session", autouse=True)

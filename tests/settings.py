@@ -6,6 +6,8 @@ from tests.support.ports import free_port
 from tests.support.site import PLAIN_SITE
 
 REDIS_PORT = free_port()
+# TEST_DATABASE=postgresql: the port of the server that the fixtures start. Otherwise None.
+POSTGRESQL_PORT = {"sqlite": None, "postgresql": free_port()}[os.environ.get("TEST_DATABASE", "sqlite")]
 
 # Tests must not depend on the environment of the developer.
 for _name in list(os.environ):
@@ -13,12 +15,17 @@ for _name in list(os.environ):
         del os.environ[_name]
 os.environ |= PLAIN_SITE
 os.environ["REDIS_URL"] = f"redis://127.0.0.1:{REDIS_PORT}/0"
+if POSTGRESQL_PORT:
+    os.environ["DATABASE_URL"] = f"postgres://postgres@127.0.0.1:{POSTGRESQL_PORT}/fleet"
 
 from project.settings import *  # noqa: E402, F403
 from project.settings import CACHES, DATABASES, PROXYHEALTH  # noqa: E402
 
-# SQLite uses memory anyway. Said explicitly, pytest-django does not give each worker a file of its own.
-DATABASES["default"]["TEST"] = {"NAME": ":memory:"}
+if POSTGRESQL_PORT:
+    del os.environ["DATABASE_URL"]  # other processes would need other settings, too
+else:
+    # SQLite uses memory anyway. Said explicitly, pytest-django does not give each worker a file of its own.
+    DATABASES["default"]["TEST"] = {"NAME": ":memory:"}
 
 # A busy machine must not fail a test that is not about time. Tests about time set less.
 PROXYHEALTH = {**PROXYHEALTH, "TIMEOUT": 10.0, "READ_INTERVAL": 0}

@@ -12,6 +12,16 @@ from tests.support.api import LIST, REGIONS
 
 pytestmark = pytest.mark.django_db
 
+OF_SQLITE = [
+    "id = 'not-a-uuid'",
+    "id = x'00ff'",
+    "created_at = 'rubbish'",
+    "updated_at = '9999-13-45 00:00:00'",
+    "name = x'6162'",
+    "url = x'ff'",
+    "version = CAST(x'ff' AS TEXT)",
+]
+OF_POSTGRESQL = ["created_at = 'infinity'", "updated_at = '-infinity'", "created_at = '10000-01-01'"]
 HEALTH = "/admin/proxyhealth/workspaceproxy/health/"
 
 
@@ -23,13 +33,8 @@ def spoil(row, change):
 @pytest.mark.parametrize(
     "change",
     [
-        "id = 'not-a-uuid'",
-        "id = x'00ff'",
-        "created_at = 'rubbish'",
-        "updated_at = '9999-13-45 00:00:00'",
-        "name = x'6162'",
-        "url = x'ff'",
-        "version = CAST(x'ff' AS TEXT)",
+        *(pytest.param(change, marks=pytest.mark.sqlite) for change in OF_SQLITE),
+        *(pytest.param(change, marks=pytest.mark.postgresql) for change in OF_POSTGRESQL),
     ],
 )
 def test_unreadable_row__is_omitted_and_logged(admin_client, caplog, configure, serve, change):
@@ -47,9 +52,9 @@ def test_unreadable_row__is_omitted_and_logged(admin_client, caplog, configure, 
 
 @pytest.mark.parametrize("moment", ["0001-01-01 00:00:00", "9999-12-31 23:59:59.999999"])
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Chicago"])
-def test_first_and_last_moment__without_time_zones(admin_client, settings, paris, moment, zone):
+def test_first_and_last_moment__without_time_zones(admin_client, settings, request, moment, zone):
     settings.USE_TZ, settings.TIME_ZONE = False, zone
-    spoil(paris, f"created_at = '{moment}', updated_at = '{moment}'")
+    spoil(request.getfixturevalue("paris"), f"created_at = '{moment}', updated_at = '{moment}'")
     health.force_update()
     (region,) = admin_client.get(LIST).json()["regions"]
     assert region["updated_at"][:4] == moment[:4]

@@ -34,7 +34,7 @@ BAD_URLS = [
     "https://paris.example.com/\u202e",
     "https://par\u200bis.example.com",
 ]
-BAD_NAMES = ["primary", "PRIMARY", "a/b", "../x", "a\\b", "a" * 65, "a\nb", "a\x00", "a\x85", ""]
+BAD_NAMES = ["primary", "PRIMARY", "a/b", "../x", "a\\b", "a\nb", "a\x01", "a\x85", ""]
 BAD_NAMES += [
     " primary ",
     "ｐｒｉｍａｒｙ",
@@ -45,6 +45,8 @@ BAD_NAMES += [
     "openapi.json",
     "\u3164",
     "a\ufe0f",
+    # PostgreSQL refuses these.
+    *(pytest.param(name, marks=pytest.mark.sqlite) for name in ("a" * 65, "a\x00")),
 ]
 
 
@@ -109,7 +111,7 @@ def test_url__cannot_be_searched_for_its_secret(viewer):
     [
         ("icon", "icon_url", ["javascript:alert(1)", "data:text/html,x", '/a"onload=', "/a b", "ftp://x/y"]),
         ("icon", "icon_url", ["x", "//evil.example/x", "///x", "http:///x", "https://", "https://u:p@x/y"]),
-        ("icon", "icon_url", ["/a\x00b", "/a\u202eb", "https://x\u200b/y", "/\t/x", "/\\x"]),
+        ("icon", "icon_url", ["/a\x01b", "/a\u202eb", "https://x\u200b/y", "/\t/x", "/\\x"]),
         ("wildcard_hostname", "wildcard_hostname", ["*", "evil.example", "*.x/..", "*.x; script-src *"]),
         ("wildcard_hostname", "wildcard_hostname", ["*.a b", "*.a.example\n", "http://*.a.example", "*.a:0"]),
         (
@@ -126,7 +128,7 @@ def test_link__is_not_served(viewer, field, key, values):
 
 
 def test_text__has_no_control_characters(viewer):
-    insert(display_name="Paris\x00\u202e é\n", version="v2\u2066\x1b[31m")
+    insert(display_name="Paris\x01\u202e é\n", version="v2\u2066\x1b[31m")
     (proxy,) = viewer.get(LIST).json()["regions"]
     assert (proxy["display_name"], proxy["version"]) == ("Paris é", "v2[31m")
 
@@ -154,7 +156,7 @@ def test_name__is_replaced_by_the_id(viewer, serve, name):
 
 def test_names__of_pages_are_in_order(viewer):
     WorkspaceProxy.objects.bulk_create(
-        WorkspaceProxy(name=name) for name in ("b", "c d", "a", "Primary", "é", "z", "f" * 300)
+        WorkspaceProxy(name=name) for name in ("b", "c d", "a", "Primary", "é", "z", "f" * 64)
     )
     seen, query = [], "?limit=1"
     while query:

@@ -438,7 +438,7 @@ def test_task__in_eager_mode_leaves_nothing(receiver, monkeypatch):
     assert len(receiver.calls) == 2
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL chooses by its statistics")
+@pytest.mark.sqlite  # PostgreSQL chooses by its statistics
 def test_due__is_found_by_index():
     """The index has only rows that are due, so that the others cost nothing."""
     plan = announce._due().order_by("signal_attempts", "pk").explain()

@@ -16,6 +16,7 @@ from tests.support.api import assert_error
 from tests.support.proxies import wait_for
 
 POSTGRES = "django.db.backends.postgresql"
+SQLITE = "django.db.backends.sqlite3"
 
 urlpatterns = [path("internal/", include("proxyhealth.readiness.urls"))]
 
@@ -132,7 +133,7 @@ def test_readyz__database_down(use_database, tmp_path, redis_client, caplog):
 
 @pytest.mark.django_db(transaction=True)
 def test_readyz__table_is_missing(use_database, tmp_path, redis_client):
-    use_database(NAME=tmp_path / "empty.sqlite3")
+    use_database(ENGINE=SQLITE, NAME=tmp_path / "empty.sqlite3")
     status, body = ask()
     assert (status, body["parts"]["database"]["ok"]) == (503, False)
 

@@ -13,7 +13,7 @@ from proxyhealth.models import WorkspaceProxy
 @contextmanager
 def extra_database(alias: str, path: Path) -> Iterator[DatabaseWrapper]:
     """Add a SQLite database as ``alias``. Its file need not exist: each query fails if it cannot be made."""
-    options = {**connections["default"].settings_dict, "NAME": path, "ATOMIC_REQUESTS": False}
+    options = {**connections["default"].settings_dict, "NAME": path, "ATOMIC_REQUESTS": False, "OPTIONS": {}}
     # Django's test case allows connections of an alias that is not in the settings.
     connections[alias] = DatabaseWrapper(options, alias=alias)
     yield connections[alias]

@@ -21,6 +21,7 @@ from tests.deployment.server.guide import Shell
 from tests.deployment.server.units import SOCKET, read_unit
 from tests.support.demo import ROOT
 from tests.support.ports import free_port
+from tests.support.postgresql import find_initdb, init_database
 from tests.support.programs import find_program
 from tests.support.proxies import wait_for
 
@@ -162,25 +163,12 @@ class Site:
     def _make_postgresql(self) -> None:
         data = self.folder / "var/lib/postgresql"
         data.mkdir()
-        if os.geteuid() == 0:
-            shutil.chown(data, "postgres")
-        initdb = (
-            find_program("initdb", "postgresql")
-            if shutil.which("initdb")
-            else str(next(Path("/usr/lib/postgresql").glob("*/bin/initdb")))
-        )
-        options = ["--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"]
-        subprocess.run(
-            [*_as_postgres(), os.path.realpath(initdb), f"--pgdata={data}", *options],
-            check=True,
-            capture_output=True,
-            cwd="/",
-        )
+        init_database(data)
         # The superuser needs no password here; all others have one.
         (data / "pg_hba.conf").write_text(
             "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
         )
-        server = Path(os.path.realpath(initdb)).with_name("postgres")
+        server = find_initdb().with_name("postgres")
         command = (
             f"{server} -D {data} -c port={self.ports['postgresql']} -c unix_socket_directories= -c fsync=off"
         )
@@ -326,11 +314,6 @@ class Site:
         self.shell.close()
         self._supervisord.terminate()  # it stops all programs first
         self._supervisord.wait(30)
-
-
-def _as_postgres() -> list[str]:
-    """PostgreSQL refuses to run as root."""
-    return ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
 
 
 def _copy_source(translate: Callable[[str], str], target: Path) -> None:
