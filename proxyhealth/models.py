@@ -1,6 +1,6 @@
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import datetime
@@ -167,13 +167,29 @@ class TransitionQuerySet(models.QuerySet["Transition"]):
 KNOWN_STATUSES = (Status.OK.value, Status.UNHEALTHY.value, Status.UNREACHABLE.value)
 
 
-def _change_of(statuses: Sequence[str]) -> models.GeneratedField:
-    was, is_now = models.Q(before__in=statuses), models.Q(after__in=statuses)
-    return models.GeneratedField(
-        expression=models.Case(models.When(is_now & ~was, then=1), models.When(was & ~is_now, then=-1)),
-        output_field=models.SmallIntegerField(),
-        db_persist=True,
-    )
+class ChangeField(models.SmallIntegerField):
+    """1 for a transition to one of ``statuses`` from another status, -1 for the opposite, else None.
+
+    It is set on each save. A generated column would do, but SQLite reads the whole row for it.
+    """
+
+    def __init__(self, *args: Any, statuses: Collection[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._statuses = statuses
+
+    def deconstruct(self) -> Any:
+        name, _, args, kwargs = super().deconstruct()
+        return name, "django.db.models.SmallIntegerField", args, kwargs  # for migrations
+
+    def pre_save(self, model_instance: Any, add: bool) -> int | None:
+        was, is_now = (status in self._statuses for status in (model_instance.before, model_instance.after))
+        value = (is_now - was) or None
+        setattr(model_instance, self.attname, value)
+        return value
+
+    def clone(self) -> Self:
+        *_, args, kwargs = self.deconstruct()
+        return type(self)(*args, statuses=self._statuses, **kwargs)
 
 
 class Transition(models.Model):
@@ -200,8 +216,8 @@ class Transition(models.Model):
     report = models.JSONField(default=dict, editable=False)
     token = models.BigIntegerField(editable=False)
     watched = models.BigIntegerField(editable=False)
-    ok_change = _change_of([Status.OK.value])
-    known_change = _change_of(KNOWN_STATUSES)
+    ok_change = ChangeField(statuses=[Status.OK.value], null=True, editable=False)
+    known_change = ChangeField(statuses=KNOWN_STATUSES, null=True, editable=False)
     # For the signal. None in ``signal_due_at`` means that nothing is left to send.
     signal_due_at = models.DateTimeField(null=True, editable=False)
     signal_attempts = models.PositiveSmallIntegerField(default=0, editable=False)

@@ -7,15 +7,15 @@ becomes ``ok`` is so until the end, less the time from which it no longer is.
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple, Self, TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Self, TypeAlias, TypeVar
 from uuid import UUID
 
 from django.db.models import F, Min, Model, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 
 from proxyhealth.conf import conf
-from proxyhealth.models import KNOWN_STATUSES, Gap, Transition, Watch, WorkspaceProxy
+from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.statuses import Status
 from proxyhealth.utils import FrozenMapping
@@ -66,16 +66,19 @@ def uptimes(snapshot: Snapshot, ids: Iterable[UUID] | None = None) -> Mapping[UU
     period = clock.period()
     up = _changes("ok_change", period, ids)
     known = _changes("known_change", period, ids)
-    changed = up.keys() | known.keys()
-    # A proxy whose known status never changed was known all the time, and one that never became ``ok`` or
-    # ceased to be so, but is in ``known``, was not.
-    found |= {id: period.uptimes(up.get(id, _NEVER), known.get(id, _ALWAYS)) for id in ids & changed}
-    unchanged: dict[str | None, Uptimes] = {
-        status: period.uptimes(_Changes(status == Status.OK), _ALWAYS) for status in KNOWN_STATUSES
-    }
-    for id, status in _first_statuses(period, ids - changed):
-        if id in ids and id not in changed:
-            found[id] = unchanged.get(status, NOTHING)
+    # A proxy that is only in ``up`` was always known, and one that is only in ``known`` was never ``ok``.
+    for id, changes in up.items():
+        if id in found:
+            found[id] = period.uptimes(changes, known.get(id))
+    for id, changes in known.items():
+        if id in found and id not in up:
+            found[id] = period.uptimes(_NEVER, changes)
+    unchanged = ids - up.keys() - known.keys()
+    kinds = {Status.OK.value: period.uptimes(_ALWAYS, None)}
+    kinds[Status.UNHEALTHY] = kinds[Status.UNREACHABLE] = period.uptimes(_NEVER, None)
+    for id, status in _first_statuses(period, unchanged):
+        if id in unchanged:
+            found[id] = kinds.get(status or "", NOTHING)
     return FrozenMapping(found)
 
 
@@ -129,8 +132,10 @@ class _Clock(NamedTuple):
         return cls(watch.token, watch.watched, now, fresh, [(end - length, end) for end, length in gaps])
 
     def period(self) -> "_Period":
-        begins = (self.watched_at(self.now - days * _DAY) for days in WINDOWS.values())
-        return _Period(tuple(begins), self.watched_at(self.now))
+        kept = [min(days, conf.HISTORY_DAYS) for days in WINDOWS.values()]  # older rows may be deleted
+        begins = [self.watched_at(self.now - int(days * _DAY)) for days in kept]
+        end = self.watched_at(self.now)
+        return _Period(begins, end, [end - begin for begin in begins])
 
     def watched_at(self, moment: int) -> int:
         if moment >= self.token:
@@ -151,45 +156,44 @@ def _elapsed(watch: Watch, snapshot: Snapshot) -> int:
     return max(0, snapshot.watched + round(age * _SECOND) - watch.watched)
 
 
-class _Changes(NamedTuple):
-    """The changes of a proxy in the windows, to some statuses (1) and from them (-1).
+# The changes of a proxy in the windows, to some statuses (1) and from them (-1): a number that has the same
+# remainder by 4 as the first change, the sum of the changes, and for each window the sum of those in it, each
+# multiplied by the known time until then.
+Changes: TypeAlias = Sequence[int]
 
-    The proxy ``was`` in these statuses at the beginning of the longest window. ``total`` is the sum of the
-    changes. ``times`` has for each window the sum of the changes in it, each multiplied by the known time
-    until then.
-    """
-
-    was: bool
-    total: int = 0
-    times: tuple[int, ...] = (0,) * len(WINDOWS)
-
-
-_NEVER, _ALWAYS = _Changes(was=False), _Changes(was=True)
+_ALWAYS: Changes = (-1, 0, *[0] * len(WINDOWS))
+_NEVER: Changes = (1, 0, *[0] * len(WINDOWS))
 
 
 class _Period(NamedTuple):
-    """The known time at the beginning of each window, and at the end of all of them."""
+    """The known time at the beginning of each window, at the end of all of them, and in between."""
 
-    begins: tuple[int, ...]
+    begins: list[int]
     end: int
+    lengths: list[int]
 
     @property
     def begin(self) -> int:
         return min(self.begins)
 
-    def uptimes(self, up: _Changes, known: _Changes) -> Uptimes:
-        pairs = zip(WINDOWS, self._times(up), self._times(known), strict=True)
-        return {name: Uptime(min(up, known) / _SECOND, known / _SECOND) for name, up, known in pairs}
+    def uptimes(self, up: Changes, known: Changes | None) -> Uptimes:
+        """Return the uptime of a proxy with these changes to ``ok``, and to the statuses that are known."""
+        knowns = self.lengths if known is None else self._times(known)
+        return {
+            name: Uptime((up if up < known else known) / _SECOND, known / _SECOND)
+            for name, up, known in zip(WINDOWS, self._times(up), knowns, strict=True)
+        }
 
-    def _times(self, changes: _Changes) -> Iterator[int]:
-        is_now = changes.was + changes.total
-        for begin, change in zip(self.begins, changes.times, strict=True):
-            length = self.end - begin
-            # Rows that do not fit, for example after Redis has lost its data, never make a part above 1.
-            yield min(max(length * is_now - change, 0), length)
+    def _times(self, changes: Changes) -> list[int]:
+        first, total, *sums = changes
+        is_now = total + (first % 4 == 3)
+        times = [length * is_now - part for length, part in zip(self.lengths, sums, strict=True)]
+        if min(times) >= 0:  # the usual case
+            return times
+        return [max(time, 0) for time in times]  # of rows that do not fit, after Redis has lost its data
 
 
-def _changes(field: str, period: _Period, ids: Collection[UUID]) -> dict[UUID, _Changes]:
+def _changes(field: str, period: _Period, ids: Collection[UUID]) -> dict[UUID, Changes]:
     """Return the changes of each proxy that has any."""
     rows = Transition.objects.primary().filter(
         **{f"{field}__isnull": False}, watched__gt=period.begin, watched__lte=period.end
@@ -199,10 +203,8 @@ def _changes(field: str, period: _Period, ids: Collection[UUID]) -> dict[UUID, _
         f"time_{number}": Sum((F("watched") - begin) * F(field), filter=Q(watched__gt=begin), default=0)
         for number, begin in enumerate(period.begins)
     }
-    # The first change, as the remainder of a division: 1 or -1.
     sums = groups.annotate(first=Min(F("token") * 4 + F(field)), total=Sum(field), **times)
-    columns = sums.values_list("proxy_uuid", "first", "total", *times)
-    return {id: _Changes(first % 4 == 3, total, tuple(times)) for id, first, total, *times in columns}
+    return {id: changes for id, *changes in sums.values_list("proxy_uuid", "first", "total", *times)}
 
 
 def _first_statuses(period: _Period, ids: Collection[UUID]) -> Iterable[tuple[UUID, str | None]]:

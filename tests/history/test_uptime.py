@@ -171,16 +171,19 @@ def test_name__of_another_proxy_does_not_matter():
     assert found[new]["24h"] == Uptime(0, 43_200)
 
 
-def test_pruned__rows_before_the_windows_are_not_needed():
+@pytest.mark.parametrize("days", [10, 92])
+def test_pruned__windows_know_only_what_is_kept(configure, days):
+    configure(HISTORY_DAYS=days)
     timeline = Timeline()
-    changed = timeline.proxy((95 * DAY, "ok"), (92 * DAY, "unreachable"), (9 * DAY, "ok"))
-    unchanged = timeline.proxy((95 * DAY, "ok"), (92 * DAY, "unreachable"), (9 * DAY, "unhealthy"))
+    changed = timeline.proxy((95 * DAY, "ok"), (93 * DAY, "unreachable"), (9 * DAY, "ok"))
+    unchanged = timeline.proxy((95 * DAY, "ok"), (93 * DAY, "unreachable"), (9 * DAY, "unhealthy"))
     timeline.store()
     before = uptimes(timeline.snapshot())
-    Transition.objects.filter(at__lt=to_time(timeline.now - 90 * DAY)).delete()
+    Transition.objects.filter(at__lt=to_time(timeline.now - days * DAY)).delete()
     assert uptimes(timeline.snapshot()) == before
-    assert before[changed]["90d"] == Uptime(9 * 86_400, 90 * 86_400)
-    assert before[unchanged]["90d"] == Uptime(0, 90 * 86_400)
+    known = min(days, 90) * 86_400
+    assert before[changed]["90d"] == Uptime(9 * 86_400, known)
+    assert before[unchanged]["90d"] == Uptime(0, known)
 
 
 def test_history__not_begun():

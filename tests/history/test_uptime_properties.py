@@ -38,7 +38,7 @@ def timelines(draw):
 
 
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     phases=[Phase.generate],
     database=None,
