@@ -1,8 +1,10 @@
 """The examples and lists in the documents, compared with the code."""
 
+import json
 import re
 import sys
 import types
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ from django.test import Client
 from proxyhealth.checks import SETTINGS, check_settings
 from proxyhealth.conf import NAMES, conf
 from proxyhealth.statuses import Reason, Status
+from proxyhealth.storage.document import PreviousLines, decode, dump
+from proxyhealth.storage.merge import Results, merged
 from tests.support.api import LIST, REGIONS, assert_error, signed_in
+from tests.support.values import make_proxy, make_status
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -92,3 +97,29 @@ def test_json__lists_every_error_and_parameter():
         assert f"| {code} | `{words}` |" in text
     for parameter in ("q", "status", "healthy", "limit", "cursor"):
         assert f"| `{parameter}` |" in text
+
+
+def test_history__example_happens_as_described(configure):
+    """Its table has one probe per row, and the statuses after it."""
+    configure(FAILURE_THRESHOLD=3, RECOVERY_THRESHOLD=2)
+    text = (DOCS / "history.md").read_text()
+    rows = re.findall(
+        r"^\| (12:\d\d:\d\d) \| .+? \| `(\w+)`.*? \| `(\w+)` \| (.*?) ?\| (.+?) \|$", text, re.MULTILINE
+    )
+    assert len(rows) == 8
+    proxy = make_proxy()
+    value, changes = None, []
+    for time, result, *expected in [("11:00:00", "ok", "ok", "", "11:00:00"), *rows]:
+        at = datetime.fromisoformat(f"2026-11-27T{time}Z")
+        token = int(at.timestamp()) * 1_000_000
+        document, entries = merged(value, Results([make_status(proxy, Status(result))], token))
+        value = dump(document)
+        status = decode(value, PreviousLines()).snapshot.statuses[proxy.id]
+        raw = f"`{status.raw.status}`" if status.raw else ""
+        assert [status.status, raw, f"{status.since:%H:%M:%S}"] == expected, time
+        changes += [(entry["before"], entry["after"], entry["at"]) for entry in map(json.loads, entries)]
+    assert [(before, after) for before, after, _ in changes[1:]] == [
+        ("ok", "unreachable"),
+        ("unreachable", "ok"),
+    ]
+    assert changes[2][2] - changes[1][2] == 120 * 1_000_000, "the outage took two minutes"
