@@ -8,6 +8,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery
 from celery.app.trace import build_tracer
 from celery.contrib.testing.worker import start_worker
+from celery.fixups.django import DjangoWorkerFixup
 from celery.signals import task_failure, task_postrun, task_prerun, worker_ready
 from django.core.cache import caches
 from django.db import connection
@@ -299,8 +300,11 @@ def test_tasks__shards_are_sent_by_host_with_yaml(redis_client):
 
 
 @pytest.fixture
-def worker():
+def worker(monkeypatch):
     """A worker in a thread, without its first round: it does not see the database of the test."""
+    # It starts in this thread, and would close the connection of the test, in its transaction.
+    for name in ("_close_database", "_maybe_close_db_fd"):
+        monkeypatch.setattr(DjangoWorkerFixup, name, lambda *args, **kwargs: None)
     worker_ready.disconnect(tasks._request_first_round)
     with start_worker(app, pool="solo", perform_ping_check=False, loglevel="WARNING"):
         yield
