@@ -32,7 +32,7 @@ MAX_ROWS = 10_000
 # Proxies that the filter lists. A fleet with more has the search.
 _MAX_CHOICES = 30
 
-# Proxies whose rows the search finds one by one.
+# Ids that the search passes to the query of the rows: SQLite has a limit.
 _MAX_FOUND = 500
 
 _HOUR = 3_600
@@ -231,7 +231,6 @@ class TransitionAdmin(ReadOnlyAdmin):
         ids = list(proxies[: _MAX_FOUND + 1])
         with suppress(ValueError):
             ids.append(UUID(search_term.strip()))
-        # With so many proxies, the newest rows are soon found without the index.
         return queryset.filter(proxy_uuid__in=ids if len(ids) <= _MAX_FOUND else proxies), False
 
 
