@@ -123,7 +123,7 @@ def recheck() -> None:
 def record_history() -> None:
     """Record the changes that the outbox has. If this fails, the request after the next commit repeats it."""
     records.record_history()
-    if records.are_signals_due():
+    if announce.are_signals_due():
         request_task(TaskName.SEND_SIGNALS)
 
 

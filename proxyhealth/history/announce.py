@@ -20,7 +20,6 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from proxyhealth.history.recall import using_database
-from proxyhealth.history.records import are_signals_due
 from proxyhealth.models import Transition, WorkspaceProxy
 from proxyhealth.signals import status_changed
 from proxyhealth.snapshot import Proxy, ProxyStatus
@@ -35,8 +34,24 @@ logger = logging.getLogger(__name__)
 # kills the process, only the first attempts of other rows are lost with it.
 _BATCHES = (100, 10)
 
+# Seconds by which the clock of the worker that recorded a change may be ahead.
+_CLOCK_DIFFERENCE = 5
+
 # Seconds between attempts: one minute, doubled each time, at most four hours. Together 24 hours.
 _PAUSES = [min(60 * 2**attempt, 4 * 3600) for attempt in range(13)]
+
+
+def are_signals_due() -> bool:
+    """Return True if a signal has to be sent now. Raise ``HistoryUnavailable``."""
+    if not status_changed.has_listeners(WorkspaceProxy):
+        return False
+    with using_database():
+        return _due().exists()
+
+
+def _due() -> QuerySet[Transition]:
+    now = timezone.now() + timedelta(seconds=_CLOCK_DIFFERENCE)
+    return Transition.objects.primary().filter(signal_due_at__lte=now)
 
 
 def send_signals(seconds: float | None = None, patience: float | None = None) -> bool:
@@ -75,10 +90,6 @@ def _watching(run: "_Run", patience: float | None) -> Iterator[None]:
         yield
     finally:
         is_over.set()
-
-
-def _due() -> QuerySet[Transition]:
-    return Transition.objects.primary().filter(signal_due_at__lte=timezone.now())
 
 
 @dataclass

@@ -55,17 +55,6 @@ def record_history() -> None:
         remove_entries(entries)
 
 
-def are_signals_due() -> bool:
-    """Return True if there are changes that receivers of the signal must hear of now.
-
-    Raise ``HistoryUnavailable``.
-    """
-    if not status_changed.has_listeners(WorkspaceProxy):
-        return False
-    with using_database() as alias:
-        return Transition.objects.using(alias).filter(signal_due_at__lte=timezone.now()).exists()
-
-
 def _record(alias: str, entries: Sequence[bytes]) -> None:
     try:
         _record_at_once(alias, entries)
