@@ -13,6 +13,7 @@ from django.core.cache import caches
 from django.db import connection
 from django.utils import timezone
 
+from project.celery import app
 from proxyhealth import health, tasks
 from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.history import announce
@@ -424,6 +425,25 @@ def test_redis_down__signals_wait(receiver, settings, caplog):
 def test_database_down__is_a_clear_error(receiver):
     with connection.execute_wrapper(refuse_queries), pytest.raises(HistoryUnavailable, match="database is"):
         send_signals()
+
+
+def test_record_history__requests_the_task(receiver, redis_client):
+    insert("ok", "unhealthy")
+    tasks.record_history.run()
+    (task,) = wait_for(lambda: queued(redis_client))
+    assert task["task"] == tasks.send_signals.name
+    send_signals()
+    tasks.record_history.run()
+    health.request_check([]).result(30)
+    assert len(queued(redis_client)) == 1
+
+
+def test_eager_mode__signals_come_with_the_round(receiver, serve, monkeypatch):
+    monkeypatch.setitem(app.conf, "task_always_eager", True)
+    paris = WorkspaceProxy.objects.create(name="paris", url=serve().url)
+    health.force_update()
+    ((status, before, transition),) = receiver.calls
+    assert (status.status, before, transition.proxy_id) == ("ok", "unknown", paris.pk)
 
 
 def test_task__sends_another_if_signals_are_left(receiver, redis_client):
