@@ -228,7 +228,8 @@ def test_keys__are_all_known(fleet, redis_client):
     prefix = key("").encode()
     with only_sender():
         found = {name.removeprefix(prefix).decode() for name in redis_client.scan_iter(prefix + b"*")}
-    assert found <= {*KEYS}
+    # The script that adds recent probes replaces a damaged hash itself.
+    assert {name for name in found if not name.startswith("recent:")} <= {*KEYS}
     assert {*KEYS} - found <= {"rerun"}
 
 
