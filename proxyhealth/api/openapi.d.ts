@@ -242,7 +242,7 @@ export interface components {
         };
         /** @description The snapshot that contains the statuses */
         Snapshot: {
-            /** @description Increases with each commit. Restarts at 1 after Redis was emptied. 0 if there is no snapshot. */
+            /** @description Increases with each commit. Restarts at 1 after Redis was emptied. 0 without a snapshot, also while the statuses are those of the database. */
             number: number;
             /**
              * Format: date-time

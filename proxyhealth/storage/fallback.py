@@ -140,7 +140,7 @@ def _texts_of(report: Any, key: str) -> list[str]:
 
 _fallback = PerProcess(_Fallback)
 
-# Drops this process's copy, for tests.
+# Drops this process's copy.
 forget = _fallback.reset
 
 

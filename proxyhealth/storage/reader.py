@@ -199,6 +199,8 @@ def _after_new_document(state: _State, contents: CacheContents) -> _State:
     state = replace(state, deployment=deployment, lines=lines)
     if not cached.checked_at:
         return _completed(state, cached)
+    if state.confirmed:
+        fallback.forget()  # to free its memory
     cached = _dated(state, cached, token, contents)
     return replace(state, cached=cached, copy=cached, confirmed=None, token=token)
 
