@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from django.db import connection
 
 from proxyhealth.exceptions import StoreError
 from proxyhealth.history.recall import DatabaseMemory
 from proxyhealth.history.records import record_history
-from proxyhealth.models import Gap, Transition
+from proxyhealth.models import Gap, Transition, Watch
 from proxyhealth.statuses import Status
 from proxyhealth.storage.client import open_cache
 from proxyhealth.storage.commit import commit
@@ -88,6 +89,22 @@ def test_upgrade__change_that_waits_in_the_outbox_is_not_forgotten(start):
         cache.client.rpush(cache.key("outbox"), "not an entry")
     full_round(start + 3 * MINUTE, make_status(paris))
     assert rows() == [("unknown", "ok"), ("ok", "unreachable"), ("unreachable", "ok")]
+
+
+@pytest.mark.sqlite  # PostgreSQL refuses all queries of the transaction after the failed one
+def test_upgrade__worker_before_the_migration(start, caplog):
+    paris = make_status(make_proxy())
+    tables = [model._meta.db_table for model in (Transition, Gap, Watch)]
+    with connection.cursor() as cursor:
+        for table in tables:
+            cursor.execute(f"ALTER TABLE {table} RENAME TO {table}_later")
+        full_round(start, paris)
+        record_history()
+        for table in tables:
+            cursor.execute(f"ALTER TABLE {table}_later RENAME TO {table}")
+    assert "changes are recorded later: the history cannot be used in the database" in caplog.text
+    full_round(start + MINUTE, paris)
+    assert rows() == [("unknown", "ok")]
 
 
 def test_upgrade__rounds_of_an_earlier_version_are_no_gap(start):
