@@ -59,12 +59,11 @@ _REASON_AT = (*_REASONS, *[Reason.NONE] * (32 - len(_REASONS)))
 _STATUS_PLACES = {status: place for place, status in enumerate(_STATUSES)}
 _REASON_PLACES = {reason: place for place, reason in enumerate(_REASONS)}
 
-# A proxy that is saved all the time is probed all the time. Within 5 s, only another result is stored, and
-# only one. So with correct clocks, no value reaches the maximum, two samples in 5 s. A client that lost the
-# reply runs the script again, which then adds nothing.
+# The memory must not depend on INTERVAL, nor on how often a proxy is saved or flaps. So a proxy has a limit
+# of samples at each second of the hour: 12, and one per 40 s, or per 10 s for another result than the last.
+# A client that lost the reply runs the script again, which then adds nothing.
 _ADD = f"""
 local key, records, lifetime = KEYS[1], ARGV[1], ARGV[2]
-local gap, maximum = 5, {_SAMPLE.size} * 1440
 local kind = redis.call('TYPE', key).ok
 if kind == 'hash' or kind == 'none' then kind = '' else redis.call('DEL', key) end
 
@@ -72,13 +71,12 @@ local function second(value, place)
   local high, low = string.byte(value, place, place + 1)
   return high * 256 + low
 end
+local function limit(now, seconds) return {_SAMPLE.size} * (12 + now / seconds) end
 local function is_new(value, sample)
   local size, now = #value, second(sample, 1)
-  if size == 0 then return true end
-  if size >= maximum then return false end
-  if math.abs(now - second(value, size - 4)) >= gap then return true end
-  if string.byte(value, size - 2) == string.byte(sample, 3) then return false end
-  return size == 5 or math.abs(now - second(value, size - 9)) >= gap
+  local same = size > 0 and string.byte(value, size - 2) == string.byte(sample, 3)
+  if same and math.abs(now - second(value, size - 4)) < 5 then return false end
+  return size < limit(now, same and 40 or 10)
 end
 
 local ids, fields = {{}}, {{}}
@@ -86,7 +84,7 @@ for i = 1, #records, {_RECORD} do table.insert(ids, string.sub(records, i, i + 1
 local values = redis.call('HMGET', key, unpack(ids))
 for number, id in ipairs(ids) do
   local value = values[number] or ''
-  if #value % {_SAMPLE.size} ~= 0 or #value > maximum then value = '' end -- damaged
+  if #value % {_SAMPLE.size} ~= 0 or #value > limit(3600, 10) then value = '' end -- damaged
   local sample = string.sub(records, {_RECORD} * number - 4, {_RECORD} * number)
   if is_new(value, sample) then
     table.insert(fields, id)
