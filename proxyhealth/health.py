@@ -2,9 +2,9 @@
 
 Only :func:`force_update` waits for proxies. While Redis is down, reads return the last copy of this process,
 marked as stale. A process without a copy then reads the last confirmed statuses from the database, in a
-thread. Of the reads, only :func:`statuses_of` makes a query for its caller, and raises the errors of the
-database, and only :func:`recent_probes` asks Redis each time. All of them raise ``ImproperlyConfigured`` for
-an invalid setting, which ``manage.py check`` reports.
+thread. Of the reads, only :func:`statuses_of`, :func:`uptime` and :func:`uptimes` query the database for
+their caller, and raise its errors, and only :func:`recent_probes` asks Redis each time. All of them raise
+``ImproperlyConfigured`` for an invalid setting, which ``manage.py check`` reports.
 
 Each function has a version for async code, whose name begins with ``a`` and which does not block the event
 loop. All of them share the copy of the process.
@@ -22,6 +22,8 @@ from django.utils.asyncio import async_unsafe
 
 from proxyhealth import isolation
 from proxyhealth.exceptions import RoundFailed, StoreError
+from proxyhealth.history import uptime as history
+from proxyhealth.history.uptime import Uptimes
 from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
 from proxyhealth.report import HealthReport
 from proxyhealth.rounds import runner, steps
@@ -48,6 +50,8 @@ __all__ = [
     "asnapshot",
     "astatus_of",
     "astatuses_of",
+    "auptime",
+    "auptimes",
     "force_update",
     "health_status",
     "proxy_hosts",
@@ -56,6 +60,8 @@ __all__ = [
     "snapshot",
     "status_of",
     "statuses_of",
+    "uptime",
+    "uptimes",
 ]
 
 
@@ -193,6 +199,32 @@ def recent_probes(proxy: WorkspaceProxy | UUID) -> Sequence[RecentProbe]:
 async def arecent_probes(proxy: WorkspaceProxy | UUID) -> Sequence[RecentProbe]:
     """Return what :func:`recent_probes` returns."""
     return await sync_to_async(recent_probes, thread_sensitive=False)(proxy)
+
+
+def uptime(proxy: WorkspaceProxy | UUID | None = None) -> Uptimes:
+    """Return the uptime of a proxy, or of all together, in each window: ``24h``, ``7d``, ``30d``, ``90d``.
+
+    Query the database, and raise its errors.
+    """
+    if proxy is None:
+        return history.total(uptimes().values())
+    id = proxy if isinstance(proxy, UUID) else proxy.pk
+    return history.uptimes(reader.read(), [id])[id]
+
+
+async def auptime(proxy: WorkspaceProxy | UUID | None = None) -> Uptimes:
+    """Return what :func:`uptime` returns."""
+    return await sync_to_async(uptime)(proxy)
+
+
+def uptimes() -> Mapping[UUID, Uptimes]:
+    """Return the uptime of each proxy by id, also of deleted ones, as :func:`uptime` does."""
+    return history.uptimes(reader.read())
+
+
+async def auptimes() -> Mapping[UUID, Uptimes]:
+    """Return what :func:`uptimes` returns."""
+    return await sync_to_async(uptimes)()
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:

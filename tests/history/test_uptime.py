@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
+from asgiref.sync import async_to_sync
 
+from proxyhealth import health
 from proxyhealth.history.uptime import NOTHING, WINDOWS, Uptime, total, uptime_of, uptimes
 from proxyhealth.models import Transition, Watch, WorkspaceProxy
 from proxyhealth.snapshot import Snapshot
+from proxyhealth.testing import fake_snapshot
 from tests.history.timeline import DAY, HOUR, MINUTE, SECOND, Timeline, to_time
 
 pytestmark = pytest.mark.django_db
@@ -246,3 +250,18 @@ def test_daylight_saving__changes_no_duration(settings, change):
     changes = (DAY - HOUR, "unreachable"), (4 * HOUR, "ok"), (90 * MINUTE, "unreachable"), (30 * MINUTE, "ok")
     found = measure(timeline, timeline.proxy((95 * DAY, "ok"), *changes))
     assert found["24h"] == Uptime(2.5 * 3_600, 22 * 3_600)
+
+
+def test_health__uptime_of_one_of_all_and_of_each():
+    timeline = Timeline()
+    up = timeline.proxy((95 * DAY, "ok"))
+    down = timeline.proxy((95 * DAY, "unreachable"))
+    timeline.now = time.time_ns() // 1000  # without a snapshot, the clock of this machine counts
+    timeline.store()
+    row = WorkspaceProxy.objects.get(pk=up)
+    assert health.uptime(up) == health.uptime(row) == async_to_sync(health.auptime)(row)
+    assert health.uptime(up)["24h"].ratio == 1
+    assert health.uptimes().keys() == async_to_sync(health.auptimes)().keys() == {up, down}
+    assert health.uptime()["24h"].ratio == 0.5
+    with fake_snapshot(paris="ok"):
+        assert health.uptime(down)["24h"].ratio == 0, "fakes have no history of their own"
