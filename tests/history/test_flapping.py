@@ -32,7 +32,6 @@ SECOND = 1_000_000
         (1, 1, 60, ["ok", "unreachable"] * 30),  # each probe is confirmed at once
         (2, 1, 119, ["ok"]),  # each re-check succeeds
         (1, 2, 118, ["ok", "unreachable"]),  # each re-check fails
-        (2, 2, 119, ["ok"]),
     ],
 )
 def test_flapping__changes_as_the_thresholds_say(configure, failure, recovery, probes, statuses):

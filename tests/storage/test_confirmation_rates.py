@@ -13,8 +13,8 @@ from proxyhealth.storage.confirmation import Thresholds
 @pytest.mark.parametrize(("failure", "recovery"), [(1, 1), (2, 1), (3, 1), (3, 3)])
 def test_false_failures__are_as_few_as_the_arithmetic_says(failure, recovery):
     thresholds = Thresholds(failure, recovery)
-    count, _ = count_failures(proxies=40, rounds=1440, thresholds=thresholds, loss=0.1, seed=1)
-    mean = 40 * expected(1440, thresholds, 0.1)
+    count, _ = count_failures(proxies=15, rounds=1440, thresholds=thresholds, loss=0.1, seed=1)
+    mean = 15 * expected(1440, thresholds, 0.1)
     assert abs(count - mean) < 4 * math.sqrt(mean)
 
 
