@@ -224,6 +224,32 @@ def test_lost_outbox__round_finds_its_changes_beside_a_gap(redis_client, key, fa
     assert gap.microseconds == gap.token - last.token
 
 
+def test_check_recorded_between_rounds__is_no_gap():
+    proxy = make_proxy()
+    run_round(make_status(proxy))
+    commit_statuses([make_status(proxy, Status.UNREACHABLE)], take_token())
+    record_history()
+    run_round(make_status(proxy))
+    record_history()
+    assert not Gap.objects.exists()
+
+
+def test_drain_during_a_loss_of_redis__known_time_never_goes_back(redis_client):
+    """It has read its entries from the old Redis, and writes them after the first commit to the new one."""
+    proxy = make_proxy()
+    run_round(make_status(proxy))
+    record_history()
+    commit_statuses([make_status(proxy, Status.UNREACHABLE)], take_token())
+    entries = read_entries(9)
+    redis_client.flushall()
+    run_round(make_status(proxy, Status.UNHEALTHY))
+    records._record("default", entries)
+    record_history()
+    known = list(Transition.objects.order_by("pk").values_list("watched", flat=True))
+    assert len(known) == 3
+    assert known == sorted(known)
+
+
 def test_redis_lost_after_a_check__known_time_never_goes_back(redis_client):
     """The row of the check knows more than the last round in the history."""
     proxy = make_proxy()
