@@ -10,8 +10,9 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,12 +21,13 @@ from celery import Celery
 
 from tests.chaos.commits import Commits
 from tests.chaos.deployment import Deployment
-from tests.chaos.processes import ProcessGroup
 from tests.chaos.random_fleet import RandomFleet
 from tests.chaos.steps import LOSSES, STEPS
 from tests.support.proxies import wait_for
 
-STEP_TIMEOUT = 2.0  # seconds until a process should have reached a step
+CYCLE = 10.0  # seconds in which each step should be reached
+WHOLE_WORKER = 0.02  # share of random kills: a worker needs seconds to start
+MAX_QUEUE = 5  # tasks that wait while all workers are dead
 QUIET_TIMEOUT = 30.0  # seconds until all is written and sent after the last fault
 
 _ADD_ROWS = """
@@ -62,22 +64,31 @@ print(json.dumps({
 
 
 class HistoryChaos:
-    """Workers with and without children, beat, and requests for checks, while ``running()``."""
+    """A worker, beat, and requests for checks, while ``running()``."""
 
     def __init__(
-        self, deployment: Deployment, rng: random.Random, *, count: int = 30, persistent: bool = True
+        self,
+        deployment: Deployment,
+        rng: random.Random,
+        *,
+        count: int = 30,
+        persistent: bool = True,
+        postgresql: Any = None,
     ) -> None:
         self.deployment = deployment
         self.random = rng
         self.persistent = persistent
-        self.steps = Path(deployment.env["STEP_FILE"])
+        self.postgresql = postgresql
+        self.folder = Path(deployment.env["STEP_FOLDER"])
         self.fleet = RandomFleet(count, random.Random(rng.random()))
         self.commits = Commits(deployment.redis_port)
         self.ids: list[str] = []
         self.faults: Counter[str] = Counter()
         self._over = threading.Event()
-        solo = deployment.workers[-1]
-        solo.command = f"{solo.command} --pool solo"
+        if postgresql:
+            deployment.env["DATABASE_URL"] = postgresql.url()
+            for process in deployment.processes:
+                process.env = {**process.env, "DATABASE_URL": postgresql.url()}
         if persistent:
             # Without "everysec", which may delay a write, Redis answers only once the file has it.
             deployment.redis.command = deployment.redis.command.replace(
@@ -87,13 +98,15 @@ class HistoryChaos:
     @contextmanager
     def running(self) -> Iterator[Self]:
         deployment = self.deployment
+        if self.postgresql:
+            deployment.python("from django.core.management import call_command\ncall_command('migrate')")
         self.ids = json.loads(deployment.python(_ADD_ROWS.format(urls=json.dumps(self.fleet.urls))))
         deployment.start_redis()
         with ExitStack() as stack:
             stack.enter_context(self.fleet)
             stack.enter_context(self.commits)
-            for process in (*deployment.workers, *deployment.beats):
-                process.start()
+            deployment.worker.start()
+            deployment.beat.start()
             requests = threading.Thread(target=self._request_checks, daemon=True)
             requests.start()
             stack.callback(requests.join, 10)
@@ -102,14 +115,16 @@ class HistoryChaos:
             yield self
 
     def _request_checks(self) -> None:
-        """Request checks of some proxies, as saves do, several a second."""
+        """Request checks of some proxies, as saves do, several a second while a worker takes them."""
         rng = random.Random(self.random.random())
         app = Celery(broker=self.deployment.env["REDIS_URL"])
         app.conf.broker_transport_options = {"socket_timeout": 1, "socket_connect_timeout": 1}
-        while not self._over.wait(rng.uniform(0.05, 0.4)):
-            some = rng.sample(self.ids, rng.randint(1, 4))
-            with suppress(Exception):  # while Redis is down
-                app.send_task("proxyhealth.tasks.check_proxies", (some,), retry=False, ignore_result=True)
+        with redis.Redis(port=self.deployment.redis_port, socket_timeout=1) as client:
+            while not self._over.wait(rng.uniform(0.05, 0.3)):
+                some = rng.sample(self.ids, rng.randint(1, 4))
+                with suppress(Exception):  # while Redis is down
+                    if client.llen("celery") < MAX_QUEUE:
+                        app.send_task("proxyhealth.tasks.check_proxies", (some,), retry=False)
         app.close()
 
     # Faults
@@ -118,58 +133,76 @@ class HistoryChaos:
     def kills(self) -> int:
         return sum(number for fault, number in self.faults.items() if fault.startswith("kill"))
 
-    def kill_at(self, step: str) -> bool:
-        """Kill the next process that reaches ``step``. Return False if none does so in time."""
-        return self._arm(f"kill {step} 1", step)
+    def visit_steps(self, kills: int) -> None:
+        """Let a process die at each step, or lose replies there, and ``kills`` others at any moment.
 
-    def lose_reply(self, step: str, times: int) -> bool:
-        return self._arm(f"lose {step} {times}", step)
-
-    def _arm(self, fault: str, step: str) -> bool:
-        new = self.steps.with_suffix(".new")
-        new.write_text(fault)
-        new.replace(self.steps)
-        end = time.monotonic() + STEP_TIMEOUT
-        while self.steps.exists() and time.monotonic() < end:
-            time.sleep(0.005)
-        with suppress(FileNotFoundError):
-            self.steps.unlink()
-            return False
-        self.faults[fault.rpartition(" ")[0]] += 1
-        return True
+        A step at which no process arrives in time is left out.
+        """
+        self._expire_locks()
+        faults = dict.fromkeys(STEPS, "kill 1")
+        for step in LOSSES:
+            if self.random.random() < 0.3:
+                faults[step] = f"lose {self.random.randint(1, 3)}"
+        for step, fault in faults.items():
+            new = self.folder / "new"
+            new.write_text(fault)
+            new.replace(self.folder / step)
+        end = time.monotonic() + CYCLE
+        while time.monotonic() < end and (kills or any(self.folder.iterdir())):
+            time.sleep(self.random.uniform(0, CYCLE / 20))
+            if kills and self.kill_any():
+                kills -= 1
+            self._revive()
+        for step, fault in faults.items():
+            try:
+                (self.folder / step).unlink()
+            except FileNotFoundError:
+                self.faults[f"{fault.split()[0]} {step}"] += 1
 
     def kill_any(self) -> bool:
-        """Kill a child of the pool, or a whole worker, at a random moment."""
-        time.sleep(self.random.uniform(0, 0.4))
-        worker = self.random.choice(self.deployment.workers)
-        children = worker.children()
-        if children and self.random.random() < 0.6:
+        """Kill a child of the pool, or rarely the whole worker. Return False if none is there yet."""
+        worker = self.deployment.worker
+        if worker.is_running and self.random.random() < WHOLE_WORKER:
+            worker.kill()
+            self.faults["kill the worker"] += 1
+        elif children := worker.children():  # they are replaced at once
             with suppress(ProcessLookupError):
                 os.kill(self.random.choice(children), signal.SIGKILL)
             self.faults["kill a child"] += 1
         else:
-            worker.kill()
-            self.faults["kill a worker"] += 1
+            return False
         return True
 
-    def _revive(self) -> None:
-        for worker in self.deployment.workers:
-            if worker.exited:
-                worker.kill()
-            if not worker.is_running:
-                worker.start()
+    def _expire_locks(self) -> None:
+        """Let the time be over for which a killed process keeps others from sending signals or rechecks."""
+        with redis.Redis(port=self.deployment.redis_port) as client:
+            client.delete("project:1:proxyhealth:signals", "project:1:proxyhealth:recheck")
 
-    def restart_redis(self) -> bool:
+    def _revive(self) -> None:
+        worker = self.deployment.worker
+        if worker.exited:
+            worker.kill()
+        if not worker.is_running:
+            worker.start()
+
+    def restart_redis(self) -> None:
         """Kill Redis, and start it again, with its data or empty."""
-        time.sleep(self.random.uniform(0, 0.4))
-        workers = [worker for worker in self.deployment.workers if worker.is_running]
         self.deployment.redis.kill()
         self.commits.lost_redis()
-        with _stopped(workers):  # so that the monitor is the first client
+        with self._stopped_worker():  # so that the monitor is the first client
             self.deployment.start_redis()
             self.commits.reconnect(emptied=not self.persistent)
         self.faults["restart Redis"] += 1
-        return True
+
+    @contextmanager
+    def _stopped_worker(self) -> Iterator[None]:
+        worker = self.deployment.worker
+        group = worker.pid if worker.is_running and not worker.exited else None
+        if group:
+            os.killpg(group, signal.SIGSTOP)
+        yield
+        if group:
+            os.killpg(group, signal.SIGCONT)
 
     def wait_for_round(self, documents: int = 1) -> None:
         """Wait for a full round in the newest Redis, and for so many documents."""
@@ -180,44 +213,27 @@ class HistoryChaos:
 
         wait_for(has_round, QUIET_TIMEOUT, "a full round")
 
-    def lock_database(self) -> bool:
-        """Keep all others from writing for longer than they wait."""
-        connection = sqlite3.connect(self.deployment.database, timeout=10, isolation_level=None)
-        connection.execute("BEGIN IMMEDIATE")
-        time.sleep(self.random.uniform(0.7, 2.0))
-        connection.execute("ROLLBACK")
-        connection.close()
-        self.faults["lock the database"] += 1
-        return True
+    def stop_database(self) -> None:
+        """Stop PostgreSQL for a while, or lock SQLite for longer than others wait."""
+        seconds = self.random.uniform(0.7, 2.0)
+        if self.postgresql:
+            self.postgresql.stop()
+            time.sleep(seconds)
+            self.postgresql.start()
+        else:
+            with closing(sqlite3.connect(self.deployment.database, timeout=10)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                time.sleep(seconds)
+                connection.rollback()
+        self.faults["stop the database"] += 1
 
-    def cause(self, kills: int, seconds: float, outage: Callable[[], bool] | None = None) -> None:
-        """Kill up to ``kills`` processes in that time, with outages among them.
-
-        Half of them die at each step in turn, the others at any moment.
-        """
+    def cause(self, kills: int, seconds: float) -> None:
+        """Kill that many processes in that time, if the machine is fast enough, with outages among them."""
         end = time.monotonic() + seconds
-        todo: list[Callable[[], bool]] = []
+        outages = cycle((self.restart_redis, self.stop_database))
         while self.kills < kills and time.monotonic() < end:
-            if not todo:
-                todo = [lambda step=step: self.kill_at(step) for step in STEPS]  # type: ignore[misc]
-                todo += [self.kill_any] * len(STEPS)
-                todo += [
-                    lambda step=step: self.lose_reply(step, self.random.randint(1, 3))  # type: ignore[misc]
-                    for step in LOSSES
-                ]
-                todo += [self.restart_redis, outage or self.lock_database]
-                self.random.shuffle(todo)
-            todo.pop()()
-            self._wait_for_commits()
-
-    def _wait_for_commits(self) -> None:
-        """Start dead workers, and wait until one has committed: the next fault is to hit one that works."""
-        documents = self.commits.epochs[-1].documents
-        before = len(documents)
-        end = time.monotonic() + STEP_TIMEOUT
-        while len(documents) == before and time.monotonic() < end:
-            self._revive()
-            time.sleep(0.05)
+            self.visit_steps(kills=len(STEPS))
+            next(outages)()
 
     # The end
 
@@ -228,11 +244,11 @@ class HistoryChaos:
         self._over.set()
         wait_for(self._is_ok, QUIET_TIMEOUT, "all proxies are ok")
         wait_for(self._is_recorded, QUIET_TIMEOUT, "the outbox is empty")
+        self._expire_locks()
         self.deployment.python(_WAIT_FOR_SIGNALS.format(seconds=QUIET_TIMEOUT))
         self.deployment.beat.kill()
         wait_for(self._is_quiet, QUIET_TIMEOUT, "the workers have nothing to do")
-        for worker in self.deployment.workers:
-            worker.kill()
+        self.deployment.worker.kill()
         history: dict[str, Any] = json.loads(self.deployment.python(_READ_HISTORY))
         return history
 
@@ -254,19 +270,3 @@ class HistoryChaos:
     def signals(self) -> list[str]:
         path = Path(self.deployment.env["SIGNALS_FILE"])
         return path.read_text().splitlines() if path.exists() else []
-
-
-@contextmanager
-def _stopped(workers: list[ProcessGroup]) -> Iterator[None]:
-    for worker in workers:
-        _signal_all(worker, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for worker in workers:
-            _signal_all(worker, signal.SIGCONT)
-
-
-def _signal_all(worker: ProcessGroup, number: int) -> None:
-    with suppress(ProcessLookupError):  # it has killed itself at a step
-        os.killpg(worker.pid, number)

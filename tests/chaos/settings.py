@@ -13,7 +13,7 @@ PROXYHEALTH = {
 }
 CELERY_BROKER_URL = CELERY_RESULT_BACKEND = os.environ.get("BROKER_URL", REDIS_URL)
 
-if "STEP_FILE" in os.environ:
+if "STEP_FOLDER" in os.environ:
     INSTALLED_APPS = [*INSTALLED_APPS, "tests.chaos.steps.Steps"]
     if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
         DATABASES["default"]["OPTIONS"]["timeout"] = 0.5  # so that a lock of a second makes tasks fail

@@ -1,9 +1,9 @@
 """Faults at named steps inside a worker, and a receiver that notes each signal.
 
-``tests.chaos.settings`` installs this app if ``STEP_FILE`` names a file. A test writes a fault into that
-file, such as ``kill commit:written 1``. The first process that reaches the step removes the file, and then
-kills itself. ``lose`` instead of ``kill`` closes the connection to Redis, so that a reply is lost; the number
-says how often. ``SIGNALS_FILE`` gets a line for each signal.
+``tests.chaos.settings`` installs this app if ``STEP_FOLDER`` names a folder. A test writes a fault into a
+file there with the name of the step: ``kill 1``, or ``lose 2``. The first process that reaches the step
+removes the file, and then kills itself, or closes its connection to Redis, so that a reply is lost, as often
+as the number says. ``SIGNALS_FILE`` gets a line for each signal.
 """
 
 from __future__ import annotations
@@ -56,18 +56,15 @@ class Steps(AppConfig):
 
 
 def _take(step: str) -> str:
-    """Return the fault that is to happen at this step, and remove it from the file."""
-    path = Path(os.environ["STEP_FILE"])
+    """Return the fault that is to happen at this step, and remove it."""
+    path = Path(os.environ["STEP_FOLDER"], step)
     try:
-        fault, place, times = path.read_text().split()
+        fault, times = path.read_text().split()
+        path.unlink()  # for this process alone
     except (OSError, ValueError):
         return ""
-    if place != step:
-        return ""
-    if times == "1":
-        path.unlink(missing_ok=True)
-    else:
-        path.write_text(f"{fault} {step} {int(times) - 1}")
+    if times != "1":
+        path.write_text(f"{fault} {int(times) - 1}")
     return fault
 
 

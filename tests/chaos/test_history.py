@@ -18,31 +18,54 @@ from tests.chaos.comparison import (
     check_times,
 )
 from tests.chaos.history_chaos import HistoryChaos
+from tests.support.ports import free_port
 
 INTERVAL = 1
 STALE_AFTER = 3 * INTERVAL
 
-# For a longer run: KILLS=200 SECONDS=600 SEED=2 python -m pytest tests/chaos/test_history.py -k killed
+# For a longer run, on PostgreSQL:
+# DATABASE=postgresql KILLS=200 SECONDS=600 SEED=2 python -m pytest tests/chaos/test_history.py -k killed
 KILLS = int(os.environ.get("KILLS", "20"))
 SECONDS = int(os.environ.get("SECONDS", "30"))  # until faults end, if the machine is slow
 SEED = os.environ.get("SEED", "1")
+DATABASE = os.environ.get("DATABASE", "sqlite")
+POOL = os.environ.get("POOL", "prefork")
 LOSSES = 3
+CHILDREN = 3
 
 
 @pytest.fixture
-def chaos(deploy, tmp_path):
+def postgresql():
+    """A PostgreSQL server, or None for SQLite."""
+    if DATABASE == "sqlite":
+        yield None
+        return
+    from tests.support.postgresql import PostgresqlServer
+
+    with PostgresqlServer(free_port()) as server:
+        yield server
+
+
+@pytest.fixture
+def chaos(deploy, tmp_path, postgresql):
     """``chaos()`` makes a deployment with statuses that need two results to be confirmed."""
+
+    (tmp_path / "steps").mkdir()
 
     def make(**options):
         settings = {"FAILURE_THRESHOLD": 2, "RECOVERY_THRESHOLD": 2, "RECHECK_AFTER": 0.3}
         env = {
             "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
             "PROXYHEALTH_SETTINGS": json.dumps(settings),
-            "STEP_FILE": tmp_path / "step",
+            "STEP_FOLDER": tmp_path / "steps",
             "SIGNALS_FILE": tmp_path / "signals",
         }
-        deployment = deploy(interval=INTERVAL, workers=2, env=env)
-        return HistoryChaos(deployment, random.Random(SEED), **options)
+        deployment = deploy(interval=INTERVAL, concurrency=CHILDREN, env=env)
+        if POOL == "forks":
+            deployment.worker.command = f"exec python -m tests.chaos.forked_worker {CHILDREN}"
+        else:
+            deployment.worker.command += f" --pool {POOL}"
+        return HistoryChaos(deployment, random.Random(SEED), postgresql=postgresql, **options)
 
     return make
 
@@ -61,7 +84,7 @@ def test_killed_anywhere__each_change_is_a_row(chaos, verdict):
     repetitions = check_signals(chaos.signals(), history)
     verdict(
         f"{chaos.kills} kills, {chaos.faults['restart Redis']} restarts of Redis, "
-        f"{chaos.faults['lock the database']} outages of the database: {count} changes in "
+        f"{chaos.faults['stop the database']} outages of the database: {count} changes in "
         f"{len(epoch.documents)} snapshots, each one row and a signal ({repetitions} repeated), {gaps} gaps"
     )
 
