@@ -167,7 +167,7 @@ class TransitionQuerySet(models.QuerySet["Transition"]):
 KNOWN_STATUSES = (Status.OK.value, Status.UNHEALTHY.value, Status.UNREACHABLE.value)
 
 
-class ChangeField(models.SmallIntegerField):
+class ChangeField(models.SmallIntegerField):  # type: ignore[type-arg]  # generic for type checkers only
     """1 for a transition to one of ``statuses`` from another status, -1 for the opposite, else None.
 
     It is set on each save. A generated column would do, but SQLite reads the whole row for it.
@@ -186,10 +186,6 @@ class ChangeField(models.SmallIntegerField):
         value = (is_now - was) or None
         setattr(model_instance, self.attname, value)
         return value
-
-    def clone(self) -> Self:
-        *_, args, kwargs = self.deconstruct()
-        return type(self)(*args, statuses=self._statuses, **kwargs)
 
 
 class Transition(models.Model):

@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_LINES = 20  # in the log, per repair
 
-# Every key, except for those of the recent probes, which their own script repairs: its type, and the rule for
-# its contents. A number is the maximum time to live in milliseconds; such a key always has one. The last token
-# comes first, because others refer to it.
+# Every key: its type, and the rule for its contents. A number is the maximum time to live in milliseconds;
+# such a key always has one. The last token comes first, because others refer to it. The keys of the recent
+# probes are missing, because their own script repairs them.
 KEYS: dict[str, tuple[str, str]] = {
     "token": ("string", "integer"),
     "tick": ("string", "integer"),
