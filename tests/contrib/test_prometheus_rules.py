@@ -198,7 +198,7 @@ def test_metrics__configuration_examples_are_valid(promtool, tmp_path):
 
 def test_metrics__own_rule_is_tested_with_data():
     (example,) = (
-        text for text in re.findall(r"```promql\n(.*?)```", METRICS, re.DOTALL) if "status_since" in text
+        text for text in re.findall(r"```text\n(.*?)```", METRICS, re.DOTALL) if "status_since" in text
     )
     tested = [case["expr"] for group in cases_of_rules() for case in group.get("promql_expr_test", ())]
     assert " ".join(example.split()) in [" ".join(expression.split()) for expression in tested]
