@@ -222,6 +222,7 @@ def test_force_update__closes_the_connection_of_its_thread(serve, monkeypatch):
     def close(connection):
         closed.append(threading.current_thread().name)
 
+    health.snapshot()  # the thread that reads the database instead of the empty cache
     monkeypatch.setattr(wrapper, "close", close)
     assert list(asyncio.run(health.aforce_update()).statuses) == [paris.pk]
     assert closed == ["proxyhealth round_0"]

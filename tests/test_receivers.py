@@ -75,7 +75,7 @@ def test_save__broker_down_succeeds(monkeypatch, caplog):
     with at_most(0.5):
         paris = WorkspaceProxy.objects.create(name="paris")
     assert WorkspaceProxy.objects.filter(pk=paris.pk).exists()
-    wait_for(lambda: "the next round checks the proxies: broker down" in caplog.text)
+    wait_for(lambda: "the next round makes up for it: broker down" in caplog.text)
 
 
 def test_update_and_bulk_create__send_nothing(sent):

@@ -150,7 +150,7 @@ def merged(
 
 @dataclass(frozen=True)
 class _Past:
-    """The time before a merge.
+    """The time before a merge, as the document and the history know it.
 
     ``last_round`` is None if only the history knows it, which is unavailable. ``is_lost`` is True if the
     cache has lost commits, or entries of the outbox. ``rows`` are the last statuses in the history: of all
@@ -176,10 +176,11 @@ class _Past:
                 # The clock of a new server may be behind.
                 start = latest._replace(token=min(latest.token, results.token))
                 return cls(start, True, is_round, memory.rows(None if is_round else lacking))
-            if is_drained and is_round and recorded and not remembered:
-                return cls(last_round, False, True, memory.rows(None))
-            rows = memory.rows(lacking) if lacking else {}
-            return cls(last_round or Watched(results.token, 0), rows=rows)
+            start = last_round or Watched(results.token, 0)
+            lost_all = is_drained and recorded and not remembered
+            if is_round and (lost_all or document.head["unchecked"]):
+                return cls(start, False, True, memory.rows(None))
+            return cls(start, rows=memory.rows(lacking) if lacking else {})
         except HistoryUnavailable as error:
             logger.warning("changes are recorded later: %s", error)
             return cls(last_round)
@@ -226,6 +227,7 @@ def _merge(
         for absent in dict.fromkeys((*document.judgements, *(past.rows or ()))):
             if absent not in present:
                 merge.remove(absent)
+        document.head["unchecked"] = past.rows is None
         if not full_round.missing:
             merge.record(full_round)
     document.head["deployment"] = deployment or document.head["deployment"]

@@ -138,7 +138,7 @@ def test_request_check__broker_down_returns_at_once():
         REDIS_URL="redis://127.0.0.1:1/0",
     )
     assert "Connection refused" in done.stdout
-    assert "no check could be requested, the next round checks the proxies" in done.stderr
+    assert "no task could be requested, the next round makes up for it" in done.stderr
 
 
 def test_request_check__eager_runs_in_this_process(monkeypatch, serve):

@@ -25,6 +25,7 @@ HEAD_DEFAULTS = {
     "removed": ("offline", ""),  # only merges use it
     "deployment": ("offline", ""),  # it is beside the snapshot
     "watched": ("watched", None),
+    "unchecked": ("offline", ""),  # only merges use it
 }
 COLUMN_DEFAULTS = {
     "checked_at": ("checked_at", None),
