@@ -117,16 +117,18 @@ def check_signals(signals: Sequence[str], history: dict[str, Any]) -> int:
 
 
 def check_losses(epochs: Sequence[Epoch], history: dict[str, Any]) -> int:
-    """Check that the time around each loss of Redis is in one gap, between two rounds. Return their number.
+    """Check that the time around each loss of Redis is in one gap. Return the number of gaps.
 
-    If Redis is lost again before the gap is recorded, the next gap begins as early.
+    It begins with the last round or change in the history, and ends with the first round after the loss. If
+    Redis is lost again before the gap is recorded, the next gap begins as early.
     """
     gaps = [gap for gap in history["gaps"] if gap["why"] == "redis_lost"]
     rounds = [{each["ticket"] for each in epoch.documents if each["ticket"]} for epoch in epochs]
     first_rounds = [min(tokens) for tokens in rounds[1:]]
     spans = [(microseconds(gap["start"]), gap["token"]) for gap in gaps]
+    begins = set.union(*rounds) | {microseconds(row["at"]) for row in history["transitions"]}
     for begin, end in spans:
-        assert begin in set.union(*rounds), f"begins without a round: {begin}"
+        assert begin in begins, f"begins without a round or a change: {begin}"
         assert end in first_rounds, f"ends later than with the first round: {end}"
     for token in first_rounds:
         assert sum(begin < token <= end for begin, end in spans) == 1, f"no gap at {token}: {spans}"
