@@ -26,7 +26,7 @@ STALE_AFTER = 3 * INTERVAL
 # For a longer run, on PostgreSQL:
 # DATABASE=postgresql KILLS=200 SECONDS=600 SEED=2 python -m pytest tests/chaos/test_history.py -k killed
 KILLS = int(os.environ.get("KILLS", "20"))
-SECONDS = int(os.environ.get("SECONDS", "30"))  # until faults end, if the machine is slow
+SECONDS = int(os.environ.get("SECONDS", "15"))  # until faults end, if the machine is slow
 SEED = os.environ.get("SEED", "1")
 DATABASE = os.environ.get("DATABASE", "sqlite")
 POOL = os.environ.get("POOL", "prefork")
