@@ -8,6 +8,7 @@ becomes ``ok`` is so until the end, less the time from which it no longer is.
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import neg, sub
 from typing import NamedTuple, Self, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -178,19 +179,20 @@ class _Period(NamedTuple):
 
     def uptimes(self, up: Changes, known: Changes | None) -> Uptimes:
         """Return the uptime of a proxy with these changes to ``ok``, and to the statuses that are known."""
-        knowns = self.lengths if known is None else self._times(known)
-        return {
-            name: Uptime((up if up < known else known) / _SECOND, known / _SECOND)
-            for name, up, known in zip(WINDOWS, self._times(up), knowns, strict=True)
-        }
+        knowns = self.lengths if known is None else list(map(min, self._times(known), self.lengths))
+        ups = map(min, self._times(up), knowns)
+        return dict(zip(WINDOWS, map(_in_seconds, ups, knowns), strict=True))
 
     def _times(self, changes: Changes) -> list[int]:
         first, total, *sums = changes
         is_now = total + (first % 4 == 3)
-        times = [length * is_now - part for length, part in zip(self.lengths, sums, strict=True)]
-        if min(times) >= 0:  # the usual case
-            return times
-        return [max(time, 0) for time in times]  # of rows that do not fit, after Redis has lost its data
+        times = list(map(sub, self.lengths, sums) if is_now else map(neg, sums))
+        # Rows that do not fit, for example after Redis has lost its data, must not give negative times.
+        return times if min(times) >= 0 else [max(part, 0) for part in times]
+
+
+def _in_seconds(up: int, known: int) -> Uptime:
+    return Uptime(up / _SECOND, known / _SECOND)
 
 
 def _changes(field: str, period: _Period, ids: Collection[UUID]) -> dict[UUID, Changes]:
