@@ -72,10 +72,27 @@ def reads(ids: list[UUID]) -> Iterator[Read]:
     yield Read("what pruning would delete", lambda: prune(dry_run=True), reads_all=True)
 
 
+@contextmanager
+def indexes_made_at_last() -> Iterator[None]:
+    """Make the indexes of the transitions after the block, which is faster than one row at a time."""
+    from django.db import connection
+
+    from proxyhealth.models import Transition
+
+    with connection.schema_editor() as editor:
+        for index in Transition._meta.indexes:
+            editor.remove_index(Transition, index)
+    yield
+    with connection.schema_editor() as editor:
+        for index in Transition._meta.indexes:
+            editor.add_index(Transition, index)
+
+
 def commit_statuses(rows: Sequence[Any]) -> None:
     """Write a snapshot, so that reads do not take the statuses from the history."""
     from proxyhealth.snapshot import ProxyStatus
     from proxyhealth.statuses import Status
+    from proxyhealth.storage.client import open_cache
     from proxyhealth.storage.commit import commit
     from proxyhealth.storage.lease import take_token
     from proxyhealth.storage.merge import Round
@@ -84,6 +101,8 @@ def commit_statuses(rows: Sequence[Any]) -> None:
     proxies = [row.as_proxy() for row in rows]
     statuses = [ProxyStatus(proxy, proxy_host="", status=Status.OK, checked_at=now) for proxy in proxies]
     commit(statuses, take_token(), full_round=Round(now, 1.0))
+    with open_cache() as cache:
+        cache.client.delete(cache.key("outbox"))
 
 
 def backend_pid() -> int | None:
@@ -119,7 +138,8 @@ def measure(name: str, proxies: int, transitions: int) -> list[str]:
         rows = [WorkspaceProxy(name=f"proxy-{i:06}", url="http://127.0.0.1:1") for i in range(proxies)]
         WorkspaceProxy.objects.bulk_create(rows)
         begin = time.monotonic()
-        make_history(rows, transitions, end=datetime.now(UTC))
+        with indexes_made_at_last():
+            make_history(rows, transitions, end=datetime.now(UTC))
         with connection.cursor() as cursor:
             cursor.execute("VACUUM ANALYZE" if name == "postgresql" else "ANALYZE")
         made = time.monotonic() - begin

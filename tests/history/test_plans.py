@@ -5,10 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from django.core.cache import caches
 from django.db import connection
 
+from proxyhealth.health import snapshot
+from proxyhealth.history.pruning import prune
+from proxyhealth.history.recall import DatabaseMemory
+from proxyhealth.history.records import record_history
+from proxyhealth.history.uptime import uptimes
 from proxyhealth.models import Transition, WorkspaceProxy
-from tests.support.transitions import explained_queries, make_history
+from proxyhealth.storage import outbox
+from tests.support.api import LIST
+from tests.support.transitions import explained_queries, make_history, to_token
 
 pytestmark = pytest.mark.django_db
 
@@ -42,6 +50,35 @@ def test_plans__notice_a_scan(proxies):
     assert [plan.scans_all_transitions for plan in plans] == [True]
 
 
-def test_last_of_each__uses_an_index(proxies):
-    assert_indexed(lambda: list(Transition.objects.last_of_each()))
-    assert_indexed(lambda: list(Transition.objects.last_of_each([proxies[0].pk, proxies[1].pk])))
+def test_uptime__uses_an_index(proxies):
+    assert_indexed(lambda: uptimes(snapshot()))
+    assert_indexed(lambda: uptimes(snapshot(), [proxies[0].pk]))
+
+
+def test_history_view__uses_an_index(admin_client, proxies):
+    path = f"{LIST}/{proxies[0].pk}/history"
+    assert_indexed(lambda: admin_client.get(path))
+    assert_indexed(lambda: admin_client.get(path, {"before": to_token(END)}))
+
+
+def test_admin_list__uses_an_index(admin_client, proxies):
+    assert_indexed(lambda: admin_client.get("/admin/proxyhealth/transition/"))
+
+
+def test_recall__uses_an_index(proxies):
+    some = [str(proxy.pk) for proxy in proxies[:2]]
+    assert_indexed(lambda: DatabaseMemory().rows(some))
+    assert_indexed(lambda: DatabaseMemory().rows(None))
+    assert_indexed(lambda: DatabaseMemory().latest(DatabaseMemory().watched()))
+
+
+def test_record__uses_an_index(proxies, redis_client):
+    change = (str(proxies[0].pk), "proxy-0", "ok", "unreachable", to_token(END), to_token(END), 1, {})
+    redis_client.rpush(caches["default"].make_key("proxyhealth:outbox"), outbox.change_entry(*change))
+    assert_indexed(record_history)
+
+
+def test_prune__uses_an_index(proxies, configure):
+    configure(HISTORY_DAYS=90)
+    assert_indexed(lambda: prune(dry_run=True))
+    assert_indexed(prune)

@@ -62,7 +62,7 @@ def make_history(
 
 _COLUMNS = (
     *("proxy_id", "proxy_uuid", "proxy_name", "before", "after", "at", "reason", "report", "token"),
-    *("watched", "signal_due_at", "signal_attempts"),
+    *("watched", "ok_change", "known_change", "signal_due_at", "signal_attempts"),
 )
 
 
@@ -98,7 +98,8 @@ def _rows(
         after = statuses[index] = str(chance.choice(_BAD) if is_bad else Status.OK)
         cause = ("timeout", report) if is_bad else ("", "{}")
         at = to_time(token).strftime("%Y-%m-%d %H:%M:%S.%f")
-        yield (*keys[index], before, after, at, *cause, token, token - first - missed, None, 0)
+        changes = (-1 if is_bad else 1, 1 if before == Status.UNKNOWN else None)
+        yield (*keys[index], before, after, at, *cause, token, token - first - missed, *changes, None, 0)
 
 
 class Plan(NamedTuple):
