@@ -110,12 +110,15 @@ class Demo:
         form = {"username": "demo", "password": "demo", "csrfmiddlewaretoken": token, "next": "/"}
         assert self.session.post(url, form, timeout=20).url == f"{self.base}/"
 
-    def statuses(self):
+    def listing(self):
         answer = self.session.get(f"{self.base}/api/v2/workspaceproxies", timeout=20)
         answer.raise_for_status()
+        return answer.json()
+
+    def statuses(self):
         return {
             region["name"]: (region["status"]["status"], region["status"]["reason"])
-            for region in answer.json()["regions"]
+            for region in self.listing()["regions"]
         }
 
     def metrics(self):
@@ -161,11 +164,15 @@ class Demo:
 
 
 def start_demo(folder, **values):
-    """Start a demo, wait until it answers, and sign in. ``values`` are environment variables for it."""
+    """Start a demo, sign in, and wait for its first round. ``values`` are environment variables for it.
+
+    Until then, the demo serves the last statuses of its made-up history, marked as stale.
+    """
     demo = Demo(copy_checkout(folder), free_ports(), **values)
     try:
         wait_for(demo.answers, 60, "make run answers")
         demo.sign_in()
+        wait_for(lambda: not demo.listing()["stale"], 60, "the first round")
     except BaseException:
         demo.close()
         raise
