@@ -250,29 +250,21 @@ def test_fallback__event_loop_goes_on(relay, fleet):
     assert turns > 3
 
 
-class Elsewhere:
-    def db_for_read(self, model, **hints):
-        return "other"
-
-    db_for_write = db_for_read
-
-
 @pytest.fixture
-def hanging(settings, monkeypatch):
+def hanging(monkeypatch):
     """A real client of PostgreSQL, whose server accepts the connection and says nothing."""
     monkeypatch.setattr(fallback, "_TIMEOUT", 0.1)
     with Server(lambda sock: (sock.recv(1), sock.recv(1 << 16), sock.recv(1)), read=False) as server:
-        connections.settings["other"] = {
-            **connections.settings["default"],
+        elsewhere = {
             "ENGINE": "django.db.backends.postgresql",
             "HOST": "127.0.0.1",
             "PORT": server.port,
             "OPTIONS": {"connect_timeout": 30, "sslmode": "disable"},
         }
-        settings.DATABASE_ROUTERS = [Elsewhere()]
+        # For new threads: this one has its connection already.
+        monkeypatch.setitem(connections.settings, "default", connections.settings["default"] | elsewhere)
         yield
     wait_for(lambda: not our_threads(), 5, "the thread ends, whose message is not that of the next test")
-    connections.settings.pop("other")
 
 
 def our_threads():
