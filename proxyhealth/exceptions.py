@@ -17,6 +17,14 @@ class Superseded(StoreError):
     """A commit that came too late: another round took over the lease, or a later round was committed."""
 
 
+class TokenTooLow(StoreError):
+    """A token below those of the history, because the clock of a new server is behind."""
+
+    def __init__(self, last_token: int) -> None:
+        super().__init__("the clock of Redis is behind the history; the next round counts on from there")
+        self.last_token = last_token
+
+
 class UnusableSnapshot(StoreError):
     """A document that a check must not replace: it is damaged, or has another format."""
 

@@ -112,7 +112,7 @@ def test_history__example_happens_as_described(configure):
     for time, result, *expected in [("11:00:00", "ok", "ok", "", "11:00:00"), *rows]:
         at = datetime.fromisoformat(f"2026-11-27T{time}Z")
         token = int(at.timestamp()) * 1_000_000
-        document, entries = merged(value, Results([make_status(proxy, Status(result))], token))
+        document, entries, _ = merged(value, Results([make_status(proxy, Status(result))], token))
         value = dump(document)
         status = decode(value, PreviousLines()).snapshot.statuses[proxy.id]
         raw = f"`{status.raw.status}`" if status.raw else ""

@@ -11,7 +11,14 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.db import Error as DatabaseError
 
 from proxyhealth.conf import conf
-from proxyhealth.exceptions import ForeignSnapshot, ProberOffline, RoundFailed, StoreError, Superseded
+from proxyhealth.exceptions import (
+    ForeignSnapshot,
+    ProberOffline,
+    RoundFailed,
+    StoreError,
+    Superseded,
+    TokenTooLow,
+)
 from proxyhealth.history.recall import DatabaseMemory
 from proxyhealth.models import WorkspaceProxy, close_if_broken
 from proxyhealth.probing import pool
@@ -76,7 +83,7 @@ def commit_statuses(statuses: Sequence[ProxyStatus], token: int, **options: Any)
             result = commit(statuses, token, memory=memory, **options)
             break
         except StoreError as error:
-            if isinstance(error, Superseded | ForeignSnapshot) or time.monotonic() > end:
+            if isinstance(error, Superseded | TokenTooLow | ForeignSnapshot) or time.monotonic() > end:
                 raise
             logger.warning("commit waits for the cache token=%d error=%s", token, error)
             time.sleep(0.25)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from redis.exceptions import RedisError, ResponseError
 
-from proxyhealth.exceptions import StoreError, Superseded, UnusableSnapshot
+from proxyhealth.exceptions import StoreError, Superseded, TokenTooLow, UnusableSnapshot
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.storage.client import open_cache, run_script
 from proxyhealth.storage.counters import MAX_ERROR
@@ -34,7 +34,8 @@ _KEYS = ["snapshot", "lease", "round-stats", "plan", "token", "outbox"]
 # round. Returns the length of the outbox. Checks have no lease_token.
 _WRITE = f"""
 local snapshot, lease, stats, plan, last_token, outbox = unpack(KEYS)
-local old_head, document, token, lease_token, outcome, message, time, deployment = unpack(ARGV, 1, 8)
+local old_head, document, token, is_compared, lease_token = unpack(ARGV, 1, 5)
+local outcome, message, time, deployment = unpack(ARGV, 6, 9)
 local is_round = lease_token ~= ''
 if is_round then
   -- A client that lost the reply runs the script again.
@@ -46,10 +47,15 @@ if type(head) == 'table' then head = '' end -- an error, because the key holds a
 if head ~= old_head then return 'changed' end
 local kind = redis.call('TYPE', outbox).ok
 if kind ~= 'list' and kind ~= 'none' then redis.call('DEL', outbox) end
-local length = redis.call('LLEN', outbox) + #ARGV - 8
+local length = redis.call('LLEN', outbox)
+-- The length that it should have, which tells a later round of lost entries.
+if is_compared == '1' then redis.call('HDEL', stats, 'outbox') end
+redis.call('HSETNX', stats, 'outbox', length)
+redis.call('HINCRBY', stats, 'outbox', #ARGV - 9)
+length = length + #ARGV - 9
 -- Before the document: a user of an earlier version may lack the permission, and no change may be lost. In
 -- parts, because Lua's unpack has a limit. After the first write, no other one fails.
-for i = 9, #ARGV, 1000 do
+for i = 10, #ARGV, 1000 do
   redis.call('RPUSH', outbox, unpack(ARGV, i, math.min(i + 999, #ARGV)))
 end
 redis.call('SET', snapshot, document)
@@ -69,6 +75,14 @@ if outcome == 'success' then
   redis.call('HDEL', stats, 'offline', 'offline_since')
 end
 return length
+"""
+
+
+_RAISE = """
+local last_token, minimum = KEYS[1], ARGV[1]
+if tonumber(redis.call('GET', last_token) or '0') < tonumber(minimum) then
+  redis.call('SET', last_token, minimum)
+end
 """
 
 
@@ -103,8 +117,9 @@ def commit(
     Only a round replaces a document that cannot be read, or that belongs to another deployment. A check
     changes neither: for the first, the result is not ``complete``; for the second, raise ``ForeignSnapshot``.
 
-    Raise ``Superseded`` if a later round took over; the snapshot is then unchanged. Raise ``StoreError`` if
-    the cache fails; the commit may still have succeeded, and it is safe to repeat it.
+    Raise ``Superseded`` if a later round took over, or ``TokenTooLow`` if the history has later tokens; the
+    snapshot is then unchanged. Raise ``StoreError`` if the cache fails; the commit may still have succeeded,
+    and it is safe to repeat it.
     """
     deployment = read_identity()
     merge = partial(
@@ -127,15 +142,18 @@ def _try_to_write(merge: Callable[..., Merged], token: int, *args: Any) -> Commi
     """Merge and write once. Return None if the document changed in between."""
     value, state = _read(token)
     try:
-        document, entries = merge(value, **state)
+        document, entries, is_compared = merge(value, **state)
     except UnusableSnapshot as error:
         logger.error("check not committed, a round is needed: %s", error)
         return Commit(complete=False)
+    except TokenTooLow as error:
+        run_script(_RAISE, ["token"], error.last_token)
+        raise
     head = (value or b"")[: HEAD_BYTES + 1]
     complete, waiting = document.complete, document.waiting
     body = dump(document)
     del document, value  # both are large, and so is the body that is sent now
-    result = run_script(_WRITE, _KEYS, head, body, token, *args, *entries)
+    result = run_script(_WRITE, _KEYS, head, body, token, int(is_compared), *args, *entries)
     if result == b"superseded":
         raise Superseded("another round has begun while this one ran")
     return None if result == b"changed" else Commit(complete, waiting, int(result))
@@ -169,7 +187,7 @@ class _State(TypedDict):
 
     last_token: int
     offline_since: int | None
-    is_drained: bool
+    has_lost_entries: bool
 
 
 def _read(token: int) -> tuple[bytes | None, _State]:
@@ -179,8 +197,9 @@ def _read(token: int) -> tuple[bytes | None, _State]:
         pipe.get(cache.key("snapshot"))
         pipe.get(cache.key("token"))
         pipe.hget(cache.key("round-stats"), "offline_since")
-        pipe.exists(cache.key("outbox"))
-        value, last_token, offline_since, has_entries = pipe.execute(raise_on_error=False)
+        pipe.hget(cache.key("round-stats"), "outbox")
+        pipe.llen(cache.key("outbox"))
+        value, last_token, offline_since, expected, length = pipe.execute(raise_on_error=False)
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
             logger.error("snapshot replaced: its key holds another type: %s", value)
             value = None
@@ -189,7 +208,7 @@ def _read(token: int) -> tuple[bytes | None, _State]:
     return value, {
         "last_token": max(token, _integer(last_token) or 0),
         "offline_since": _integer(offline_since),
-        "is_drained": has_entries == 0,
+        "has_lost_entries": (_integer(expected) or 0) > (_integer(length) or 0),
     }
 
 

@@ -75,7 +75,6 @@ def _first_head() -> dict[str, Any]:
         "removed": {},
         "deployment": "",
         "watched": None,
-        "unchecked": False,  # a round could not compare the statuses with the history
     }
 
 

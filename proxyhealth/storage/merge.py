@@ -10,7 +10,13 @@ from typing import NamedTuple, Protocol, Self
 from uuid import UUID
 
 from proxyhealth.conf import conf
-from proxyhealth.exceptions import ForeignSnapshot, HistoryUnavailable, Superseded, UnusableSnapshot
+from proxyhealth.exceptions import (
+    ForeignSnapshot,
+    HistoryUnavailable,
+    Superseded,
+    TokenTooLow,
+    UnusableSnapshot,
+)
 from proxyhealth.snapshot import Proxy, ProxyStatus, RoundHistogram
 from proxyhealth.storage.confirmation import Instant, Row, Thresholds, confirm, moment
 from proxyhealth.storage.deployment import foreign_message
@@ -96,10 +102,14 @@ class Results:
 
 
 class Merged(NamedTuple):
-    """The document after a merge, and the entries for the outbox."""
+    """The document after a merge, and the entries for the outbox.
+
+    ``is_compared`` is True if all statuses were compared with the history.
+    """
 
     document: Document
     entries: list[str]
+    is_compared: bool = False
 
 
 def merged(
@@ -109,14 +119,14 @@ def merged(
     *,
     last_token: int | None = None,
     offline_since: int | None = None,
-    is_drained: bool = False,
+    has_lost_entries: bool = False,
     deployment: str = "",
     replace_foreign: bool = False,
 ) -> Merged:
     """Merge ``results`` into the document ``value``.
 
     A document with a token above ``last_token`` is damaged. The prober is offline since ``offline_since``
-    (µs), or it is None. ``is_drained`` is True if the outbox is empty.
+    (µs), or it is None. With ``has_lost_entries``, the outbox has lost some.
 
     Raise ``ForeignSnapshot`` for the document of another deployment, or replace it with ``replace_foreign``.
     A round replaces a document that cannot be read; for a check, raise ``UnusableSnapshot``. Raise
@@ -124,7 +134,7 @@ def merged(
     """
 
     def merge(document: Document) -> Merged:
-        past = _Past.of(document, results, memory, is_drained)
+        past = _Past.of(document, results, memory, has_lost_entries)
         return _merge(document, results, past, offline_since, deployment)
 
     if value is not None:
@@ -150,7 +160,7 @@ def merged(
 
 @dataclass(frozen=True)
 class _Past:
-    """The time before a merge, as the document and the history know it.
+    """The time before a merge.
 
     ``last_round`` is None if only the history knows it, which is unavailable. ``is_lost`` is True if the
     cache has lost commits, or entries of the outbox. ``rows`` are the last statuses in the history: of all
@@ -164,34 +174,26 @@ class _Past:
     rows: Mapping[str, Row] | None = None
 
     @classmethod
-    def of(cls, document: Document, results: Results, memory: Memory, is_drained: bool) -> Self:
+    def of(cls, document: Document, results: Results, memory: Memory, has_lost_entries: bool) -> Self:
         last_round = _last_round(document)
         recorded = Watched.from_json(document.head["watched"])
         is_round = results.full_round is not None
         lacking = _lacking(document, results)
         try:
             remembered = memory.watched() if is_round or recorded is None else recorded
-            if remembered and (recorded is None or _differ(remembered, recorded, is_drained)):
+            is_lost = recorded is None or recorded.token < remembered.token if remembered else False
+            if remembered and (is_lost or (is_round and has_lost_entries)):
                 latest = memory.latest(remembered)
-                # The clock of a new server may be behind.
-                start = latest._replace(token=min(latest.token, results.token))
-                return cls(start, True, is_round, memory.rows(None if is_round else lacking))
+                if latest.token >= results.token:
+                    raise TokenTooLow(latest.token)
+                return cls(latest, True, is_round, memory.rows(None if is_round else lacking))
             start = last_round or Watched(results.token, 0)
-            lost_all = is_drained and recorded and not remembered
-            if is_round and (lost_all or document.head["unchecked"]):
+            if is_round and (has_lost_entries or recorded is None):
                 return cls(start, False, True, memory.rows(None))
             return cls(start, rows=memory.rows(lacking) if lacking else {})
         except HistoryUnavailable as error:
             logger.warning("changes are recorded later: %s", error)
             return cls(last_round)
-
-
-def _differ(remembered: Watched, recorded: Watched, is_drained: bool) -> bool:
-    """Return True if either the document or the history lacks rounds that the other one has.
-
-    Rounds that wait in the outbox do not count.
-    """
-    return remembered.token > recorded.token or (is_drained and remembered.token < recorded.token)
 
 
 def _last_round(document: Document) -> Watched | None:
@@ -227,12 +229,11 @@ def _merge(
         for absent in dict.fromkeys((*document.judgements, *(past.rows or ()))):
             if absent not in present:
                 merge.remove(absent)
-        document.head["unchecked"] = past.rows is None
         if not full_round.missing:
             merge.record(full_round)
     document.head["deployment"] = deployment or document.head["deployment"]
     merge.finish()
-    return Merged(document, merge.entries)
+    return Merged(document, merge.entries, past.has_all_rows)
 
 
 class _Merge:

@@ -15,9 +15,11 @@ REMOVED = "removed"  # the status of a proxy that left the snapshot
 
 # Removes the first entries, unless another process has done so. No two entries are equal.
 _REMOVE = """
-local outbox = KEYS[1]
+local outbox, stats = unpack(KEYS)
 local count, last = unpack(ARGV)
-if redis.call('LINDEX', outbox, count - 1) == last then redis.call('LTRIM', outbox, count, -1) end
+if redis.call('LINDEX', outbox, count - 1) ~= last then return end
+redis.call('LTRIM', outbox, count, -1)
+if redis.call('HEXISTS', stats, 'outbox') == 1 then redis.call('HINCRBY', stats, 'outbox', -count) end
 """
 
 
@@ -64,4 +66,4 @@ def read_entries(count: int) -> Sequence[bytes]:
 
 def remove_entries(entries: Sequence[bytes]) -> None:
     """Remove the oldest entries, as :func:`read_entries` returned them."""
-    run_script(_REMOVE, ["outbox"], len(entries), entries[-1])
+    run_script(_REMOVE, ["outbox", "round-stats"], len(entries), entries[-1])

@@ -57,7 +57,7 @@ local function fault_of(key, kind, rule)
 end
 
 local token_fields = {committed = true, closed = true, full = true, offline_since = true}
-local counters = {'^count:', ':success$', ':failure$', ':microseconds$'}
+local counters = {'^count:', '^outbox$', ':success$', ':failure$', ':microseconds$'}
 local function repair_counters(key, number)
   local fields = redis.call('HGETALL', key)
   for f = 1, #fields, 2 do

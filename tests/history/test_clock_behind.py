@@ -2,6 +2,7 @@
 
 import pytest
 
+from proxyhealth.exceptions import TokenTooLow
 from proxyhealth.history.recall import DatabaseMemory
 from proxyhealth.history.records import record_history
 from proxyhealth.models import Transition, Watch, WorkspaceProxy
@@ -29,7 +30,11 @@ def test_clock_behind__last_status_is_the_newest(redis_client):
     a_round(start, make_status(proxy))
     a_round(start + 10 * MINUTE, make_status(proxy, Status.UNREACHABLE, reason=Reason.CONNECT))
     redis_client.flushall()
-    a_round(start + 5 * MINUTE, make_status(proxy))
+    with pytest.raises(TokenTooLow):
+        a_round(start + 5 * MINUTE, make_status(proxy))
+    later = take_token()
+    assert later > start + 10 * MINUTE
+    a_round(later, make_status(proxy))
     assert list(Transition.objects.order_by("pk").values_list("after", flat=True)) == [
         "ok",
         "unreachable",

@@ -101,9 +101,7 @@ def agree(steps, failure, recovery):
         results = Results(
             [make_status(PROXY, step.result)], token, (), Round(moment(token), 0.1) if is_full else None
         )
-        document, added = merged(
-            value, results, last_token=token, offline_since=offline_since, is_drained=False
-        )
+        document, added, _ = merged(value, results, last_token=token, offline_since=offline_since)
         if is_full:
             offline_since = None
         value = dump(document)

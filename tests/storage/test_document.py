@@ -383,7 +383,7 @@ FUTURE = {
 def test_merged__a_token_that_was_never_taken_is_damage(value, statuses, change, caplog):
     """Otherwise no later result of the proxy, or of any round, would ever win."""
     future = changed_json(change)(value)
-    document, _ = merged(future, Results(statuses, TOKEN + 1, full_round=a_round()), last_token=TOKEN + 1)
+    document, *_ = merged(future, Results(statuses, TOKEN + 1, full_round=a_round()), last_token=TOKEN + 1)
     assert document.head["ticket"] == TOKEN + 1
     assert {row["ticket"] for row in document.judgements.values()} == {TOKEN + 1}
     assert document.head["removed"] == {}

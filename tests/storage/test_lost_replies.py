@@ -78,7 +78,7 @@ def test_check__that_was_not_written_has_no_changes(redis_client, monkeypatch):
         result = merged(value, **options)
         if not others:
             others.append(first)
-            document, _ = merged(value, Results([make_status(proxy, Status.UNREACHABLE)], first))
+            document, *_ = merged(value, Results([make_status(proxy, Status.UNREACHABLE)], first))
             with module.open_cache() as cache:
                 cache.client.set(cache.key("snapshot"), module.dump(document))
         return result

@@ -25,7 +25,6 @@ HEAD_DEFAULTS = {
     "removed": ("offline", ""),  # only merges use it
     "deployment": ("offline", ""),  # it is beside the snapshot
     "watched": ("watched", None),
-    "unchecked": ("offline", ""),  # only merges use it
 }
 COLUMN_DEFAULTS = {
     "checked_at": ("checked_at", None),
@@ -80,7 +79,7 @@ def read_status(value):
 def merge_around(value):
     """Commit another proxy, so that the first one is left as it is."""
     other = make_status(make_proxy("zzz"))
-    document, entries = merged(value, Results([other], TOKEN + 1))
+    document, entries, _ = merged(value, Results([other], TOKEN + 1))
     assert [json.loads(entry)["name"] for entry in entries] == ["zzz"]
     return dump(document)
 
