@@ -123,9 +123,8 @@ def test_run__save_and_delete_show_before_the_next_round(demo):
     wait_for(lambda: region["id"] not in demo.metrics(), 4, "the series of the deleted proxy are gone")
 
 
-def test_run__logs_rounds_and_status_changes(demo):
-    change = "name=cape-town from=none to=unreachable reason=timeout"
-    wait_for(lambda: change in demo.log.read_text() and "round end token=" in demo.log.read_text(), 20)
+def test_run__logs_rounds(demo):
+    wait_for(lambda: "round end token=" in demo.log.read_text(), 20)
     log = demo.log.read_text()
     assert "round start token=" in log
     assert "Traceback" not in log

@@ -108,7 +108,8 @@ class Fuzzer:
         count_task("check_all", "success", 0.5)
         add_pending([str(uuid4())])
         self._good = {
-            name: (self._client.dump(name), self._client.pttl(name)) for name in self._client.keys("*")
+            name: (self._client.dump(name), self._client.pttl(name))
+            for name in self._client.keys(self.key("*"))  # not those of the broker
         }
 
     def forget(self) -> None:
