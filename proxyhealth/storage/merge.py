@@ -181,8 +181,8 @@ class _Past:
         lacking = _lacking(document, results)
         try:
             remembered = memory.watched() if is_round or recorded is None else recorded
-            is_lost = recorded is None or recorded.token < remembered.token if remembered else False
-            if remembered and (is_lost or (is_round and has_lost_entries)):
+            is_behind = not recorded or (remembered and recorded.token < remembered.token)
+            if remembered and (is_behind or (is_round and has_lost_entries)):
                 latest = memory.latest(remembered)
                 if latest.token >= results.token:
                     raise TokenTooLow(latest.token)
