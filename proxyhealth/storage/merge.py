@@ -149,9 +149,8 @@ def merged(
             return merge(document)
         except DAMAGE as error:
             message = f"the snapshot in the cache cannot be read: {error!r}"
-            if (
-                not results.full_round
-            ):  # the check knows few proxies, and the document may be of a newer version
+            # A check knows few proxies, and the document may be of a newer version.
+            if not results.full_round:
                 raise UnusableSnapshot(message) from error
             # Every round would fail if the document were kept.
             logger.error("snapshot replaced: %s", message)
