@@ -1,6 +1,5 @@
 """The memory of the history: the last statuses of the proxies, for a snapshot that has lost them."""
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -13,8 +12,7 @@ from django.db.models import Max
 from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.models import Transition, Watch, close_if_broken
 from proxyhealth.storage.confirmation import Row, moment
-from proxyhealth.storage.document import DAMAGE
-from proxyhealth.storage.outbox import REMOVED, read_entries
+from proxyhealth.storage.outbox import REMOVED, parse_entry, read_entries
 from proxyhealth.storage.watch import Watched
 from proxyhealth.texts import without_passwords
 from proxyhealth.utils import aware, rfc3339
@@ -37,12 +35,14 @@ class DatabaseMemory:
     def latest(self, last_round: Watched) -> Watched:
         """Return the last moment of which anything is known: a check may have found a change after the round.
 
-        Raise ``HistoryUnavailable``.
+        Changes that wait in the outbox count, too. Raise ``HistoryUnavailable``.
         """
+        entries = read_entries(0)  # first, because they move to the database meanwhile
         with using_database() as alias:
             later = Transition.objects.using(alias).filter(token__gt=last_round.token)
-            found = later.aggregate(watched=Max("watched"))["watched"]
-        watched = max(last_round.watched, found or 0)
+            recorded = later.aggregate(watched=Max("watched"))["watched"] or 0
+        waiting = [entry["watched"] for entry in _parsed(entries) if entry["kind"] == "change"]
+        watched = max(last_round.watched, recorded, *waiting)
         return Watched(last_round.token + watched - last_round.watched, watched)
 
     def rows(self, ids: Collection[str] | None) -> Mapping[str, Row]:
@@ -91,12 +91,18 @@ def _with_changes(
 
     Workers of an earlier version discard the task that records them, so that they stay there for a while.
     """
-    for entry in entries:
-        with suppress(*DAMAGE):  # the task that records the entries reports it
-            id, row = _changed_row(json.loads(entry))
-            if id and (ids is None or id in ids):
-                rows[id] = row
+    for entry in _parsed(entries):
+        id, row = _changed_row(entry)
+        if id and (ids is None or id in ids):
+            rows[id] = row
     return {id: row for id, row in rows.items() if row["status"] != REMOVED}
+
+
+def _parsed(entries: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the entries that can be recorded. The task that records them reports the others."""
+    for entry in entries:
+        with suppress(ValueError):
+            yield parse_entry(entry)
 
 
 def _changed_row(entry: Mapping[str, Any]) -> tuple[str, Row]:

@@ -48,6 +48,9 @@ class Memory(Protocol):
         """Return the last status of each of these proxies, or of all, as rows. Omit removed proxies."""
 
 
+_NOTHING = Watched(0, 0)
+
+
 class NoMemory:
     """The memory of a history that has no rows."""
 
@@ -186,13 +189,15 @@ class _Past:
                 if latest.token >= results.token:
                     raise TokenTooLow(latest.token)
                 return cls(latest, True, is_round, memory.rows(None if is_round else lacking))
-            start = last_round or Watched(results.token, 0)
+            # Checks may have recorded changes before the first round.
+            start = last_round or Watched(results.token, memory.latest(_NOTHING).watched)
             if is_round and (has_lost_entries or recorded is None):
                 return cls(start, False, True, memory.rows(None))
             return cls(start, rows=memory.rows(lacking) if lacking else {})
         except HistoryUnavailable as error:
             logger.warning("changes are recorded later: %s", error)
-            return cls(last_round)
+            # A round that cannot find what was lost must not look as if it had.
+            return cls(None if is_round and has_lost_entries else last_round)
 
 
 def _last_round(document: Document) -> Watched | None:

@@ -13,6 +13,16 @@ from proxyhealth.storage.client import open_cache, run_script
 UNKNOWN = "unknown"  # the status before the first one
 REMOVED = "removed"  # the status of a proxy that left the snapshot
 
+# The fields that each kind of entry has, besides a change's reason, errors and warnings.
+_FIELDS: dict[str, dict[str, type]] = {
+    "change": {
+        **dict.fromkeys(("proxy", "name", "before", "after"), str),
+        **dict.fromkeys(("token", "at", "watched"), int),
+    },
+    "gap": {"start": int, "end": int, "token": int, "why": str},
+    "round": {"token": int, "watched": int},
+}
+
 # Removes the first entries, unless another process has done so. No two entries are equal.
 _REMOVE = """
 local outbox, stats = unpack(KEYS)
@@ -55,6 +65,17 @@ def count_entries() -> int:
     """Return the number of entries."""
     with open_cache() as cache:
         return int(cache.client.llen(cache.key("outbox")))
+
+
+def parse_entry(text: bytes) -> dict[str, Any]:
+    """Return an entry. Raise ``ValueError`` if no version of the app has written it."""
+    try:
+        entry: dict[str, Any] = json.loads(text)
+        if any(type(entry[field]) is not of for field, of in _FIELDS[entry["kind"]].items()):
+            raise ValueError("a field has another type")
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not an entry: {error!r}") from error
+    return entry
 
 
 def read_entries(count: int) -> Sequence[bytes]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from itertools import pairwise
 from uuid import UUID
 
 import pytest
 from django.core.cache import caches
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from proxyhealth.exceptions import HistoryUnavailable, StoreError
@@ -169,8 +170,10 @@ operations = st.lists(
 
 @pytest.mark.django_db
 @settings(
-    max_examples=10,
+    max_examples=int(os.environ.get("EXAMPLES", "30")),
+    derandomize="EXAMPLES" not in os.environ,
     deadline=None,
+    phases=[Phase.generate],  # to shrink a history takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(operations=operations, last=result_of_each, thresholds=st.tuples(st.integers(1, 3), st.integers(1, 3)))
