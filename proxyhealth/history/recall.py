@@ -32,6 +32,12 @@ class DatabaseMemory:
             row = Watch.objects.using(alias).first()
         return Watched(row.token, row.watched) if row else None
 
+    def newest_change(self) -> int:
+        """Return the token of the last change in the history, or 0. Raise ``HistoryUnavailable``."""
+        with using_database() as alias:
+            tokens = Transition.objects.using(alias).order_by("-token").values_list("token", flat=True)
+            return tokens.first() or 0
+
     def latest(self, last_round: Watched) -> Watched:
         """Return the last moment of which anything is known: a check may have found a change after the round.
 

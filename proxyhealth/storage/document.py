@@ -92,6 +92,13 @@ class Document:
         return self.head["checked_at"] is not None
 
     @property
+    def newest(self) -> int:
+        """The highest token of a commit that this document has."""
+        tickets = (row["ticket"] for row in self.judgements.values())
+        newest: int = max(self.head["ticket"], *self.head["removed"].values(), *tickets)
+        return newest
+
+    @property
     def waiting(self) -> int:
         """The number of proxies whose last result contradicts their status."""
         return sum(1 for row in self.judgements.values() if row.get("raw"))

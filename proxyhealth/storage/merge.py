@@ -41,6 +41,9 @@ class Memory(Protocol):
     def watched(self) -> Watched | None:
         """Return the last full round, or None before the first."""
 
+    def newest_change(self) -> int:
+        """Return the token of the last change, or 0."""
+
     def latest(self, last_round: Watched) -> Watched:
         """Return the last moment of which anything is known. It may be later than the last full round."""
 
@@ -56,6 +59,9 @@ class NoMemory:
 
     def watched(self) -> Watched | None:
         return None
+
+    def newest_change(self) -> int:
+        return 0
 
     def latest(self, last_round: Watched) -> Watched:
         return last_round
@@ -184,6 +190,8 @@ class _Past:
         try:
             remembered = memory.watched() if is_round or recorded is None else recorded
             is_behind = not recorded or (remembered and recorded.token < remembered.token)
+            if is_round and remembered and not is_behind:
+                is_behind = document.newest < memory.newest_change()  # a check between two rounds is lost
             if remembered and (is_behind or (is_round and has_lost_entries)):
                 latest = memory.latest(remembered)
                 if latest.token >= results.token:

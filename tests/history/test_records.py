@@ -245,6 +245,20 @@ def test_recall__the_known_time_never_goes_back(start, redis_client):
     assert Gap.objects.get().microseconds == MINUTE * 3 // 2
 
 
+def test_recall__a_failover_that_loses_only_a_check(start, redis_client):
+    paris, oslo = make_proxy("paris"), make_proxy("oslo")
+    a_commit(start, up(paris))
+    record_history()
+    with reader.open_cache() as cache:
+        saved = cache.client.dump(cache.key("snapshot"))
+        a_commit(start + MINUTE // 2, up(oslo), full=False)
+        record_history()
+        cache.client.restore(cache.key("snapshot"), 0, saved, replace=True)
+    a_commit(start + MINUTE, up(paris))
+    record_history()
+    assert rows()[1:] == [("oslo", "unknown", "ok"), ("oslo", "ok", "removed")]
+
+
 def test_recall__a_change_between_two_rounds_is_no_gap(start):
     paris = make_proxy()
     a_commit(start, up(paris))
