@@ -217,7 +217,7 @@ def test_cache_silent__second_scrape_does_not_wait(fleet, settings, monkeypatch)
         settings.CACHES = {"default": {**settings.CACHES["default"], "LOCATION": location, "OPTIONS": {}}}
         with at_most(2.5):
             assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
-        with at_most(0.5):
+        with at_most(0.9):  # a read of the cache takes at least a second
             assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
 
 

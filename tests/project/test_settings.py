@@ -35,7 +35,7 @@ def documented_environment():
     return dict(line.split("=", 1) for line in lines)
 
 
-def test_check_deploy__is_clean_with_the_documented_environment(load, tmp_path):
+def test_check_deploy__is_clean_with_the_documented_environment(load, tmp_path, db):
     authority = tmp_path / "ca.pem"
     authority.touch()
     settings = load({**documented_environment(), "SECRET_KEY": KEY}, REDIS_CA_FILE=authority)
