@@ -236,7 +236,7 @@ def test_uptime__is_one_only_if_the_proxy_was_never_down(viewer, row):
     change(row, 1, "unknown", "ok", watched=0)
     change(row, 2, "ok", "unreachable", watched=15 * day)
     change(row, 3, "unreachable", "ok", watched=15 * day + 1000)
-    Watch.objects.create(token=now, watched=20 * day)
+    Watch.objects.create(pk=1, token=now, watched=20 * day)
     with fake_snapshot(paris="ok"):
         first, second = (viewer.get(PARIS) for _ in range(2))
     assert first.json()["uptime"] == {"24h": 1, "7d": 0.999999, "30d": 0.999999, "90d": 0.999999}
@@ -315,7 +315,7 @@ def test_database_down__is_503(viewer, row):
 
 def test_queries__their_number_is_fixed(viewer, row):
     """One for the rows, one for the transitions, and five for the uptime."""
-    Watch.objects.create(token=50, watched=50)
+    Watch.objects.create(pk=1, token=50, watched=50)
     viewer.get(PARIS)  # reads the rows for all views
     numbers = []
     for count in (0, 1, 30):
