@@ -36,7 +36,7 @@ _UPGRADE = 3_600 * 1_000_000
 
 
 class Memory(Protocol):
-    """What the history remembers of the snapshot. All methods raise ``HistoryUnavailable``."""
+    """The last state of the snapshot that the history has. All methods raise ``HistoryUnavailable``."""
 
     def watched(self) -> Watched | None:
         """Return the last full round, or None before the first."""
