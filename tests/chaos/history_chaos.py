@@ -208,6 +208,7 @@ class HistoryChaos:
         """Wait for a full round in the newest Redis, and for so many documents."""
 
         def has_round() -> bool:
+            self._revive()  # as a supervisor does: Celery may end when it loses its broker
             found = self.commits.epochs[-1].documents
             return len(found) >= documents and bool(found[-1]["ticket"])
 
