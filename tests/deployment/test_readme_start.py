@@ -95,9 +95,10 @@ def test_start__samples_of_other_documents_run(project):
     reader, _ = project
     texts = [(ROOT / "README.md").read_text(), (DOCS / "python.md").read_text()]
     samples = [sample for text in texts for sample in blocks("python", text)]
-    assert len(samples) == 3
+    assert len(samples) == 7
+    row = "from proxyhealth.models import WorkspaceProxy; proxy = WorkspaceProxy.objects.first()"
     call = "import json; assert set(json.loads(proxies(None).content)) == {'stale', 'proxies'}"
-    reader.shell("\n".join([*samples, call]))
+    reader.shell("\n".join([row, *samples, call]))
 
 
 def test_start__runbook_finds_its_lines_in_the_logs(project):
@@ -109,7 +110,7 @@ def test_start__runbook_finds_its_lines_in_the_logs(project):
         "Scheduler: Sending due task proxyhealth-round",
         "Task proxyhealth.tasks.check_all[…] received",
         "round skipped: early",
-        "status change proxy=… name=oslo from=none to=ok",  # at the level INFO, as a recovery
+        "status change proxy=… name=oslo from=unknown to=ok",  # at the level INFO, as a recovery
     ]
     commands = sorted(set(re.findall(r"celery -A host (?:status|inspect \w+)", RUNBOOK)))
     extra_tick = """celery -A host call proxyhealth.tasks.check_all --kwargs '{"gap": 60}'"""
