@@ -58,7 +58,7 @@ def test_fields__only_of_our_messages():
 
 
 @pytest.fixture
-def log():
+def log(caplog):
     """The lines that the project's log has with LOG_FORMAT=json."""
     config = logging_config("json", "INFO")
     stream = io.StringIO()
@@ -68,13 +68,14 @@ def log():
     handler.addFilter(AddFields())
     logger = logging.getLogger("proxyhealth")
     logger.addHandler(handler)
+    # The level of the root logger may be that of a Celery worker in another test.
+    caplog.set_level(logging.INFO, logger.name)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     logger.removeHandler(handler)
 
 
 @pytest.mark.django_db
-def test_json__round(log, caplog):
-    caplog.set_level(logging.INFO)
+def test_json__round(log):
     health.force_update()
     start, end = log()
     assert (start["message"].partition(" token")[0], start["level"]) == ("round start", "INFO")
