@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # What `make quick` leaves out: pages in a browser, commands, and what other programs check.
-SLOW := tests/project tests/contrib tests/api/test_openapi.py tests/api/test_typescript.py \
+SLOW := tests/project tests/contrib tests/api/test_typescript.py \
 	tests/support/test_pure_tests.py tests/test_frontend.py tests/test_health_page.py tests/test_package.py
 
 # The number of parallel test processes. Most tests wait: for rounds, for a browser, or for data to become stale.
@@ -66,7 +66,7 @@ chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header -m alone
 
-## Follow the documents: install into new projects, deploy, build the documentation site
+## Follow the documents: install, deploy, build the site; test the API and the alerts with other programs
 deployment: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/deployment --quiet --no-header --numprocesses 2 --dist loadfile
 

@@ -31,10 +31,8 @@ collect_ignore = ["test_secure_csp.py"] if django.VERSION < (6,) else []
 # The slowest files start first. If one of them started last, the other workers would have nothing left to do.
 LONGEST = [
     "test_region_picker_page",
-    "test_prometheus_rules",
     "test_run",
     "test_region_picker_updates",
-    "test_openapi",
     "test_health_page",
     "test_properties",
     "test_make_prometheus",

@@ -25,7 +25,6 @@ from tests.contrib.expressions import (
 )
 
 TESTS = Path(__file__).with_name("rules_test.yml")
-LONG_TESTS = Path(__file__).with_name("rules_long_test.yml")
 PACKAGE = DOCS.parent / "proxyhealth"
 RUNBOOK = (DOCS / "runbook.md").read_text()
 
@@ -57,10 +56,6 @@ def test_rules__are_valid(promtool):
     assert f"{len(ALERTS) + len(RECORDS)} rules found" in promtool(
         "check", "rules", "--lint=all", "--lint-fatal", RULES
     )
-
-
-def test_rules__fire_and_resolve_as_expected(promtool):
-    assert "SUCCESS" in promtool("test", "rules", TESTS, LONG_TESTS)
 
 
 def test_rules__every_alert_is_tested_firing_and_silent():
