@@ -190,9 +190,7 @@ def test_task_runs__unstored_result_counted_once(monkeypatch):
     assert task_runs()["check_shard"][:2] == (1, 0)
 
 
-def test_task_runs__tasks_of_host_are_not_counted():
-    host = Celery(set_as_current=False)
-
+def test_task_runs__tasks_of_host_are_not_counted(host):
     @host.task(name="host.tasks.divide")
     def divide(by):
         return 1 / by
@@ -214,9 +212,8 @@ def test_task_names__are_registered_and_in_metrics():
     assert {label["task"] for label in labels if "task" in label} == {name.short for name in TaskName}
 
 
-def test_tasks__are_acknowledged_early():
+def test_tasks__are_acknowledged_early(host):
     """A worker that holds an unacknowledged message ends when it loses its broker."""
-    host = Celery(set_as_current=False)
     host.conf.update(task_acks_late=True, task_reject_on_worker_lost=True, task_ignore_result=True)
     ours = [task for name, task in host.tasks.items() if name.startswith("proxyhealth.")]
     assert len(ours) == len(TaskName)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 import trustme
@@ -60,12 +60,12 @@ def test_redis__with_a_password_and_tls(load, secure_redis, settings, tmp_path):
     settings.CACHES = secure.CACHES
     with open_cache() as cache:
         assert cache.client.acl_whoami() == "site"
-    app = Celery("secure", set_as_current=False)
-    app.config_from_object(secure, namespace="CELERY")
-    with app.connection_for_write() as connection:
-        assert connection.default_channel.client.acl_whoami() == "site"
-    assert app.backend.client.acl_whoami() == "site"
-    app.backend.client.close()
+    with closing(Celery("secure", set_as_current=False)) as app:
+        app.config_from_object(secure, namespace="CELERY")
+        with app.connection_for_write() as connection:
+            assert connection.default_channel.client.acl_whoami() == "site"
+        assert app.backend.client.acl_whoami() == "site"
+        app.backend.client.close()
 
 
 def test_redis__of_another_authority(load, secure_redis, settings, tmp_path):
