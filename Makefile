@@ -5,15 +5,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# What `make quick` leaves out: pages in a browser, commands, and what other programs check.
-SLOW := tests/project tests/contrib tests/api/test_typescript.py \
-	tests/support/test_pure_tests.py tests/test_frontend.py tests/test_health_page.py tests/test_package.py
+# The tests of pages in a browser, which take a fifth of the time of all tests.
+PAGES := $(wildcard tests/project/test_region_picker_*.py tests/test_health_page*.py)
+
+# What `make quick` leaves out as well: commands, and what other programs check.
+SLOW := $(PAGES) tests/project tests/contrib tests/api/test_typescript.py \
+	tests/support/test_pure_tests.py tests/test_frontend.py tests/test_package.py
 
 # The number of parallel test processes. Most tests wait: for rounds, for a browser, or for data to become stale.
-WORKERS ?= 3
+WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run prometheus test lint types tests coverage quick chaos deployment fuzz format docs docs-links \
+.PHONY: help run prometheus test lint types tests pages coverage quick chaos deployment fuzz format docs docs-links \
 	dist start-proxy stop-proxy api-types clean
 
 ## List these commands
@@ -46,11 +49,15 @@ types: $(VENV)/.installed-dev
 DEVMODE := PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-## Run the tests, except those of `make chaos`
+## Run the tests, except those of `make pages`, `make chaos`, and `make deployment`
 tests: $(VENV)/.installed-dev node_modules/.installed
-	$(DEVMODE) $(BIN)/python $(PYTEST)
+	$(DEVMODE) $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(PAGES))
 
-## Run the tests, and report the lines that none of them executes: a quarter slower
+## Run the tests of pages in a browser
+pages: $(VENV)/.installed-dev node_modules/.installed
+	$(DEVMODE) $(BIN)/python $(PYTEST) $(PAGES)
+
+## Run the tests, also those of pages, and report the lines that none of them executes
 coverage: $(VENV)/.installed-dev node_modules/.installed
 	$(DEVMODE) $(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
