@@ -266,6 +266,12 @@ class Settings:
     """Seconds after which a proxy is probed again whose result contradicts its status."""
     HISTORY_DAYS = _Setting(400, _days_of_history)
     """Days for which transitions and gaps are kept."""
+    GROUP_INTERVAL = _Setting(30.0, _seconds_or_zero)
+    """Seconds after a message in which a channel rests. What happens meanwhile goes into the next message."""
+    HEARTBEAT_URLS = _Setting((), _urls)
+    """URLs that a worker requests after each full round, so that their owner notices when none comes."""
+    BASE_URL = _Setting("", _page_url)
+    """Address of the site in messages, such as ``https://control.example.com``, or empty: no links to it."""
     CONCURRENCY = _Setting(512, _positive_integer)
     """Number of probes that run at once in a process."""
     SHARD_SIZE = _Setting(1000, _positive_integer)

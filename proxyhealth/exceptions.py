@@ -37,6 +37,19 @@ class HistoryUnavailable(Exception):
     """A failure of the database that holds the history. The message says why it cannot be used."""
 
 
+class DeliveryFailed(Exception):
+    """A message that the other side of a channel has not accepted. The text has no secret.
+
+    ``retry_after`` is the pause in seconds that the other side demands. ``is_final`` is True if it will never
+    accept a message again.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.is_final = is_final
+
+
 class RoundFailed(Exception):
     """A failed round or check. A round changed no status, except as ``health.force_update()`` describes."""
 

@@ -15,6 +15,7 @@ class TaskName(enum.StrEnum):
     RECHECK = "proxyhealth.tasks.recheck"
     RECORD_HISTORY = "proxyhealth.tasks.record_history"
     SEND_SIGNALS = "proxyhealth.tasks.send_signals"
+    DELIVER = "proxyhealth.tasks.deliver"
     PRUNE_HISTORY = "proxyhealth.tasks.prune_history"
 
     @property

@@ -15,6 +15,8 @@ from proxyhealth.texts import INVISIBLE, SELECTORS, without_controls
 RESERVED_NAMES = frozenset({"primary"})
 
 # Characters. Parsing some longer URLs would take quadratic time.
+MAX_LABELS = 32
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", re.ASCII)
 MAX_URL_LENGTH = 2_000
 
 _MAX_UNICODE_HOST = 100  # characters; each one takes ten microseconds
@@ -166,6 +168,22 @@ def validate_wildcard_hostname(value: str) -> None:
             code="invalid_wildcard_hostname",
             params={"why": error},
         ) from None
+
+
+def validate_labels(value: object) -> None:
+    """Validate ``WorkspaceProxy.labels``: a dictionary of short plain texts."""
+    if not isinstance(value, dict):
+        raise ValidationError('Labels must be a dictionary such as {"region": "eu"}.', code="invalid_labels")
+    if len(value) > MAX_LABELS:
+        raise ValidationError(f"A proxy may have at most {MAX_LABELS} labels.", code="too_many_labels")
+    for key, item in value.items():
+        if not (_LABEL.fullmatch(key) and isinstance(item, str) and _LABEL.fullmatch(item)):
+            raise ValidationError(
+                "The label %(label)s cannot be used. A key and a value have 1 to 63 letters, digits, and the "
+                "characters . _ - /, and begin with a letter or a digit.",
+                code="invalid_label",
+                params={"label": short(f"{key}: {item}")},
+            )
 
 
 def validate_text(value: str) -> None:

@@ -14,7 +14,8 @@ from django.db.models import Count, Max, Q
 from proxyhealth import isolation
 from proxyhealth.api.representation import public_name
 from proxyhealth.conf import conf
-from proxyhealth.models import WorkspaceProxy, is_of_a_row
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.models.rows import is_of_a_row
 from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy
 from proxyhealth.texts import clean, without_passwords

@@ -19,8 +19,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from proxyhealth.history.recall import using_database
 from proxyhealth.models import Transition, WorkspaceProxy
+from proxyhealth.models.rows import using_database_of
 from proxyhealth.signals import status_changed
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.storage.sender import note_hanging, only_sender, read_hanging
@@ -45,7 +45,7 @@ def are_signals_due() -> bool:
     """Return True if a signal has to be sent now. Raise ``HistoryUnavailable``."""
     if not status_changed.has_listeners(WorkspaceProxy):
         return False
-    with using_database():
+    with using_database_of(Transition):
         return _due().exists()
 
 
@@ -64,7 +64,7 @@ def send_signals(seconds: float | None = None, patience: float | None = None) ->
     """
     run = _Run(float("inf") if seconds is None else time.monotonic() + seconds)
     while are_signals_due():  # also after the last one: others send nothing while this process does
-        with only_sender() as held, using_database():
+        with only_sender() as held, using_database_of(Transition):
             if not held:
                 return True
             with _watching(run, patience):

@@ -11,9 +11,9 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from proxyhealth.conf import conf
-from proxyhealth.history.recall import using_database
 from proxyhealth.history.uptime import WINDOWS
 from proxyhealth.models import Gap, Transition, Watch
+from proxyhealth.models.rows import using_database_of
 from proxyhealth.storage.confirmation import moment
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def prune(seconds: float | None = None, *, dry_run: bool = False) -> Pruned:
     whose signal is due. With ``dry_run``, only count. Raise ``HistoryUnavailable``.
     """
     end = float("inf") if seconds is None else time.monotonic() + seconds
-    with using_database() as alias:
+    with using_database_of(Transition) as alias:
         return _prune(alias, end, dry_run)
 
 

@@ -1,20 +1,17 @@
 """The memory of the history: the last statuses of the proxies, for a snapshot that has lost them."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from django.db import Error as DatabaseError
-from django.db import router
 from django.db.models import Max
 
-from proxyhealth.exceptions import HistoryUnavailable
-from proxyhealth.models import Transition, Watch, close_if_broken
+from proxyhealth.models import Transition, Watch
+from proxyhealth.models.rows import using_database_of
 from proxyhealth.storage.confirmation import Row, moment
 from proxyhealth.storage.outbox import REMOVED, parse_entry, read_entries
 from proxyhealth.storage.watch import Watched
-from proxyhealth.texts import without_passwords
 from proxyhealth.utils import aware, rfc3339
 
 _BATCH = 500  # ids in one query: SQLite has a limit
@@ -28,13 +25,13 @@ class DatabaseMemory:
 
     def watched(self) -> Watched | None:
         """Return the last full round, or None before the first. Raise ``HistoryUnavailable``."""
-        with using_database() as alias:
+        with using_database_of(Transition) as alias:
             row = Watch.objects.using(alias).first()
         return Watched(row.token, row.watched) if row else None
 
     def newest_change(self) -> int:
         """Return the token of the last change in the history, or 0. Raise ``HistoryUnavailable``."""
-        with using_database() as alias:
+        with using_database_of(Transition) as alias:
             tokens = Transition.objects.using(alias).order_by("-token").values_list("token", flat=True)
             return tokens.first() or 0
 
@@ -44,7 +41,7 @@ class DatabaseMemory:
         Changes that wait in the outbox count, too. Raise ``HistoryUnavailable``.
         """
         entries = read_entries(0)  # first, because they move to the database meanwhile
-        with using_database() as alias:
+        with using_database_of(Transition) as alias:
             later = Transition.objects.using(alias).filter(token__gt=last_round.token)
             recorded = later.aggregate(watched=Max("watched"))["watched"] or 0
         waiting = [entry["watched"] for entry in _parsed(entries) if entry["kind"] == "change"]
@@ -59,24 +56,10 @@ class DatabaseMemory:
         key = None if ids is None else frozenset(ids)
         if key not in self._rows:
             entries = read_entries(0)  # first, because they move to the database meanwhile
-            with using_database() as alias:
+            with using_database_of(Transition) as alias:
                 rows = dict(_read_rows(alias, ids))
             self._rows[key] = _with_changes(rows, entries, ids)
         return self._rows[key]
-
-
-@contextmanager
-def using_database() -> Iterator[str]:
-    """Yield the alias of the database that has the history. Raise ``HistoryUnavailable`` if it fails."""
-    alias = router.db_for_write(Transition)
-    try:
-        yield alias
-    except DatabaseError as error:
-        # Otherwise a worker would keep a connection that a restart of the database has closed.
-        close_if_broken(alias)
-        raise HistoryUnavailable(
-            f"the history cannot be used in the database: {without_passwords(error)}"
-        ) from error
 
 
 def _read_rows(alias: str, ids: Collection[str] | None) -> Iterator[tuple[str, Row]]:

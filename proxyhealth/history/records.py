@@ -17,8 +17,8 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from proxyhealth.history.recall import using_database
-from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy, is_of_a_row
+from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy
+from proxyhealth.models.rows import is_of_a_row, using_database_of
 from proxyhealth.signals import status_changed
 from proxyhealth.statuses import Status
 from proxyhealth.storage.confirmation import moment
@@ -41,7 +41,7 @@ def record_history() -> None:
     are not written stay in the outbox.
     """
     while entries := read_entries(_BATCH):
-        with using_database() as alias:
+        with using_database_of(Transition) as alias:
             _record(alias, entries)
         remove_entries(entries)
 

@@ -20,7 +20,8 @@ from proxyhealth.exceptions import (
     TokenTooLow,
 )
 from proxyhealth.history.recall import DatabaseMemory
-from proxyhealth.models import WorkspaceProxy, close_if_broken
+from proxyhealth.models import WorkspaceProxy
+from proxyhealth.models.rows import close_if_broken
 from proxyhealth.probing import pool
 from proxyhealth.rounds.dispatch import request_check, request_recheck, request_task
 from proxyhealth.snapshot import Proxy, ProxyStatus

@@ -1,0 +1,178 @@
+"""Telling people: channels, deliveries, silences, and the alarms about the prober itself."""
+
+from typing import ClassVar, Self
+
+from django.conf import settings
+from django.db import models, router
+
+from proxyhealth.models.outages import BAD_STATUSES
+
+
+def default_statuses() -> list[str]:
+    return list(BAD_STATUSES)
+
+
+class Channel(models.Model):
+    """A place where people are told: the recipients of a mail, a webhook, or an address of Apprise.
+
+    ``proxies`` has selectors, one on each line (:mod:`proxyhealth.selectors`); empty means all proxies.
+    ``statuses`` are those whose begin is told. The end of what was told is always told. A channel is told
+    nothing that happened before ``listens_since``.
+    """
+
+    class Kind(models.TextChoices):
+        EMAIL = "email", "Email"
+        WEBHOOK = "webhook", "Webhook"
+        APPRISE = "apprise", "Apprise"
+
+    name = models.CharField(max_length=64, unique=True)
+    kind = models.CharField(max_length=16, choices=Kind.choices)
+    target = models.TextField(max_length=4000)
+    secret = models.CharField(max_length=128, blank=True)
+    proxies = models.TextField(blank=True, max_length=10_000)
+    statuses = models.JSONField(default=default_statuses)
+    delay = models.PositiveIntegerField(default=0)  # seconds
+    remind_every = models.PositiveIntegerField(default=0)  # seconds; 0: never
+    enabled = models.BooleanField(default=True)
+    listens_since = models.DateTimeField(editable=False)
+    # After a message, the channel rests until then.
+    rests_until = models.DateTimeField(null=True, editable=False)
+    # One process at a time sends to a channel. Its claim expires, because the process may be killed.
+    claim = models.UUIDField(null=True, editable=False)
+    claimed_until = models.DateTimeField(null=True, editable=False)
+    # The last answer of the other side.
+    last_success_at = models.DateTimeField(null=True, editable=False)
+    last_failure_at = models.DateTimeField(null=True, editable=False)
+    last_error = models.TextField(blank=True, editable=False)
+
+    class Meta:
+        ordering: ClassVar[list[str]] = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Alarm(models.Model):
+    """A fault of the prober itself, while no proxy's status can be believed."""
+
+    class Kind(models.TextChoices):
+        NO_ROUNDS = "no_rounds", "no rounds"
+        OFFLINE = "offline", "prober offline"
+        REDIS = "redis", "Redis out of reach"
+
+    kind = models.CharField(max_length=16, choices=Kind.choices, editable=False)
+    detail = models.TextField(blank=True, editable=False)
+    began_at = models.DateTimeField(editable=False)
+    ended_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        ordering: ClassVar[list[str]] = ["-began_at", "-pk"]
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(
+                fields=["kind"],
+                condition=models.Q(ended_at__isnull=True),
+                name="proxyhealth_one_open_alarm",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.get_kind_display()
+
+
+class DeliveryQuerySet(models.QuerySet["Delivery"]):
+    def primary(self) -> Self:
+        """Use the database for writes, as :meth:`WorkspaceProxyQuerySet.primary` does."""
+        return self.using(router.db_for_write(self.model))
+
+    def pending(self) -> Self:
+        return self.filter(state=Delivery.State.PENDING)
+
+
+class Delivery(models.Model):
+    """One change, reminder or alarm, on its way to one channel.
+
+    It has either a ``transition`` or an ``alarm``. ``number`` counts the reminders of a transition from 1; 0
+    is the change itself. For an alarm, 0 is its begin and 1 its end. Deliveries with the same ``message``
+    are sent together, and again together under that id if the first attempt may have failed.
+    ``next_attempt_at`` is None unless the state is ``pending``.
+    """
+
+    class State(models.TextChoices):
+        PENDING = "pending", "pending"
+        SENT = "sent", "sent"
+        FAILED = "failed", "failed"
+        DROPPED = "dropped", "not needed"  # the outage was too short, or silenced
+
+    channel = models.ForeignKey(Channel, models.CASCADE, editable=False, related_name="deliveries")
+    transition = models.ForeignKey(
+        "proxyhealth.Transition", models.CASCADE, null=True, editable=False, related_name="deliveries"
+    )
+    outage = models.ForeignKey(
+        "proxyhealth.Outage", models.SET_NULL, null=True, editable=False, related_name="deliveries"
+    )
+    alarm = models.ForeignKey(Alarm, models.CASCADE, null=True, editable=False, related_name="deliveries")
+    number = models.PositiveIntegerField(default=0, editable=False)
+    state = models.CharField(max_length=16, choices=State.choices, default=State.PENDING, editable=False)
+    attempts = models.PositiveIntegerField(default=0, editable=False)
+    next_attempt_at = models.DateTimeField(null=True, editable=False)
+    error = models.TextField(blank=True, editable=False)
+    message = models.UUIDField(null=True, editable=False)
+    created_at = models.DateTimeField(editable=False)
+    sent_at = models.DateTimeField(null=True, editable=False)
+
+    objects: ClassVar[DeliveryQuerySet] = DeliveryQuerySet.as_manager()  # type: ignore[assignment]
+
+    class Meta:
+        ordering: ClassVar[list[str]] = ["-pk"]
+        verbose_name_plural = "deliveries"
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(
+                fields=["channel", "transition", "number"],
+                condition=models.Q(transition__isnull=False),
+                name="proxyhealth_one_delivery",
+            ),
+            models.UniqueConstraint(
+                fields=["channel", "alarm", "number"],
+                condition=models.Q(alarm__isnull=False),
+                name="proxyhealth_one_alarm_delivery",
+            ),
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(
+                fields=["channel", "next_attempt_at"],
+                condition=models.Q(state="pending"),
+                name="proxyhealth_delivery_due",
+            ),
+            models.Index(fields=["channel", "outage"], name="proxyhealth_delivery_outage"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.channel}: {self.transition or self.alarm}"
+
+
+class Silence(models.Model):
+    """A time in which chosen proxies tell nobody. They are probed all the same.
+
+    It is in force from ``starts`` until ``ends``. With ``weekdays`` (0 is Monday), it is in force only on
+    these days, from ``begin`` until ``end`` by the clocks of ``time_zone``; an ``end`` that is not later
+    than ``begin`` is on the next day.
+    """
+
+    proxies = models.TextField(max_length=10_000)
+    starts = models.DateTimeField()
+    ends = models.DateTimeField()
+    weekdays = models.JSONField(default=list, blank=True)
+    begin = models.TimeField(null=True, blank=True)
+    end = models.TimeField(null=True, blank=True)
+    time_zone = models.CharField(max_length=64, blank=True)
+    reason = models.CharField(max_length=255)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, editable=False, related_name="+"
+    )
+
+    class Meta:
+        ordering: ClassVar[list[str]] = ["-starts", "-pk"]
+
+    def __str__(self) -> str:
+        return self.reason
