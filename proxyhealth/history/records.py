@@ -17,8 +17,10 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from proxyhealth.history import outages
 from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy
 from proxyhealth.models.rows import is_of_a_row, using_database_of
+from proxyhealth.notifications import deliveries
 from proxyhealth.signals import status_changed
 from proxyhealth.statuses import Status
 from proxyhealth.storage.confirmation import moment
@@ -28,7 +30,7 @@ from proxyhealth.texts import clean
 logger = logging.getLogger(__name__)
 
 _BATCH = 500  # entries in one transaction
-_ATTEMPTS = 5  # of a transaction that meets the deletion of a proxy
+_ATTEMPTS = 5  # of a transaction that meets the deletion of a proxy, or another process
 
 # The fields that each kind of entry must have.
 _PLAIN_NAME = re.compile(r"[\w-]+")
@@ -68,7 +70,7 @@ def _record_at_once(alias: str, entries: Sequence[bytes]) -> None:
             with transaction.atomic(using=alias):
                 rows = contents.save(alias)
             break
-        except IntegrityError:  # a proxy was deleted in the meantime
+        except IntegrityError:  # a proxy was deleted in the meantime, or another process was faster
             if attempt == _ATTEMPTS - 1:
                 raise
     _log_changes(rows)
@@ -101,15 +103,26 @@ class _Contents:
 
     def save(self, alias: str) -> list[Transition]:
         """Save what is not saved yet, and return the new transitions."""
-        rows = list(self._new_rows(alias)) if self.changes else []
-        # Another process may record the same entries.
-        Transition.objects.using(alias).bulk_create(rows, ignore_conflicts=True)
+        rows = self._save_changes(alias) if self.changes else []
         Gap.objects.using(alias).bulk_create(self.gaps, ignore_conflicts=True)
         if self.last_round:
             _save_round(alias, self.last_round)
         return rows
 
-    def _new_rows(self, alias: str) -> Iterator[Transition]:
+    def _save_changes(self, alias: str) -> list[Transition]:
+        pairs = list(self._new_rows(alias))
+        rows = [row for row, _ in pairs]
+        # If another process records the same entries, this one fails, and tries again with what is left.
+        Transition.objects.using(alias).bulk_create(rows)
+        found = outages.record(alias, rows)
+        # Nobody is told of a status that is older than the history.
+        told = [(row, found[index]) for index, (row, is_older) in enumerate(pairs) if not is_older]
+        if told:
+            deliveries.make(alias, [row for row, _ in told], [outage for _, outage in told])
+        return rows
+
+    def _new_rows(self, alias: str) -> Iterator[tuple[Transition, bool]]:
+        """Yield the rows that are not saved yet, each with True if its status is older than the history."""
         transitions = Transition.objects.using(alias)
         ids = {change["proxy"] for change in self.changes}
         columns = ("proxy_uuid", "token", "after", "watched")
@@ -126,9 +139,9 @@ class _Contents:
             change["watched"] = max(change["watched"], watched)
             last[id] = [change["token"], after, change["watched"]]
             row = _transition(change, before, id if id in existing else None)
-            if change["before"] != after:  # else, the status is older than the history
-                row.signal_due_at = due_at
-            yield row
+            is_older = change["before"] == after
+            row.signal_due_at = None if is_older else due_at
+            yield row, is_older
 
 
 def _save_round(alias: str, last_round: Watch) -> None:
