@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
-from re import IGNORECASE, Pattern, compile
+from re import ASCII, IGNORECASE, Pattern, compile
+
+from django.core.exceptions import ValidationError
+
+from proxyhealth.texts import cut
+
+# What names and labels may have, and the characters of patterns.
+_NAME = compile(r"[\w*?\[\]!-]+", ASCII)
+_LABEL = compile(r"[\w*?\[\]!./-]+", ASCII)
 
 
 @dataclass(frozen=True)
@@ -52,3 +60,40 @@ def _parse(text: str) -> Selector:
 
 def _pattern(text: str) -> Pattern[str]:
     return compile(translate(text.strip()), IGNORECASE)
+
+
+def validate_selectors(text: str) -> None:
+    """Validate the lines of a selector. A line may match no proxy, but it must be able to match one.
+
+    Raise one ``ValidationError`` with the errors of all lines.
+    """
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    faults = [(number, line, _fault(line)) for number, line in lines if line]
+    errors = [
+        ValidationError(
+            "Line %(number)s, “%(line)s”: %(fault)s",
+            code="invalid_selector",
+            params={"number": number, "line": cut(line, 64), "fault": fault},
+        )
+        for number, line, fault in faults
+        if fault
+    ]
+    if not any(line for _, line in lines):
+        errors.append(ValidationError("Give at least one line. * matches all proxies.", code="no_selector"))
+    if errors:
+        raise ValidationError(errors)
+
+
+def _fault(line: str) -> str:
+    key, colon, value = (part.strip() for part in line.partition(":"))
+    if "," in line or ";" in line:
+        return "write each pattern on a line of its own."
+    if not colon:
+        if _NAME.fullmatch(line):
+            return ""
+        return "a name has letters, digits, - and _. In a pattern, * stands for any characters, ? for one."
+    if not key or not value:
+        return "a label is a key and a value, such as region:eu or region:*."
+    if _LABEL.fullmatch(key) and _LABEL.fullmatch(value):
+        return ""
+    return "a label has letters, digits, and . _ - / in its key and its value."

@@ -6,6 +6,7 @@ import socket
 from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
+from zoneinfo import ZoneInfo
 
 import idna
 from django.core.exceptions import ValidationError
@@ -184,6 +185,29 @@ def validate_labels(value: object) -> None:
                 code="invalid_label",
                 params={"label": short(f"{key}: {item}")},
             )
+
+
+def validate_weekdays(value: object) -> None:
+    """Validate ``Silence.weekdays``: a list of numbers from 0 (Monday) to 6, each once."""
+    days = value if isinstance(value, list) else [None]
+    # "type", because True is an integer, too.
+    if any(type(day) is not int or not 0 <= day <= 6 for day in days) or len(set(days)) < len(days):
+        raise ValidationError(
+            "Weekdays must be a list of different numbers from 0 (Monday) to 6 (Sunday).",
+            code="invalid_weekdays",
+        )
+
+
+def validate_time_zone(value: str) -> None:
+    """Validate ``Silence.time_zone``: a name of the IANA database."""
+    try:
+        ZoneInfo(value)
+    except (LookupError, ValueError, OSError):  # OSError for a directory, such as "Europe"
+        raise ValidationError(
+            "There is no time zone %(zone)s. Use a name such as Europe/Paris or UTC.",
+            code="invalid_time_zone",
+            params={"zone": short(value)},
+        ) from None
 
 
 def validate_text(value: str) -> None:

@@ -2,6 +2,7 @@
 
 import django.db.models.deletion
 import proxyhealth.models.notifications
+import proxyhealth.selectors
 import proxyhealth.validators
 from django.conf import settings
 from django.db import migrations, models
@@ -108,14 +109,14 @@ class Migration(migrations.Migration):
             name='Silence',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('proxies', models.TextField(max_length=10000)),
+                ('proxies', models.TextField(help_text='One pattern a line: of names, such as paris or eu-*, or of a label, such as region:eu. A proxy is silenced if one line matches it. * matches all proxies.', max_length=10000, validators=[proxyhealth.selectors.validate_selectors])),
                 ('starts', models.DateTimeField()),
                 ('ends', models.DateTimeField()),
-                ('weekdays', models.JSONField(blank=True, default=list)),
-                ('begin', models.TimeField(blank=True, null=True)),
-                ('end', models.TimeField(blank=True, null=True)),
-                ('time_zone', models.CharField(blank=True, max_length=64)),
-                ('reason', models.CharField(max_length=255)),
+                ('weekdays', models.JSONField(blank=True, default=list, validators=[proxyhealth.validators.validate_weekdays])),
+                ('begin', models.TimeField(blank=True, null=True, verbose_name='from')),
+                ('end', models.TimeField(blank=True, null=True, verbose_name='until')),
+                ('time_zone', models.CharField(blank=True, max_length=64, validators=[proxyhealth.validators.validate_time_zone])),
+                ('reason', models.CharField(max_length=255, validators=[proxyhealth.validators.validate_text])),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('created_by', models.ForeignKey(editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
             ],

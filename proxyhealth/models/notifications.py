@@ -1,11 +1,19 @@
 """Telling people: channels, deliveries, silences, and the alarms about the prober itself."""
 
-from typing import ClassVar, Self
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Self
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import models, router
 
 from proxyhealth.models.outages import BAD_STATUSES
+from proxyhealth.selectors import validate_selectors
+from proxyhealth.utils import aware
+from proxyhealth.validators import validate_text, validate_time_zone, validate_weekdays
+
+# The arithmetic of times ends with the year 9999.
+_LAST_YEAR = 9_998
 
 
 def default_statuses() -> list[str]:
@@ -155,17 +163,24 @@ class Silence(models.Model):
 
     It is in force from ``starts`` until ``ends``. With ``weekdays`` (0 is Monday), it is in force only on
     these days, from ``begin`` until ``end`` by the clocks of ``time_zone``; an ``end`` that is not later
-    than ``begin`` is on the next day.
+    than ``begin`` is on the next day. Without ``begin`` and ``end``, it is in force all day.
     """
 
-    proxies = models.TextField(max_length=10_000)
+    MAX_LENGTH = timedelta(days=366)
+
+    proxies = models.TextField(
+        max_length=10_000,
+        validators=[validate_selectors],
+        help_text="One pattern a line: of names, such as paris or eu-*, or of a label, such as region:eu. "
+        "A proxy is silenced if one line matches it. * matches all proxies.",
+    )
     starts = models.DateTimeField()
     ends = models.DateTimeField()
-    weekdays = models.JSONField(default=list, blank=True)
-    begin = models.TimeField(null=True, blank=True)
-    end = models.TimeField(null=True, blank=True)
-    time_zone = models.CharField(max_length=64, blank=True)
-    reason = models.CharField(max_length=255)
+    weekdays = models.JSONField(default=list, blank=True, validators=[validate_weekdays])
+    begin = models.TimeField("from", null=True, blank=True)
+    end = models.TimeField("until", null=True, blank=True)
+    time_zone = models.CharField(max_length=64, blank=True, validators=[validate_time_zone])
+    reason = models.CharField(max_length=255, validators=[validate_text])
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, editable=False, related_name="+"
@@ -176,3 +191,33 @@ class Silence(models.Model):
 
     def __str__(self) -> str:
         return self.reason
+
+    def clean(self) -> None:
+        faults = self._faults_of_times() | self._faults_of_repetition()
+        if faults:
+            raise ValidationError(faults)
+
+    def _faults_of_times(self) -> dict[str, str]:
+        if not (isinstance(self.starts, datetime) and isinstance(self.ends, datetime)):
+            return {}  # an error of its own
+        starts, ends = aware(self.starts), aware(self.ends)
+        if ends <= starts:
+            return {"ends": "It must end after it starts."}
+        if ends - starts > self.MAX_LENGTH:
+            return {"ends": "A silence lasts a year at most. Choose an earlier end."}
+        if ends.year > _LAST_YEAR:
+            return {"ends": f"The year must be {_LAST_YEAR} at most."}
+        return {}
+
+    def _faults_of_repetition(self) -> dict[str, str]:
+        times: dict[str, Any] = {"begin": self.begin, "end": self.end}
+        missing = [name for name, value in times.items() if value is None]
+        if not self.weekdays:
+            chosen = sorted(times.keys() - missing)
+            return {name: "A time needs weekdays. Choose them, or empty it." for name in chosen}
+        faults = {}
+        if len(missing) == 1:
+            faults[missing[0]] = "Give both times, or none for whole days."
+        if not self.time_zone:
+            faults["time_zone"] = "Weekdays need a time zone, for example Europe/Paris."
+        return faults

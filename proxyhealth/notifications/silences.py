@@ -1,0 +1,187 @@
+"""The silences: the times in which chosen proxies tell nobody."""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from typing import Self
+from zoneinfo import ZoneInfo
+
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+
+from proxyhealth.models import Silence
+from proxyhealth.models.rows import read_rows
+from proxyhealth.selectors import Selector
+from proxyhealth.utils import aware
+
+logger = logging.getLogger(__name__)
+
+# A silence that has just ended still counts for the changes before its end.
+_KEPT = timedelta(days=1)
+_DAY = timedelta(days=1)
+_MIDNIGHT = time()
+# Unions of different silences that are remembered for one moment.
+_MAX_UNIONS = 1_000
+
+
+@dataclass(frozen=True)
+class Window:
+    """A time without a pause in which a silence is in force: from ``start`` until before ``stop``, in UTC."""
+
+    start: datetime
+    stop: datetime
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """The times and the proxies of one silence."""
+
+    pk: int
+    selector: Selector
+    starts: datetime
+    ends: datetime
+    weekdays: frozenset[int]
+    begin: time
+    end: time
+    zone: ZoneInfo
+
+    @classmethod
+    def of(cls, row: Silence) -> Self:
+        """Return the times of a row. Raise ``ValidationError`` if it is not valid."""
+        row.clean_fields(exclude=["id", "reason", "created_at", "created_by"])
+        row.clean()
+        return cls(
+            row.pk,
+            Selector.parse(row.proxies),
+            aware(row.starts).astimezone(UTC),
+            aware(row.ends).astimezone(UTC),
+            frozenset(row.weekdays),
+            row.begin or _MIDNIGHT,
+            row.end or _MIDNIGHT,
+            ZoneInfo(row.time_zone if row.weekdays else "UTC"),
+        )
+
+    def window(self, moment: datetime) -> Window | None:
+        """Return the window that has ``moment``, else the next one, or None after the last."""
+        return next(self._windows(moment), None)
+
+    def stop(self, moment: datetime) -> datetime | None:
+        """Return the end of the last window that has ``moment``, or None."""
+        if not self.starts <= moment < self.ends:
+            return None
+        stops = [window.stop for window in self._windows(moment, moment) if window.start <= moment]
+        return max(stops, default=None)
+
+    def _windows(self, after: datetime, until: datetime | None = None) -> Iterator[Window]:
+        """Yield the windows that end after ``after``, in order, and begin until ``until``."""
+        if not self.weekdays:
+            if after < self.ends:
+                yield Window(self.starts, self.ends)
+            return
+        last = min(until or self.ends, self.ends).astimezone(self.zone).date() + _DAY
+        # A window may last 25 hours.
+        day = max(after, self.starts).astimezone(self.zone).date() - 2 * _DAY
+        while day <= last:
+            if day.weekday() in self.weekdays:
+                window = self._window_of(day)
+                if max(after, window.start) < window.stop:
+                    yield window
+            day += _DAY
+
+    def _window_of(self, day: date) -> Window:
+        following = day if self.begin < self.end else day + _DAY
+        return Window(
+            max(self.starts, _first(datetime.combine(day, self.begin), self.zone)),
+            min(self.ends, _last(datetime.combine(following, self.end), self.zone)),
+        )
+
+
+def _first(local: datetime, zone: ZoneInfo) -> datetime:
+    """Return when the clocks of ``zone`` first show ``local`` or, if they skip it, when they skip it."""
+    earlier, later = (local.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    if earlier <= later:
+        return earlier
+    # The clocks go forward at the first second at which they are not before ``local``.
+    seconds = range(int((earlier - later).total_seconds()))
+
+    def shown(second: int) -> datetime:
+        return (later + timedelta(seconds=second)).astimezone(zone).replace(tzinfo=None)
+
+    return later + timedelta(seconds=bisect_left(seconds, local, key=shown))
+
+
+def _last(local: datetime, zone: ZoneInfo) -> datetime:
+    """Return when the clocks of ``zone`` last show ``local``.
+
+    If they skip it, return when they would show it without the change: a work of an hour takes an hour.
+    """
+    return max(local.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+
+
+class Silences:
+    """The silences that are in force, that are coming, or that ended in the last day."""
+
+    def __init__(self, rows: Iterable[Times] = ()) -> None:
+        self._all = tuple(rows)
+        self._in_force: tuple[datetime | None, Sequence[Times]] = (None, ())
+        self._unions: dict[tuple[datetime, tuple[Times, ...]], datetime] = {}
+
+    @classmethod
+    def read(cls, alias: str | None = None) -> Self:
+        """Read the silences with one query. Log and ignore rows that are not valid."""
+        rows = Silence.objects.using(alias).filter(ends__gt=timezone.now() - _KEPT)
+        valid, errors = read_rows(rows.order_by("pk"), _valid)
+        for error in errors:
+            _log_once(f"a silence cannot be read, correct or delete it: {error!r}")
+        return cls(valid)
+
+    def until(self, name: str, labels: Mapping[str, str], now: datetime) -> datetime | None:
+        """Return the time until which the proxy is silenced, or None if it is not silenced at ``now``.
+
+        Silences that overlap, or that follow each other without a pause, count as one.
+        """
+        now = aware(now)
+        if not any(times.selector.matches(name, labels) for times in self.in_force(now)):
+            return None
+        chosen = tuple(times for times in self._all if times.selector.matches(name, labels))
+        end = self._unions.get((now, chosen))
+        if end is None:
+            if len(self._unions) >= _MAX_UNIONS:
+                self._unions.clear()
+            end = self._unions[now, chosen] = _end_of_union(chosen, now)
+        return end
+
+    def in_force(self, now: datetime) -> Sequence[Times]:
+        """Return the silences that are in force at ``now``."""
+        moment, in_force = self._in_force
+        if moment != now:
+            in_force = tuple(times for times in self._all if times.stop(now))
+            self._in_force = (now, in_force)  # one assignment: threads share this object
+        return in_force
+
+
+def _end_of_union(chosen: Sequence[Times], now: datetime) -> datetime:
+    end = now
+    while stops := [stop for times in chosen if (stop := times.stop(end))]:
+        end = max(stops)
+    return end
+
+
+def _valid(rows: Iterable[Silence]) -> list[Times]:
+    valid = []
+    for row in rows:
+        try:
+            valid.append(Times.of(row))
+        except ValidationError as error:
+            faults = " ".join(error.messages)
+            _log_once(f"the silence with the id {row.pk} is ignored, correct or delete it: {faults}")
+    return valid
+
+
+@lru_cache(maxsize=1_000)
+def _log_once(message: str) -> None:
+    # Each process reads the silences every few seconds.
+    logger.error(message)
