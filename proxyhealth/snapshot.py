@@ -5,19 +5,30 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import repeat
+from itertools import islice, repeat
 from operator import attrgetter
 from typing import Any, Self
 from uuid import UUID
 
 from proxyhealth.report import EMPTY_REPORT, HealthReport
 from proxyhealth.statuses import Reason, Status
+from proxyhealth.texts import MAX_LABELS, is_label
 from proxyhealth.utils import FrozenList, FrozenMapping, LazyProperty, parse_rfc3339, rfc3339
 
 _STATUSES = {status.value: status for status in Status}
 _REASONS = {reason.value: reason for reason in Reason}
 
 _NEVER = datetime.fromtimestamp(0, UTC)
+
+NO_LABELS: FrozenMapping[str, str] = FrozenMapping()
+
+
+def labels_of(value: Any) -> FrozenMapping[str, str]:
+    """Return the labels of a row or of JSON, without those that are not valid: they skipped validation."""
+    if not value or not isinstance(value, dict):
+        return NO_LABELS
+    valid = ((key, text) for key, text in value.items() if is_label(key) and is_label(text))
+    return FrozenMapping(dict(islice(valid, MAX_LABELS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +45,18 @@ class Proxy:
     deleted: bool
     created_at: datetime
     updated_at: datetime
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in Proxy.__slots__} | {
+        data = {name: getattr(self, name) for name in Proxy.__slots__} | {
             "id": str(self.id),
             "created_at": rfc3339(self.created_at),
             "updated_at": rfc3339(self.updated_at),
+            "labels": dict(self.labels.items()),
         }
+        if not self.labels:
+            del data["labels"]  # most proxies of most fleets have none
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -63,6 +79,7 @@ class Proxy:
             bool(data.get("deleted", False)),
             parse_rfc3339(data.get("created_at")) or _NEVER,
             parse_rfc3339(data.get("updated_at")) or _NEVER,
+            labels_of(data.get("labels")),
         )
 
 

@@ -25,6 +25,7 @@ from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import Proxy, ProxyStatus, RoundHistogram, Snapshot
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage import counters, deployment, reader
+from proxyhealth.texts import is_label
 from proxyhealth.utils import FrozenMapping, aware
 from proxyhealth.validators import parse_proxy_url
 
@@ -47,7 +48,7 @@ _USUAL_REASONS = {Status.UNHEALTHY: Reason.REPORT_ERRORS, Status.UNREACHABLE: Re
 class FakeStatus:
     """The status of one proxy, with details. Those that are not given have usual values.
 
-    ``url`` counts only without a row. ``checked_at`` is by default that of the snapshot, and ``since``, the
+    ``url`` and ``labels`` count only without a row. ``checked_at`` is by default that of the snapshot, and ``since``, the
     time when the status began, is ``checked_at``. ``raw`` is the result of a later probe that contradicts the
     status, and is not confirmed.
     """
@@ -62,11 +63,14 @@ class FakeStatus:
     url: str | None = None
     since: datetime | None = None
     raw: "Fake | None" = None
+    labels: Mapping[str, str] = FrozenMapping()
 
     def __post_init__(self) -> None:
         _member(Status, "status", self.status)
         if _member(Reason, "reason", self.reason) and self.status in _WITHOUT_REASON:
             raise ValueError(f"The status {self.status!r} has no reason. Remove {self.reason!r}.")
+        if faults := [item for item in self.labels.items() if not all(map(is_label, item))]:
+            raise ValueError(f"The label {faults[0]!r} cannot be used. Use short plain texts.")
         if self.raw is not None and {self.status, raw := _fake(self.raw).status} not in _CONTRADICTIONS:
             raise ValueError(
                 f"The raw status {raw!r} cannot contradict {self.status!r}. "
@@ -100,7 +104,8 @@ class FakeStatus:
             host = name.lower().replace("_", "-")
             url = "" if self.status == Status.UNREGISTERED else f"https://{host}.example.com"
         id = uuid5(NAMESPACE_DNS, f"{name.lower()}.proxyhealth.testing")
-        return Proxy(id, name, "", "", url, "", "", deleted=False, created_at=now, updated_at=now)
+        labels = FrozenMapping(self.labels)
+        return Proxy(id, name, "", "", url, "", "", False, created_at=now, updated_at=now, labels=labels)
 
 
 # A status, a status with its reason, or all details.

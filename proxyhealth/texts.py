@@ -18,6 +18,9 @@ _NOT_LATIN = (
     r"[\xa9\xae\u0600-\u1fff\u203c\u2049\u20d0-\ud7ff\uf900-\ufdff\ufe20-\uffef\U00010000-\U000dffff]"
 )
 
+MAX_LABELS = 32  # of a proxy
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", re.ASCII)
+
 _INVISIBLE = re.compile(f"[{INVISIBLE}]")
 _ASCII_CONTROLS = dict.fromkeys([*range(32), 127])
 _SUSPICIOUS = re.compile(f"[{INVISIBLE}{SELECTORS}{_JOINERS}\u2800]")
@@ -40,6 +43,11 @@ _PART = re.compile(
 def is_plain(text: str) -> bool:
     """Return True if ``text`` is printable ASCII, as almost all texts are."""
     return text.isascii() and text.isprintable()
+
+
+def is_label(text: object) -> bool:
+    """Return True if ``text`` may be the key or the value of a label."""
+    return isinstance(text, str) and _LABEL.fullmatch(text) is not None
 
 
 def is_suspicious(text: str) -> bool:

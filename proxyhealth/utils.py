@@ -34,6 +34,12 @@ class FrozenMapping(Mapping[K, V]):
     def __repr__(self) -> str:
         return repr(self._data)
 
+    def __eq__(self, other: object) -> bool:
+        # That of Mapping copies both.
+        return self._data == other._data if isinstance(other, FrozenMapping) else super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as Mapping's: the values may have none
+
     # The views of a dictionary are also read-only, and faster than those of Mapping.
 
     def keys(self) -> KeysView[K]:

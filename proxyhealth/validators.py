@@ -11,13 +11,11 @@ from zoneinfo import ZoneInfo
 import idna
 from django.core.exceptions import ValidationError
 
-from proxyhealth.texts import INVISIBLE, SELECTORS, without_controls
+from proxyhealth.texts import INVISIBLE, MAX_LABELS, SELECTORS, is_label, without_controls
 
 RESERVED_NAMES = frozenset({"primary"})
 
 # Characters. Parsing some longer URLs would take quadratic time.
-MAX_LABELS = 32
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", re.ASCII)
 MAX_URL_LENGTH = 2_000
 
 _MAX_UNICODE_HOST = 100  # characters; each one takes ten microseconds
@@ -178,7 +176,7 @@ def validate_labels(value: object) -> None:
     if len(value) > MAX_LABELS:
         raise ValidationError(f"A proxy may have at most {MAX_LABELS} labels.", code="too_many_labels")
     for key, item in value.items():
-        if not (_LABEL.fullmatch(key) and isinstance(item, str) and _LABEL.fullmatch(item)):
+        if not (is_label(key) and is_label(item)):
             raise ValidationError(
                 "The label %(label)s cannot be used. A key and a value have 1 to 63 letters, digits, and the "
                 "characters . _ - /, and begin with a letter or a digit.",

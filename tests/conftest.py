@@ -209,6 +209,7 @@ def paris(db: None, serve: Callable[..., WorkspaceProxyServer]) -> WorkspaceProx
         url=serve(report={"errors": ["kaputt"], "warnings": ["warm"]}).url,
         wildcard_hostname="*.paris.example.com",
         version="v2",
+        labels={"region": "eu"},
     )
     health.force_update()
     return proxy

@@ -248,6 +248,13 @@ class _Entries:
     def search_texts(self) -> list[str]:
         return [_search_text(fragment.public) for fragment in self._fragments.values()]
 
+    @LazyProperty
+    def label_sets(self) -> list[frozenset[tuple[str, str]]]:
+        return [
+            frozenset((key.lower(), value.lower()) for key, value in status.proxy.labels.items())
+            for status in self.statuses
+        ]
+
     def canonical(self, selection: Selection) -> Selection:
         """Return the same selection for each cursor of the same page, whatever key the cursor has."""
         if selection.after is None:
@@ -261,6 +268,9 @@ class _Entries:
         if text := selection.text:
             search_texts = self.search_texts
             indices = (index for index in indices if text in search_texts[index])
+        if labels := selection.labels:
+            label_sets = self.label_sets
+            indices = (index for index in indices if labels <= label_sets[index])
         if chosen := selection.statuses:
             indices = (index for index in indices if self.statuses[index].status in chosen)
         if selection.healthy is not None:

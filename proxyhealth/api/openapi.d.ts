@@ -239,6 +239,10 @@ export interface components {
             /** @description Always false: the list contains no deleted proxies. */
             deleted: boolean;
             version: string;
+            /** @description The labels of the proxy, by key */
+            labels: {
+                [key: string]: string;
+            };
         };
         /** @description The snapshot that contains the statuses */
         Snapshot: {
@@ -499,6 +503,8 @@ export interface components {
         Healthy: boolean;
         /** @description Return only proxies with this status. Can be repeated. */
         Status: components["schemas"]["Status"][];
+        /** @description Return only proxies with this label, such as `region:eu`, in upper or lower case. Can be repeated; a proxy then needs all of them. */
+        Label: string[];
         /** @description Return only entries with this text in the name, display name, or URL, in upper or lower case. */
         Text: string;
         /** @description The maximum size of a page. Without `limit` and `cursor`, the response contains all entries. */
@@ -623,6 +629,8 @@ export interface operations {
             query?: {
                 /** @description Return only proxies with this status. Can be repeated. */
                 status?: components["parameters"]["Status"];
+                /** @description Return only proxies with this label, such as `region:eu`, in upper or lower case. Can be repeated; a proxy then needs all of them. */
+                label?: components["parameters"]["Label"];
                 /** @description Return only entries with this text in the name, display name, or URL, in upper or lower case. */
                 q?: components["parameters"]["Text"];
                 /** @description The maximum size of a page. Without `limit` and `cursor`, the response contains all entries. */

@@ -10,10 +10,12 @@ from django.http import QueryDict
 
 from proxyhealth.exceptions import InvalidQuery
 from proxyhealth.statuses import Status
+from proxyhealth.texts import is_label
 from proxyhealth.validators import short
 
 MAX_LIMIT = 1_000
 MAX_TEXT = 200
+_REPEATABLE = ("status", "label")
 DEFAULT_TRANSITIONS = 100
 
 # A cursor names the last entry of a page: a proxy, or the primary region, which precedes all proxies. It has
@@ -28,11 +30,12 @@ _TOKEN_CURSOR = re.compile("[0-9]{1,18}")
 class Selection:
     """The requested part of a list; by default, all of it.
 
-    ``text`` is case-folded. ``after`` is the key of the proxy that precedes the page: None for the first
+    ``labels`` are in lower case; a proxy needs all of them. ``text`` is case-folded. ``after`` is the key of the proxy that precedes the page: None for the first
     page, empty after the primary region. A page after another one always has a ``limit``.
     """
 
     statuses: frozenset[Status] = frozenset()
+    labels: frozenset[tuple[str, str]] = frozenset()
     healthy: bool | None = None
     text: str = ""
     limit: int | None = None
@@ -47,18 +50,19 @@ def cursor_after(key: str) -> str:
     return "2" + base64.urlsafe_b64encode(key.encode()).rstrip(b"=").decode()
 
 
-def parse_selection(query: QueryDict, filter: str) -> Selection:
-    """Return the selection of ``query``. ``filter`` is the list's own parameter, ``status`` or ``healthy``.
+def parse_selection(query: QueryDict, *filters: str) -> Selection:
+    """Return the selection of ``query``. ``filters`` are the list's own parameters.
 
     Raise :class:`InvalidQuery` for invalid values and for unknown parameters, which may be typing errors.
     """
     if not query:
         return EVERYTHING
-    _check_names(query, (filter, "q", "limit", "cursor"))
+    _check_names(query, (*filters, "q", "limit", "cursor"))
     after = _after(query.get("cursor"))
     limit = _limit(query.get("limit"))
     return Selection(
         statuses=frozenset(map(_status, query.getlist("status"))),
+        labels=frozenset(map(_label, query.getlist("label"))),
         healthy=_healthy(query.get("healthy")),
         text=_text(query.get("q", "")),
         limit=MAX_LIMIT if limit is None and after is not None else limit,
@@ -92,7 +96,7 @@ def _check_names(query: QueryDict, valid_names: tuple[str, ...]) -> None:
             raise InvalidQuery(
                 f"Unknown parameter {short(name)}. Valid parameters: {', '.join(valid_names)}."
             )
-        if len(values) > 1 and name != "status":
+        if len(values) > 1 and name not in _REPEATABLE:
             raise InvalidQuery(f"{name!r} must be given once, not {len(values)} times.")
 
 
@@ -101,6 +105,13 @@ def _status(value: str) -> Status:
         return Status(value)
     except ValueError:
         raise InvalidQuery(f"'status' must be one of {', '.join(Status)}, not {short(value)}.") from None
+
+
+def _label(value: str) -> tuple[str, str]:
+    key, _, text = value.partition(":")
+    if not (is_label(key) and is_label(text)):
+        raise InvalidQuery(f"'label' must be a key and a value, such as region:eu, not {short(value)}.")
+    return key.lower(), text.lower()
 
 
 def _healthy(value: str | None) -> bool | None:

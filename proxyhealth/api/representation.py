@@ -136,6 +136,7 @@ def row_json(proxy: Proxy) -> dict[str, Any]:
         "updated_at": rfc3339(proxy.updated_at),
         "deleted": proxy.deleted,
         "version": proxy.version,
+        "labels": dict(proxy.labels.items()),
     }
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ def marked(view: View) -> View:
 @endpoint("GET", VIEW_PERMISSION)
 def proxies(request: HttpRequest) -> HttpResponse:
     """Return every active proxy with its status, and the snapshot of the statuses."""
-    return _list(request, "proxies", "status")
+    return _list(request, "proxies", "status", "label")
 
 
 @marked
@@ -115,8 +115,8 @@ def _describe(prefix: str) -> Representation:
 _descriptions = PerProcess(lambda: lru_cache(maxsize=8)(_describe))
 
 
-def _list(request: HttpRequest, kind: Kind, filter: str) -> HttpResponse:
-    selection = _parsed(partial(parse_selection, filter=filter), request.GET)
+def _list(request: HttpRequest, kind: Kind, *filters: str) -> HttpResponse:
+    selection = _parsed(lambda query: parse_selection(query, *filters), request.GET)
     current = listing.current()
     return _respond(request, current.select(kind, selection), current.stale)
 

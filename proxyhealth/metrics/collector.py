@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import accumulate
 from typing import NamedTuple, Self
 from uuid import UUID
@@ -14,6 +15,8 @@ from prometheus_client.samples import Sample
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError
+from proxyhealth.notifications import silences
+from proxyhealth.notifications.silences import Times
 from proxyhealth.rounds import broker
 from proxyhealth.snapshot import ProxyStatus, RoundHistogram, Snapshot, convert
 from proxyhealth.statuses import Status
@@ -110,6 +113,30 @@ def _visible(labels: Sequence[str]) -> Sequence[str]:
     return ["\n".join(map(without_controls, label[:MAX_LABEL].split("\n"))) for label in labels]
 
 
+class _Silenced(NamedTuple):
+    """The gauge of the silenced proxies. It is made anew only if the proxies or the silences have changed."""
+
+    gauge: ProxyGauge | None = None
+    statuses: Mapping[UUID, ProxyStatus] = {}
+    in_force: Sequence[Times] = ()
+
+    def update(self, prefix: str, statuses: Mapping[UUID, ProxyStatus]) -> Self:
+        now = datetime.now(UTC)
+        read = silences.current_in_time()
+        name, in_force = f"{prefix}silenced", read.in_force(now)
+        if (
+            self.gauge
+            and self.gauge.name == name
+            and self.in_force == in_force
+            and (statuses is self.statuses or not in_force)
+        ):
+            return self
+        silenced = read.of((status.proxy for status in statuses.values()), now)
+        documentation = "Always 1. Absent if the proxy is not silenced: its alerts are not sent."
+        gauge = ProxyGauge(name, documentation, [1.0] * len(silenced), ProxyIds.of(silenced))
+        return type(self)(gauge, statuses, in_force)
+
+
 class _ProxyMetrics(NamedTuple):
     """The gauges of one snapshot. The next scrape reuses all parts that have not changed."""
 
@@ -147,6 +174,7 @@ class SnapshotCollector(Collector):
 
     def __init__(self) -> None:
         self._proxy_metrics = _ProxyMetrics()
+        self._silenced = _Silenced()
 
     def describe(self) -> list[Metric]:
         # Without a description, the registry would call collect() while Django is still starting.
@@ -167,6 +195,9 @@ class SnapshotCollector(Collector):
             # Threads need no lock: each assigns a complete and correct value.
             self._proxy_metrics = metrics = self._proxy_metrics.update(prefix, snapshot.statuses)
             yield from (*metrics.totals, *metrics.gauges)
+            self._silenced = silenced = self._silenced.update(prefix, snapshot.statuses)
+            if silenced.gauge:
+                yield silenced.gauge
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

@@ -16,7 +16,7 @@ from django.db.models.functions import Lower
 from proxyhealth.display import name_of
 from proxyhealth.models.history import Transition, Watch
 from proxyhealth.models.rows import read_rows
-from proxyhealth.snapshot import Proxy
+from proxyhealth.snapshot import Proxy, labels_of
 from proxyhealth.texts import clean, is_suspicious
 from proxyhealth.utils import aware
 from proxyhealth.validators import (
@@ -155,7 +155,7 @@ class WorkspaceProxy(models.Model):
     def as_proxy(self) -> Proxy:
         """Return the values of the row, as :meth:`WorkspaceProxyQuerySet.as_proxies` does."""
         row = {column: getattr(self, column) for column in _COLUMNS}
-        proxy = Proxy(**(row if settings.USE_TZ else _with_time_zone(row)))
+        proxy = Proxy(**_with_labels(row if settings.USE_TZ else _with_time_zone(row)))
         with suppress(TypeError):  # bytes, which raw SQL has stored
             return _bounded(proxy)
         return proxy
@@ -172,7 +172,8 @@ def _to_confirmed(rows: Iterable[tuple[Any, ...]]) -> list[Confirmed]:
 
 
 def _to_proxies(rows: Iterable[dict[str, Any]]) -> list[Proxy]:
-    proxies = [Proxy(**row) for row in (rows if settings.USE_TZ else map(_with_time_zone, rows))]
+    rows = map(_with_labels, rows if settings.USE_TZ else map(_with_time_zone, rows))
+    proxies = [Proxy(**row) for row in rows]
     for proxy in proxies:
         _ = proxy.created_at.tzinfo, proxy.updated_at.tzinfo  # raises AttributeError for None
     return list(map(_bounded, proxies))
@@ -196,6 +197,11 @@ def _bounded(proxy: Proxy) -> Proxy:
         wildcard_hostname=proxy.wildcard_hostname[:256],
         version=clean(proxy.version, 64).strip(),
     )
+
+
+def _with_labels(row: dict[str, Any]) -> dict[str, Any]:
+    row["labels"] = labels_of(row["labels"])
+    return row
 
 
 def _with_time_zone(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,30 @@
 """The silences: the times in which chosen proxies tell nobody."""
 
 import logging
+import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Self
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ValidationError
+from django.db import connections, router
 from django.utils import timezone
 
+from proxyhealth import isolation
+from proxyhealth.conf import conf
+from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.models import Silence
-from proxyhealth.models.rows import read_rows
+from proxyhealth.models.rows import read_rows, using_database_of
 from proxyhealth.selectors import Selector
-from proxyhealth.utils import aware
+from proxyhealth.shared_copy import SharedCopy
+from proxyhealth.snapshot import Proxy
+from proxyhealth.utils import PerProcess, aware
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +35,10 @@ _MIDNIGHT = time()
 # Unions of different silences that are remembered for one moment.
 _MAX_UNIONS = 1_000
 
+# In seconds:
+_RETRY_INTERVAL = 2.0  # pause in reads after the database failed
+_TIMEOUT = 1.0  # wait for the database
+
 
 @dataclass(frozen=True)
 class Window:
@@ -35,7 +48,7 @@ class Window:
     stop: datetime
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Times:
     """The times and the proxies of one silence."""
 
@@ -47,6 +60,9 @@ class Times:
     begin: time
     end: time
     zone: ZoneInfo
+
+    def __hash__(self) -> int:
+        return self.pk
 
     @classmethod
     def of(cls, row: Silence) -> Self:
@@ -154,6 +170,16 @@ class Silences:
             end = self._unions[now, chosen] = _end_of_union(chosen, now)
         return end
 
+    def of(self, proxies: Iterable[Proxy], now: datetime) -> dict[UUID, datetime]:
+        """Return by id the time until which each silenced proxy of these is silenced."""
+        if not self.in_force(now):
+            return {}
+        ends = ((proxy.id, self.until(proxy.name, proxy.labels, now)) for proxy in proxies)
+        return {id: end for id, end in ends if end}
+
+    def same_as(self, other: Self) -> bool:
+        return self._all == other._all
+
     def in_force(self, now: datetime) -> Sequence[Times]:
         """Return the silences that are in force at ``now``."""
         moment, in_force = self._in_force
@@ -179,6 +205,78 @@ def _valid(rows: Iterable[Silence]) -> list[Times]:
             faults = " ".join(error.messages)
             _log_once(f"the silence with the id {row.pk} is ignored, correct or delete it: {faults}")
     return valid
+
+
+def current() -> Silences:
+    """Return the silences as this process has read them, at most ``READ_INTERVAL`` ago.
+
+    If the database fails, return those that were read last, or none: then nobody is silenced.
+    """
+    copy = _copy.value
+    if isolation.is_isolated():
+        copy.expire()  # tests undo their changes
+    silences = copy.fresh()
+    return silences or copy.get(_refresh, grace=conf.READ_INTERVAL, timeout=_TIMEOUT)
+
+
+def _refresh(previous: Silences | None) -> tuple[Silences, float]:
+    try:
+        with using_database_of(Silence) as alias:
+            silences = Silences.read(alias)
+    except HistoryUnavailable as error:
+        _log_once(f"the silences cannot be read, those that were read last count: {error}")
+        return previous or Silences(), _RETRY_INTERVAL
+    # Callers keep what they have made of the same object.
+    return previous if previous and previous.same_as(silences) else silences, conf.READ_INTERVAL
+
+
+class _Thread:
+    """A thread that reads the silences, so that a database that hangs keeps one thread, and no caller."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: Future[Silences] | None = None
+
+    def read(self) -> Silences:
+        with self._lock:
+            if self._running is None or self._running.done():
+                self._running = Future()
+                args = (self._running,)
+                threading.Thread(target=self._run, args=args, name="proxyhealth silences", daemon=True).start()
+            running = self._running
+        try:
+            return running.result(_TIMEOUT)
+        except TimeoutError:
+            _log_once("the silences cannot be read, the database does not respond")
+            return _copy.value.value or Silences()
+
+    def _run(self, future: "Future[Silences]") -> None:
+        try:
+            future.set_result(current())
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            connections.close_all()  # those of this thread
+
+
+def current_in_time() -> Silences:
+    """Return what :func:`current` returns, but wait a second at most for the database."""
+    silences = _copy.value.fresh()
+    if silences is not None:
+        return silences
+    if connections[router.db_for_write(Silence)].in_atomic_block:
+        return current()  # as in a TestCase: only this thread sees its rows
+    return _thread.value.read()
+
+
+_copy = PerProcess[SharedCopy[Silences]](SharedCopy)
+_thread = PerProcess(_Thread)
+
+
+def forget() -> None:
+    """Drop this process's copy, for tests."""
+    _copy.reset()
+    _log_once.cache_clear()
 
 
 @lru_cache(maxsize=1_000)

@@ -148,7 +148,8 @@ function describeStatus(status: ProxyStatus): string {
 export function describeProxy(proxy: Proxy): string {
   const life = [new Date(proxy.created_at), new Date(proxy.updated_at)].map((moment) => moment.getTime());
   const deleted: boolean = proxy.deleted;
-  return `${describeRegion(proxy)} ${describeStatus(proxy.status)} ${life} ${deleted} ${proxy.version.trim()}`;
+  const labels: string[] = Object.entries(proxy.labels).map(([key, value]) => `${key}: ${value.trim()}`);
+  return `${describeRegion(proxy)} ${describeStatus(proxy.status)} ${life} ${deleted} ${proxy.version.trim()} ${labels}`;
 }
 
 export function describeSnapshot(snapshot: Snapshot): string {

@@ -16,6 +16,8 @@ def test_parse_selection__of_an_empty_query_is_everything(query):
     [
         ("status=ok", Selection(statuses=frozenset({Status.OK}))),
         ("status=ok&status=unknown", Selection(statuses=frozenset({Status.OK, Status.UNKNOWN}))),
+        ("label=Region%3AEU", Selection(labels=frozenset({("region", "eu")}))),
+        ("label=a:b&label=c:d", Selection(labels=frozenset({("a", "b"), ("c", "d")}))),
         ("q=STRASSE", Selection(text="strasse")),
         ("q=Stra%C3%9Fe", Selection(text="strasse")),
         ("limit=1", Selection(limit=1)),
@@ -27,7 +29,7 @@ def test_parse_selection__of_an_empty_query_is_everything(query):
     ],
 )
 def test_parse_selection__valid_values(query, selection):
-    assert parse_selection(QueryDict(query), "status") == selection
+    assert parse_selection(QueryDict(query), "status", "label") == selection
 
 
 @pytest.mark.parametrize(
@@ -39,8 +41,13 @@ def test_parse_selection__valid_values(query, selection):
         ),
         ("status=", "'status' must be one of ok, unhealthy, unreachable, unregistered, unknown, not ''."),
         ("status=ok&status=OK", "'status' must be one of"),
-        ("healthy=true", "Unknown parameter 'healthy'. Valid parameters: status, q, limit, cursor."),
-        ("stauts=ok", "Unknown parameter 'stauts'. Valid parameters: status, q, limit, cursor."),
+        ("healthy=true", "Unknown parameter 'healthy'. Valid parameters: status, label, q, limit, cursor."),
+        ("stauts=ok", "Unknown parameter 'stauts'. Valid parameters: status, label, q, limit, cursor."),
+        ("label=region", "'label' must be a key and a value, such as region:eu, not 'region'."),
+        ("label=:eu", "'label' must be a key and a value"),
+        ("label=region:", "'label' must be a key and a value"),
+        ("label=region:e*", "'label' must be a key and a value"),
+        ("label=a:b:c", "'label' must be a key and a value"),
         ("=", "Unknown parameter ''. Valid parameters: "),
         ("q=a&q=b", "'q' must be given once, not 2 times."),
         (f"q={'x' * 201}", "'q' must have at most 200 characters, not 201."),
@@ -68,7 +75,7 @@ def test_parse_selection__valid_values(query, selection):
 )
 def test_parse_selection__invalid_values(query, message):
     with pytest.raises(InvalidQuery) as caught:
-        parse_selection(QueryDict(query), "status")
+        parse_selection(QueryDict(query), "status", "label")
     assert message in str(caught.value)
 
 

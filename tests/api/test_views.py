@@ -40,6 +40,7 @@ def test_list__shape(viewer, paris):
         "updated_at": f"{paris.updated_at:%Y-%m-%dT%H:%M:%S.%f}Z",
         "deleted": False,
         "version": "v2",
+        "labels": {"region": "eu"},
     }
     assert list(body) == ["regions", "stale", "stale_reason", "snapshot"]
     assert body["snapshot"] == {

@@ -245,7 +245,11 @@ def test_cache_down__only_snapshot_up_is_left(fleet, settings):
     assert samples(scrape()) == {("proxyhealth_snapshot_up",): 0}
 
 
-def test_scrape__makes_no_query(fleet, django_assert_num_queries):
+def test_scrape__one_query_of_the_silences(fleet, configure, django_assert_num_queries):
+    with django_assert_num_queries(1):
+        scrape()
+    configure(READ_INTERVAL=60)
+    scrape()
     with django_assert_num_queries(0):
         scrape()
 

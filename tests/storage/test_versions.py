@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 import pytest
 
 from proxyhealth.report import HealthReport
-from proxyhealth.snapshot import RoundHistogram
+from proxyhealth.snapshot import NO_LABELS, RoundHistogram
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage.confirmation import moment
 from proxyhealth.storage.document import PreviousLines, decode, dump
 from proxyhealth.storage.merge import Results, merged
+from proxyhealth.utils import FrozenMapping
 from tests.storage.documents import TOKEN, changed_json, commit_statuses
 from tests.support.values import NOW, a_round, make_proxy, make_status
 
@@ -45,6 +46,7 @@ LINE_DEFAULTS = {
     "deleted": False,
     "created_at": datetime(1970, 1, 1, tzinfo=UTC),
     "updated_at": datetime(1970, 1, 1, tzinfo=UTC),
+    "labels": NO_LABELS,
 }
 
 
@@ -52,7 +54,7 @@ LINE_DEFAULTS = {
 def status():
     report = HealthReport(("kaputt",), ("warm",))
     return make_status(
-        make_proxy(),
+        replace(make_proxy(), labels=FrozenMapping({"region": "eu"})),
         Status.UNHEALTHY,
         reason=Reason.REPORT_ERRORS,
         report=report,
