@@ -45,7 +45,7 @@ class Proxy:
     deleted: bool
     created_at: datetime
     updated_at: datetime
-    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS, hash=False)
+    labels: Mapping[str, str] = NO_LABELS
 
     def to_json(self) -> dict[str, Any]:
         data = {name: getattr(self, name) for name in Proxy.__slots__} | {

@@ -38,7 +38,8 @@ class FrozenMapping(Mapping[K, V]):
         # That of Mapping copies both.
         return self._data == other._data if isinstance(other, FrozenMapping) else super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]  # as Mapping's: the values may have none
+    def __hash__(self) -> int:
+        return hash(frozenset(self._data.items()))
 
     # The views of a dictionary are also read-only, and faster than those of Mapping.
 

@@ -110,13 +110,6 @@ def test_invalid_rows__only_valid_labels_count(admin_client, fleet, value, label
     assert WorkspaceProxy.objects.get(name="new").as_proxy().labels == labels
 
 
-@pytest.mark.sqlite
-def test_invalid_rows__no_json_at_all(fleet):
-    with connection.cursor() as cursor:
-        cursor.execute("UPDATE proxyhealth_workspaceproxy SET labels = '{bad' WHERE name = 'new'")
-    assert all(proxy.labels is NO_LABELS for proxy in WorkspaceProxy.objects.filter(name="new").as_proxies())
-
-
 def test_insert__of_the_version_before(db):
     """During an upgrade, processes of that version insert rows without labels."""
     row = WorkspaceProxy.objects.create(name="paris")

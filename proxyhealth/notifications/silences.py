@@ -62,7 +62,7 @@ class Times:
     zone: ZoneInfo
 
     def __hash__(self) -> int:
-        return self.pk
+        return hash((self.pk, self.starts))
 
     @classmethod
     def of(cls, row: Silence) -> Self:
@@ -108,11 +108,12 @@ class Times:
             day += _DAY
 
     def _window_of(self, day: date) -> Window:
-        following = day if self.begin < self.end else day + _DAY
-        return Window(
-            max(self.starts, _first(datetime.combine(day, self.begin), self.zone)),
-            min(self.ends, _last(datetime.combine(following, self.end), self.zone)),
-        )
+        begin = datetime.combine(day, self.begin)
+        end = datetime.combine(day if self.begin < self.end else day + _DAY, self.end)
+        start, stop = _first(begin, self.zone), _last(end, self.zone)
+        if stop <= start and end - begin < _DAY:
+            stop = start + (end - begin)  # the clocks skip all of it, and the work is done after that
+        return Window(max(self.starts, start), min(self.ends, stop))
 
 
 def _first(local: datetime, zone: ZoneInfo) -> datetime:
