@@ -8,8 +8,13 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timezone import localtime
 
+from proxyhealth.conf import conf
+from proxyhealth.statuses import Status
 from proxyhealth.texts import clean
 from proxyhealth.utils import aware
+
+# The sections of the runbook about proxies with these statuses.
+STATUS_ALERTS: dict[str, str] = {Status.UNHEALTHY: "proxyunhealthy", Status.UNREACHABLE: "proxyunreachable"}
 
 
 def clock(moment: datetime) -> str:
@@ -52,3 +57,8 @@ def name_of(proxy: Any) -> str:
     """Return the text by which people know ``proxy``, a row or a ``Proxy``: visible, and on one line."""
     texts = (clean(text, 128).strip() for text in (proxy.display_name, proxy.name))
     return next(filter(None, texts), str(proxy.id))
+
+
+def runbook_url(alert: str) -> str:
+    """Return the address of the runbook's section about an alert, or '' if there is none."""
+    return f"{conf.RUNBOOK_URL}#proxyhealth{alert}" if conf.RUNBOOK_URL and alert else ""

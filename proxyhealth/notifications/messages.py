@@ -1,8 +1,8 @@
-"""Messages: what is told to one channel at once, as values that each kind of channel turns into its own form."""
+"""Messages: what is told to one channel at once, as values. Each kind of channel gives them its own form."""
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
@@ -25,8 +25,9 @@ class Change:
 
     ``since`` is the begin of the outage, for a bad status and for its end, else None. ``outage_seconds`` is
     its length until ``at`` (of a reminder: until the message was made), or None. ``number`` is 0 for a
-    change, and counts reminders from 1. ``flaps`` is the number of changes in the last minutes if the proxy
-    is flapping, else 0. ``transition`` is the id of the row, which stays the same in repeats.
+    change, and counts reminders from 1. ``flaps`` is the number of changes in the last ``flap_seconds`` if
+    the proxy is flapping, else 0. ``transition`` is the id of the row, which stays the same in repeats.
+    ``labels`` are those of the proxy.
     """
 
     transition: int
@@ -43,6 +44,8 @@ class Change:
     report: HealthReport = EMPTY_REPORT
     number: int = 0
     flaps: int = 0
+    flap_seconds: float = 30 * 60
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from django import template
 from django.utils.safestring import SafeString
 
 from proxyhealth import display
-from proxyhealth.conf import conf
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import ProxyStatus, Snapshot
-from proxyhealth.statuses import Status
 from proxyhealth.texts import clean
 
 register = template.Library()
@@ -44,11 +42,9 @@ def stale_reason(snapshot: Snapshot) -> str:
 @register.filter
 def runbook(subject: Snapshot | ProxyStatus) -> str:
     """Return the address of the runbook's section about a stale snapshot or a failing proxy, or ''."""
-    alert = _alert_of_snapshot(subject) if isinstance(subject, Snapshot) else _ALERTS.get(subject.status)
-    return f"{conf.RUNBOOK_URL}#proxyhealth{alert}" if conf.RUNBOOK_URL and alert else ""
-
-
-_ALERTS = {Status.UNHEALTHY: "proxyunhealthy", Status.UNREACHABLE: "proxyunreachable"}
+    if isinstance(subject, Snapshot):
+        return display.runbook_url(_alert_of_snapshot(subject))
+    return display.runbook_url(display.STATUS_ALERTS.get(subject.status, ""))
 
 
 def _alert_of_snapshot(snapshot: Snapshot) -> str:
