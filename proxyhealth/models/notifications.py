@@ -1,5 +1,6 @@
 """Telling people: channels, deliveries, silences, and the alarms about the prober itself."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Self
 
@@ -14,6 +15,7 @@ from proxyhealth.validators import validate_text, validate_time_zone, validate_w
 
 # The arithmetic of times ends with the year 9999.
 _LAST_YEAR = 9_998
+from proxyhealth.targets import new_secret, validate_target
 
 
 def default_statuses() -> list[str]:
@@ -58,6 +60,21 @@ class Channel(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean_fields(self, exclude: Collection[str] | None = None) -> None:
+        """Validate the fields, and the target by its kind."""
+        super().clean_fields(exclude=exclude)
+        if "target" not in (exclude or ()):
+            try:
+                validate_target(self.kind, self.target)
+            except ValidationError as error:
+                raise ValidationError({"target": error}) from None
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the channel. A webhook without a secret gets one."""
+        if self.kind == self.Kind.WEBHOOK and not self.secret:
+            self.secret = new_secret()
+        super().save(*args, **kwargs)
 
 
 class Alarm(models.Model):
@@ -214,7 +231,7 @@ class Silence(models.Model):
         missing = [name for name, value in times.items() if value is None]
         if not self.weekdays:
             chosen = sorted(times.keys() - missing)
-            return {name: "A time needs weekdays. Choose them, or empty it." for name in chosen}
+            return dict.fromkeys(chosen, "A time needs weekdays. Choose them, or empty it.")
         faults = {}
         if len(missing) == 1:
             faults[missing[0]] = "Give both times, or none for whole days."

@@ -230,7 +230,7 @@ class _Fetch:
             return error
         for kind, status, reason, prefix in _REQUEST_ERRORS:
             if isinstance(error, kind):
-                return ProbeFailed(status, reason, prefix + clean(_describe(error, self.deadline), 500))
+                return ProbeFailed(status, reason, prefix + clean(describe(error, self.deadline), 500))
         return error
 
 
@@ -290,8 +290,8 @@ class _FreshConnectionAdapter(BaseAdapter):
         return response
 
 
-def _describe(error: Exception, deadline: Deadline) -> str:
-    """Describe an error before the response for operators: the fault, and the step of the probe."""
+def describe(error: Exception, deadline: Deadline) -> str:
+    """Describe an error before the response for operators: the fault, and the step of the request."""
     match error:
         case AddressBlocked():
             return str(error)

@@ -3,6 +3,7 @@
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from proxyhealth.exceptions import AddressBlocked
 from proxyhealth.probing.addresses import Address, address_ip, look_up, routable
@@ -12,6 +13,8 @@ from proxyhealth.probing.policy import AddressPolicy, IPAddress
 from proxyhealth.probing.response import Response
 from proxyhealth.probing.sockets import PlainSocket, TLSSocket
 from proxyhealth.probing.tls import HANDSHAKE, shake_hands
+
+_WRITE_SIZE = 8 * 1024  # fits into one record of TLS
 
 
 class Connection:
@@ -42,25 +45,39 @@ class Connection:
         Raise ``AddressBlocked``, ``OSError`` (also for DNS and TLS), or as :meth:`Response.begin`.
         """
         sock = self._connect()
-        sock.sendall(self._request(path, headers))
+        sock.sendall(self._request("GET", path, headers))
+        response = self._begin(sock)
+        self.deadline.phase = f"reading the report of {self.host}"
+        return response
+
+    def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """Send a request with ``body``, and read the headers of the response. Raise as :meth:`get`."""
+        sock = self._connect()
+        data = self._request("POST", path, {**headers, "Content-Length": str(len(body))}) + body
+        with suppress(ConnectionError):  # a server may respond, and close, before it has read everything
+            for start in range(0, len(data), _WRITE_SIZE):
+                sock.settimeout(self.deadline.remaining())
+                sock.sendall(data[start : start + _WRITE_SIZE])
+        return self._begin(sock)
+
+    def _begin(self, sock: PlainSocket) -> Response:
         response = Response(sock)
         try:
             response.begin()
         except BaseException:
             response.close()
             raise
-        self.deadline.phase = f"reading the report of {self.host}"
         return response
 
     def close(self) -> None:
         if self._sock is not None:
             self._sock.close()
 
-    def _request(self, path: str, headers: Mapping[str, str]) -> bytes:
+    def _request(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.port != (80 if self._context is None else 443):
             host = f"{host}:{self.port}"
-        lines = (f"GET {path} HTTP/1.1", f"Host: {host}", *(f"{name}: {headers[name]}" for name in headers))
+        lines = (f"{method} {path} HTTP/1.1", f"Host: {host}", *(f"{name}: {headers[name]}" for name in headers))
         return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
     def _connect(self) -> PlainSocket:
