@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
@@ -23,8 +24,10 @@ from django.utils.asyncio import async_unsafe
 from proxyhealth import isolation
 from proxyhealth.exceptions import RoundFailed, StoreError
 from proxyhealth.history import uptime as history
+from proxyhealth.history.outages import acknowledge, unacknowledge
 from proxyhealth.history.uptime import Uptimes
-from proxyhealth.models import WorkspaceProxy, WorkspaceProxyQuerySet
+from proxyhealth.models import Outage, WorkspaceProxy, WorkspaceProxyQuerySet
+from proxyhealth.models.outages import OutageQuerySet
 from proxyhealth.report import HealthReport
 from proxyhealth.rounds import runner, steps
 from proxyhealth.rounds.dispatch import request_check
@@ -42,6 +45,8 @@ logger = logging.getLogger(__name__)
 __all__ = [
     "RecentProbe",
     "RoundFailed",
+    "aacknowledge",
+    "acknowledge",
     "aforce_update",
     "ahealth_status",
     "aproxy_hosts",
@@ -50,16 +55,19 @@ __all__ = [
     "asnapshot",
     "astatus_of",
     "astatuses_of",
+    "aunacknowledge",
     "auptime",
     "auptimes",
     "force_update",
     "health_status",
+    "outages",
     "proxy_hosts",
     "recent_probes",
     "request_check",
     "snapshot",
     "status_of",
     "statuses_of",
+    "unacknowledge",
     "uptime",
     "uptimes",
 ]
@@ -225,6 +233,27 @@ def uptimes() -> Mapping[UUID, Uptimes]:
 async def auptimes() -> Mapping[UUID, Uptimes]:
     """Return what :func:`uptimes` returns."""
     return await sync_to_async(uptimes)()
+
+
+def outages(proxy: WorkspaceProxy | UUID | None = None) -> OutageQuerySet:
+    """Return the outages of a proxy, or of all, the newest first, as a queryset.
+
+    ``outages().open()`` are those that have not ended.
+    """
+    rows = Outage.objects.primary()
+    if proxy is None:
+        return rows
+    return rows.filter(proxy_uuid=proxy if isinstance(proxy, UUID) else proxy.pk)
+
+
+async def aacknowledge(outage: Outage | int, by: Any = None, note: str = "") -> bool:
+    """Return what :func:`acknowledge` returns."""
+    return await sync_to_async(acknowledge)(outage, by, note)
+
+
+async def aunacknowledge(outage: Outage | int) -> bool:
+    """Return what :func:`unacknowledge` returns."""
+    return await sync_to_async(unacknowledge)(outage)
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:

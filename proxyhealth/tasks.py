@@ -20,7 +20,7 @@ from celery.states import FAILURE, SUCCESS
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import HistoryUnavailable, RoundFailed, StoreError
-from proxyhealth.history import announce, pruning, records
+from proxyhealth.history import announce, outages, pruning, records
 from proxyhealth.rounds import broker, steps, worker
 from proxyhealth.rounds.dispatch import flush, request_task
 from proxyhealth.rounds.recheck import run_pending_check, run_recheck
@@ -160,7 +160,8 @@ def send_signals() -> None:
 
 @shared_task(**_OPTIONS, ignore_result=True, throws=(HistoryUnavailable,))
 def prune_history() -> None:
-    """Delete the rows of the history that are older than ``HISTORY_DAYS``."""
+    """Delete the rows of the history that are older than ``HISTORY_DAYS``, and repair its outages."""
+    outages.repair()
     is_eager = prune_history.request.is_eager
     if not pruning.prune(None if is_eager else _PRUNING_TIME).complete:
         request_task(TaskName.PRUNE_HISTORY)  # behind the tasks that wait

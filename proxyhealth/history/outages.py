@@ -1,11 +1,17 @@
 """The outages: each begins and ends with a transition, in the transaction that writes it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 from uuid import UUID
+
+from django.utils import timezone
 
 from proxyhealth.models import Outage, Transition
 from proxyhealth.models.outages import BAD_STATUSES
+from proxyhealth.models.rows import using_database_of
 
+_MAX_NAME = Outage._meta.get_field("acknowledged_name").max_length
+_MAX_NOTE = Outage._meta.get_field("note").max_length
 _CHANGING = ("status", "reason", "ended_at", "end_token")
 
 
@@ -15,39 +21,61 @@ def record(alias: str, rows: Sequence[Transition]) -> list[Outage | None]:
     Call it in the transaction that wrote the rows. An outage that has more than one of them is returned for
     each, in its last state.
     """
-    ids = {row.proxy_uuid for row in rows}
-    if not ids:
+    if not rows:
         return []
-    outages = Outage.objects.using(alias)
-    current = {outage.proxy_uuid: outage for outage in outages.open().filter(proxy_uuid__in=ids)}
-    found = [_apply(alias, row, current) for row in rows]
-    changed = list({id(outage): outage for outage in found if outage}.values())
-    # First those that exist: a proxy has one open outage at most.
-    outages.bulk_update([outage for outage in changed if outage.pk], _CHANGING)
-    outages.bulk_create(
-        [outage for outage in changed if not outage.pk],
-        update_conflicts=True,
-        unique_fields=["proxy_uuid", "token"],
-        update_fields=_CHANGING,
-    )
+    recorder = _Recorder(alias, {row.proxy_uuid for row in rows})
+    found = [recorder.apply(row) for row in rows]
+    recorder.save()
     return found
 
 
-def _apply(alias: str, row: Transition, current: dict[UUID, Outage]) -> Outage | None:
-    """Return the outage of this row. ``current`` has the open outages of the proxies."""
-    is_bad, was_bad = row.after in BAD_STATUSES, row.before in BAD_STATUSES
-    outage = current.get(row.proxy_uuid)
-    if outage is None:
-        if not (is_bad or was_bad):
-            return None
-        # A worker of an earlier version, without outages, may have recorded the begin.
-        outage = current[row.proxy_uuid] = _missed(alias, row) if was_bad else _begun(row)
-    if is_bad:
-        outage.status, outage.reason = row.after, row.reason
-    else:
+class _Recorder:
+    """The open outages of some proxies, and those that change.
+
+    Workers of an earlier version write transitions without outages until the last of them is replaced. So the
+    begin or the end of an outage may be missing.
+    """
+
+    def __init__(self, alias: str, ids: Iterable[UUID]) -> None:
+        self._alias = alias
+        rows = Outage.objects.using(alias).open().filter(proxy_uuid__in=ids)
+        self._open = {outage.proxy_uuid: outage for outage in rows}
+        self._changed: dict[int, Outage] = {}  # by the id of the object: new rows have no key yet
+
+    def apply(self, row: Transition) -> Outage | None:
+        """Return the outage that this transition begins, continues or ends, or None."""
+        is_bad, was_bad = row.after in BAD_STATUSES, row.before in BAD_STATUSES
+        outage = self._open.get(row.proxy_uuid)
+        if outage and not was_bad:
+            self._end(outage, _missed_end(self._alias, outage) or row)
+            outage = None
+        if outage is None:
+            if not (is_bad or was_bad):
+                return None
+            outage = (was_bad and _missed_begin(self._alias, row.proxy_uuid, row.token - 1)) or _begun(row)
+            self._open[row.proxy_uuid] = outage
+        if is_bad:
+            outage.status, outage.reason = row.after, row.reason
+            self._changed[id(outage)] = outage
+        else:
+            self._end(outage, row)
+        return outage
+
+    def _end(self, outage: Outage, row: Transition) -> None:
         outage.ended_at, outage.end_token = row.at, row.token
-        del current[row.proxy_uuid]
-    return outage
+        self._changed[id(outage)] = outage
+        del self._open[outage.proxy_uuid]
+
+    def save(self) -> None:
+        rows, changed = Outage.objects.using(self._alias), self._changed.values()
+        # First those that exist: a proxy has one open outage at most.
+        rows.bulk_update([outage for outage in changed if outage.pk], _CHANGING)
+        rows.bulk_create(
+            [outage for outage in changed if not outage.pk],
+            update_conflicts=True,
+            unique_fields=["proxy_uuid", "token"],
+            update_fields=_CHANGING,
+        )
 
 
 def _begun(row: Transition) -> Outage:
@@ -62,12 +90,66 @@ def _begun(row: Transition) -> Outage:
     )
 
 
-def _missed(alias: str, row: Transition) -> Outage:
-    """Return the outage that lasted until ``row``, as its first transition began it."""
-    earlier = Transition.objects.using(alias).filter(proxy_uuid=row.proxy_uuid, token__lt=row.token)
-    good = earlier.exclude(after__in=BAD_STATUSES).order_by("-token").values_list("token", flat=True).first()
-    run = earlier.filter(token__gt=good or 0)
-    outage = _begun(run.order_by("token").first() or row)
-    last = run.order_by("-token").first() or row
-    outage.proxy_id, outage.status, outage.reason = row.proxy_id, last.after, last.reason
+def _missed_begin(alias: str, proxy: UUID, token: int) -> Outage | None:
+    """Return the outage in which the proxy was at ``token``, from its transitions until then."""
+    until = Transition.objects.using(alias).filter(proxy_uuid=proxy, token__lte=token)
+    good = until.exclude(after__in=BAD_STATUSES).order_by("-token").values_list("token", flat=True).first()
+    run = until.filter(token__gt=good or 0)
+    first, last = run.order_by("token").first(), run.order_by("-token").first()
+    if first is None or last is None:
+        return None
+    outage = _begun(first)
+    outage.status, outage.reason = last.after, last.reason
     return outage
+
+
+def _missed_end(alias: str, outage: Outage) -> Transition | None:
+    """Return the transition that ended an outage, or None."""
+    later = Transition.objects.using(alias).filter(proxy_uuid=outage.proxy_uuid, token__gt=outage.token)
+    return later.exclude(after__in=BAD_STATUSES).order_by("token").first()
+
+
+def repair() -> None:
+    """Begin and end the outages that workers of an earlier version have not recorded.
+
+    Raise ``HistoryUnavailable``.
+    """
+    with using_database_of(Outage) as alias:
+        outages = Outage.objects.using(alias)
+        known = {outage.proxy_uuid: outage for outage in outages.open()}
+        down = Transition.objects.using(alias).last_of_each().filter(after__in=BAD_STATUSES)
+        last = dict(down.values_list("proxy_uuid", "token"))
+        missed = [_missed_begin(alias, id, last[id]) for id in last.keys() - known.keys()]
+        # Other processes may have recorded some of them meanwhile.
+        outages.bulk_create(filter(None, missed), ignore_conflicts=True)
+        for id in known.keys() - last.keys():
+            if row := _missed_end(alias, known[id]):
+                rows = outages.open().filter(pk=known[id].pk)
+                rows.update(ended_at=row.at, end_token=row.token)
+
+
+def acknowledge(outage: Outage | int, by: Any = None, note: str = "") -> bool:
+    """Say that a person takes care of an open outage, so that nobody is reminded of it.
+
+    ``by`` is a user, or a name. A note replaces the one before. Return False if the outage has ended.
+    """
+    is_user = by is not None and not isinstance(by, str)
+    values = {
+        "acknowledged_at": timezone.now(),
+        "acknowledged_by": by if is_user else None,
+        "acknowledged_name": (by.get_username() if is_user else by or "")[:_MAX_NAME],
+    }
+    if note:
+        values["note"] = note[:_MAX_NOTE]
+    return _update_open(outage, values)
+
+
+def unacknowledge(outage: Outage | int) -> bool:
+    """Take back the acknowledgement of an open outage. Its note stays. Return False if it has ended."""
+    return _update_open(outage, {"acknowledged_at": None, "acknowledged_by": None, "acknowledged_name": ""})
+
+
+def _update_open(outage: Outage | int, values: dict[str, Any]) -> bool:
+    # Conditional: the outage may end at this moment.
+    id = outage if isinstance(outage, int) else outage.pk
+    return bool(Outage.objects.primary().open().filter(pk=id).update(**values))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from proxyhealth.conf import conf
 from proxyhealth.history.uptime import WINDOWS
-from proxyhealth.models import Gap, Transition, Watch
+from proxyhealth.models import Delivery, Gap, Outage, Transition, Watch
 from proxyhealth.models.rows import using_database_of
 from proxyhealth.storage.confirmation import moment
 
@@ -36,6 +36,7 @@ class Pruned:
 
     before: datetime | None
     transitions: int = 0
+    outages: int = 0
     gaps: int = 0
     complete: bool = True
 
@@ -43,8 +44,10 @@ class Pruned:
 def prune(seconds: float | None = None, *, dry_run: bool = False) -> Pruned:
     """Delete what is older than ``HISTORY_DAYS``, for at most about ``seconds``.
 
-    Keep the last transition of each proxy that is not removed, because it says what its status is, and those
-    whose signal is due. With ``dry_run``, only count. Raise ``HistoryUnavailable``.
+    The deliveries of a transition are deleted with it. Keep the last transition of each proxy that is not
+    removed, because it says what its status is; those whose signal is due; and those that a channel has to be
+    told, or was told in an outage that is still open. With ``dry_run``, only count. Raise
+    ``HistoryUnavailable``.
     """
     end = float("inf") if seconds is None else time.monotonic() + seconds
     with using_database_of(Transition) as alias:
@@ -57,7 +60,7 @@ def _prune(alias: str, end: float, dry_run: bool) -> Pruned:
     if last_round is None:
         return Pruned(None)
     before = last_round.token - int(conf.HISTORY_DAYS * _DAY)
-    transitions = _old_transitions(alias, before)
+    transitions, outages = _old_transitions(alias, before), _old_outages(alias, before)
     first_gap = last_round.token - int(max(conf.HISTORY_DAYS, UPTIME_DAYS) * _DAY)
     gaps = Gap.objects.using(alias).filter(token__lt=first_gap)
     last = Transition.objects.using(alias).last_of_each().filter(token__lt=before)
@@ -65,13 +68,16 @@ def _prune(alias: str, end: float, dry_run: bool) -> Pruned:
     pruned = Pruned(moment(before))
     if dry_run:
         pruned.transitions = transitions.count() - transitions.filter(pk__in=kept).count()
-        pruned.gaps = gaps.count()
+        pruned.outages, pruned.gaps = outages.count(), gaps.count()
         return pruned
     pruned.transitions, pruned.complete = _delete(transitions, kept, end)
     if pruned.complete:
+        pruned.outages, pruned.complete = _delete(outages, (), end)
+    if pruned.complete:
         pruned.gaps, pruned.complete = _delete(gaps, (), end)
-    if pruned.transitions or pruned.gaps:
-        logger.info("history pruned transitions=%d gaps=%d", pruned.transitions, pruned.gaps)
+    if pruned.transitions or pruned.outages or pruned.gaps:
+        numbers = pruned.transitions, pruned.gaps, pruned.outages
+        logger.info("history pruned transitions=%d gaps=%d outages=%d", *numbers)
     return pruned
 
 
@@ -79,7 +85,15 @@ def _old_transitions(alias: str, before: int) -> QuerySet[Transition]:
     # Signals are tried for a day. One that has been due for longer has no receiver any more.
     long_ago = timezone.now() - timedelta(days=2)
     is_done = Q(signal_due_at__isnull=True) | Q(signal_due_at__lt=long_ago)
-    return Transition.objects.using(alias).filter(is_done, token__lt=before)
+    # The end of an outage is told to those who were told of its begin.
+    needed = Q(state=Delivery.State.PENDING) | Q(outage__isnull=False, outage__ended_at__isnull=True)
+    deliveries = Delivery.objects.using(alias).filter(needed, transition=OuterRef("pk"))
+    return Transition.objects.using(alias).filter(is_done, ~Exists(deliveries), token__lt=before)
+
+
+def _old_outages(alias: str, before: int) -> QuerySet[Outage]:
+    pending = Delivery.objects.using(alias).pending().filter(outage=OuterRef("pk"))
+    return Outage.objects.using(alias).filter(~Exists(pending), token__lt=before, end_token__lt=before)
 
 
 def _delete(rows: QuerySet[Any], kept: Collection[int], end: float) -> tuple[int, bool]:
@@ -92,8 +106,8 @@ def _delete(rows: QuerySet[Any], kept: Collection[int], end: float) -> tuple[int
         if not batch:
             return deleted, True
         token, pk = batch[-1]
-        count, _ = rows.filter(pk__in=[pk for _, pk in batch if pk not in kept]).delete()
-        deleted += count
+        _, counts = rows.filter(pk__in=[pk for _, pk in batch if pk not in kept]).delete()
+        deleted += counts.get(rows.model._meta.label, 0)  # without the deliveries
         # SQLite gives its lock to whoever asks at the right moment. Leave it to others half of the time.
         time.sleep(time.monotonic() - start)
     return deleted, False

@@ -6,6 +6,29 @@ import proxyhealth.selectors
 import proxyhealth.validators
 from django.conf import settings
 from django.db import migrations, models
+from django.db.models.functions import Coalesce
+
+BAD_STATUSES = ['unhealthy', 'unreachable']
+
+
+def open_outages(apps, schema_editor):
+    """Open an outage for each proxy that is down now, from the first transition of its bad statuses."""
+    alias = schema_editor.connection.alias
+    Transition, Outage = (apps.get_model('proxyhealth', name) for name in ('Transition', 'Outage'))
+    transitions = Transition.objects.using(alias).order_by()
+    last = transitions.values('proxy_uuid').annotate(last=models.Max('pk')).values('last')
+    same_proxy = transitions.filter(proxy_uuid=models.OuterRef('proxy_uuid'))
+    good = same_proxy.exclude(after__in=BAD_STATUSES).order_by('-token').values('token')[:1]
+    run = same_proxy.filter(token__gt=Coalesce(models.OuterRef('good'), 0)).order_by('token')
+    rows = transitions.filter(pk__in=last, after__in=BAD_STATUSES).annotate(
+        good=models.Subquery(good),
+        first=models.Subquery(run.values('token')[:1]),
+        began=models.Subquery(run.values('at')[:1]),
+    )
+    names = ('proxy_id', 'proxy_uuid', 'proxy_name', 'status', 'reason', 'token', 'began_at')
+    columns = ('proxy_id', 'proxy_uuid', 'proxy_name', 'after', 'reason', 'first', 'began')
+    outages = [Outage(**dict(zip(names, values))) for values in rows.values_list(*columns)]
+    Outage.objects.using(alias).bulk_create(outages, batch_size=500)
 
 
 class Migration(migrations.Migration):
@@ -128,6 +151,10 @@ class Migration(migrations.Migration):
             model_name='outage',
             index=models.Index(fields=['token'], name='proxyhealth_outage_token'),
         ),
+        migrations.AddIndex(
+            model_name='outage',
+            index=models.Index(condition=models.Q(('ended_at__isnull', True)), fields=['token'], name='proxyhealth_outage_open'),
+        ),
         migrations.AddConstraint(
             model_name='outage',
             constraint=models.UniqueConstraint(fields=('proxy_uuid', 'token'), name='proxyhealth_one_outage'),
@@ -152,4 +179,6 @@ class Migration(migrations.Migration):
             model_name='delivery',
             constraint=models.UniqueConstraint(condition=models.Q(('alarm__isnull', False)), fields=('channel', 'alarm', 'number'), name='proxyhealth_one_alarm_delivery'),
         ),
+        # Last, because PostgreSQL alters no table for which a transaction has rows to check.
+        migrations.RunPython(open_outages, migrations.RunPython.noop),
     ]

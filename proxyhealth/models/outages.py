@@ -62,6 +62,11 @@ class Outage(models.Model):
         ]
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["token"], name="proxyhealth_outage_token"),
+            models.Index(
+                fields=["token"],
+                condition=models.Q(ended_at__isnull=True),
+                name="proxyhealth_outage_open",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ from proxyhealth import tasks
 from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.history import pruning
 from proxyhealth.history.pruning import prune
-from proxyhealth.models import Gap, Transition, Watch
+from proxyhealth.models import Channel, Delivery, Gap, Outage, Transition, Watch
 from tests.support.proxies import wait_for
 from tests.support.values import NOW, refuse_queries
 
@@ -52,6 +52,26 @@ def insert(*ages, after="ok", **values):
 def insert_gaps(*ages):
     Gap.objects.bulk_create(
         Gap(start=NOW, end=NOW, why="offline", token=TODAY - int(age * DAY), microseconds=1) for age in ages
+    )
+
+
+def insert_outage(begin, end=None):
+    """Insert an outage that began and ended these days ago."""
+    return Outage.objects.create(
+        proxy_uuid=uuid4(),
+        proxy_name="paris",
+        status="unreachable",
+        began_at=NOW,
+        token=TODAY - int(begin * DAY),
+        ended_at=end and NOW,
+        end_token=end and TODAY - int(end * DAY),
+    )
+
+
+def insert_delivery(transition, outage, state="sent", number=0):
+    channel, _ = Channel.objects.get_or_create(name="ops", defaults={"kind": "email", "listens_since": NOW})
+    return Delivery.objects.create(
+        channel=channel, transition=transition, outage=outage, state=state, number=number, created_at=NOW
     )
 
 
@@ -96,7 +116,45 @@ def test_prune__keeps_rows_whose_signal_is_due(caplog):
     insert(700, 600, after="removed", signal_due_at=now - timedelta(days=3))  # nobody sends it any more
     assert prune().transitions == 2
     assert ages() == [600, 700]
-    assert caplog.messages.count("history pruned transitions=2 gaps=0") == 1
+    assert caplog.messages.count("history pruned transitions=2 gaps=0 outages=0") == 1
+
+
+def test_prune__deletes_outages_and_deliveries_with_their_transitions():
+    old, new = insert_outage(700, 600), insert_outage(700, 100)
+    begin, end, _ = insert(700, 600, 1, after="removed")
+    insert_delivery(begin, old)
+    insert_delivery(begin, old, "failed", number=1)
+    insert_delivery(end, old, "dropped")
+    kept, _ = insert(100, 1)
+    insert_delivery(kept, new)
+    pruned = prune()
+    assert (pruned.transitions, pruned.outages) == (2, 1)
+    assert Outage.objects.get() == new  # it ended later
+    assert Delivery.objects.get().transition == kept
+    assert prune(dry_run=True).outages == 0
+
+
+def test_prune__keeps_open_outages_and_what_channels_were_told():
+    """Who was told of the begin has to be told of the end."""
+    outage = insert_outage(700)
+    begin, _, _ = insert(700, 600, 1, after="unreachable")
+    insert_delivery(begin, outage)
+    assert prune().transitions == 1
+    assert (Outage.objects.count(), Delivery.objects.count()) == (1, 1)
+    assert ages() == [1, 700]
+
+
+def test_prune__keeps_what_is_pending():
+    outage = insert_outage(700, 600)
+    begin, end, _ = insert(700, 600, 1)
+    insert_delivery(begin, outage)
+    insert_delivery(end, outage, "pending")
+    assert (prune().transitions, prune().outages) == (1, 0)
+    assert Delivery.objects.get().transition == end
+    Delivery.objects.update(state="sent")
+    pruned = prune()
+    assert (pruned.transitions, pruned.outages) == (1, 1)
+    assert not Delivery.objects.exists()
 
 
 def test_prune__in_batches_of_rows_with_one_token(monkeypatch, django_assert_max_num_queries):
@@ -167,7 +225,8 @@ def test_command__says_what_it_deletes():
     insert(800, 700)
     insert(100)
     insert_gaps(500)
-    rest = "what is from before 2025-10-18 08:00:00 UTC. Status changes: 1. Gaps: 1.\n"
+    insert_outage(801, 800)
+    rest = "what is from before 2025-10-18 08:00:00 UTC. Status changes: 1. Outages: 1. Gaps: 1.\n"
     assert command("--dry-run") == f"Would delete {rest}"
     assert Transition.objects.count() == 3
     assert command() == f"Deleted {rest}"

@@ -9,8 +9,8 @@ from proxyhealth.history.pruning import prune
 
 class Command(BaseCommand):
     help = (
-        "Delete status changes and gaps older than HISTORY_DAYS of the settings. Keep the last change "
-        "of each proxy, and the gaps of 90 days, which the uptime needs."
+        "Delete status changes, their deliveries, outages and gaps older than HISTORY_DAYS of the settings. "
+        "Keep the last change of each proxy, open outages, and the gaps of 90 days, which the uptime needs."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -27,5 +27,5 @@ class Command(BaseCommand):
         self.stdout.write(
             f"{'Would delete' if dry_run else 'Deleted'} what is from before "
             f"{pruned.before:%Y-%m-%d %H:%M:%S} UTC. "
-            f"Status changes: {pruned.transitions}. Gaps: {pruned.gaps}."
+            f"Status changes: {pruned.transitions}. Outages: {pruned.outages}. Gaps: {pruned.gaps}."
         )
