@@ -171,6 +171,14 @@ class Migration(migrations.Migration):
             model_name='delivery',
             index=models.Index(fields=['channel', 'outage'], name='proxyhealth_delivery_outage'),
         ),
+        migrations.AddIndex(
+            model_name='delivery',
+            index=models.Index(fields=['state', 'id'], name='proxyhealth_delivery_state'),
+        ),
+        migrations.AddIndex(
+            model_name='delivery',
+            index=models.Index(fields=['created_at'], name='proxyhealth_delivery_created'),
+        ),
         migrations.AddConstraint(
             model_name='delivery',
             constraint=models.UniqueConstraint(condition=models.Q(('transition__isnull', False)), fields=('channel', 'transition', 'number'), name='proxyhealth_one_delivery'),

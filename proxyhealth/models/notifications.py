@@ -169,6 +169,9 @@ class Delivery(models.Model):
                 name="proxyhealth_delivery_due",
             ),
             models.Index(fields=["channel", "outage"], name="proxyhealth_delivery_outage"),
+            # For the filters of the list.
+            models.Index(fields=["state", "id"], name="proxyhealth_delivery_state"),
+            models.Index(fields=["created_at"], name="proxyhealth_delivery_created"),
         ]
 
     def __str__(self) -> str:

@@ -1,0 +1,100 @@
+"""What the pages say about a channel: its state in words, and the proxies that it tells about."""
+
+import re
+from datetime import datetime
+from typing import Any
+
+from django.db import models
+from django.db.models import Count, Min, OuterRef, Subquery
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.timesince import timesince
+
+from proxyhealth.display import name_of, number, time_tag
+from proxyhealth.models import Channel, Delivery, WorkspaceProxy
+from proxyhealth.selectors import Selector
+from proxyhealth.targets import masked_target
+from proxyhealth.texts import clean
+
+# Names that the form lists of the proxies that match.
+_MAX_NAMES = 10
+
+# Addresses of a mail that the pages show, masked.
+_MAX_ADDRESSES = 3
+
+
+def with_state(channels: Any) -> Any:
+    """Annotate channels with the number of pending deliveries, and with the age of a failing one."""
+    pending = Delivery.objects.filter(channel=OuterRef("pk")).pending().order_by().values("channel")
+    return channels.annotate(
+        pending_count=Coalesce(Subquery(pending.annotate(n=Count("pk")).values("n")), 0),
+        # Deliveries are in order, so the oldest that was tried began to fail with the channel.
+        failing_since=Subquery(
+            pending.filter(attempts__gt=0).annotate(n=Min("created_at")).values("n"),
+            output_field=models.DateTimeField(),
+        ),
+    )
+
+
+def is_failing(channel: Channel) -> bool:
+    """Return True if the last answer of the other side was a failure."""
+    failure, success = channel.last_failure_at, channel.last_success_at
+    return failure is not None and (success is None or failure > success)
+
+
+def state_of(channel: Any) -> SafeString:
+    """Return the state of a channel that :func:`with_state` has annotated, in words as HTML."""
+    error = format_html("<bdi>{}</bdi>", clean(channel.last_error, 500)) if channel.last_error else ""
+    if not channel.enabled:
+        reason = format_html(": {}", error) if is_failing(channel) and error else ""
+        return _state("unhealthy" if reason else "unregistered", format_html("disabled{}", reason))
+    if is_failing(channel):
+        since = min(filter(None, (channel.failing_since, channel.last_failure_at)))
+        text = format_html("failing since {}{}", time_tag(since), format_html(": {}", error) if error else "")
+        return _state("unreachable", text)
+    if channel.last_success_at:
+        return _state("ok", format_html("works, last message {}", _ago(channel.last_success_at)))
+    return _state("unregistered", "never used")
+
+
+def _state(look: str, text: str) -> SafeString:
+    return format_html('<span class="proxyhealth-channel proxyhealth-{}">{}</span>', look, text)
+
+
+def _ago(moment: datetime) -> SafeString:
+    if (timezone.now() - moment).total_seconds() < 60:
+        return format_html('<span title="{}">just now</span>', moment.isoformat(timespec="seconds"))
+    return format_html(
+        '<time datetime="{}">{} ago</time>', moment.isoformat(timespec="seconds"), timesince(moment, depth=1)
+    )
+
+
+def masked(channel: Channel) -> str:
+    """Return what people are shown of a saved target: enough to know which one it is."""
+    if channel.kind != Channel.Kind.EMAIL:
+        return masked_target(channel.kind, channel.target)
+    addresses = list(filter(None, map(str.strip, re.split(r"[,;\n]", channel.target))))
+    shown = [re.sub(r"^(.).*(?=@)", r"\1…", address) for address in addresses[:_MAX_ADDRESSES]]
+    more = len(addresses) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more else "")
+
+
+def matching(proxies: str) -> tuple[int, int, SafeString]:
+    """Return how many proxies these selectors choose, of how many, and a sentence that says so."""
+    selector = Selector.parse(proxies)
+    rows = list(WorkspaceProxy.objects.primary().active().only("name", "display_name", "labels"))
+    chosen = [row for row in rows if selector.matches(row.name, _labels(row))]
+    count = format_html("{} of {} proxies", number(len(chosen)), number(len(rows)))
+    if not chosen or selector.is_empty:
+        return len(chosen), len(rows), count
+    names = format_html_join(", ", "<bdi>{}</bdi>", ((name_of(row),) for row in chosen[:_MAX_NAMES]))
+    more = ", …" if len(chosen) > _MAX_NAMES else ""
+    return len(chosen), len(rows), format_html("{}: {}{}", count, names, more)
+
+
+def _labels(row: WorkspaceProxy) -> dict[str, str]:
+    """Return the labels of a row that may have skipped validation."""
+    labels = row.labels if isinstance(row.labels, dict) else {}
+    return {key: value for key, value in labels.items() if isinstance(value, str)}
