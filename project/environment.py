@@ -18,7 +18,7 @@ LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 NEW_KEY = "Generate one: python -c 'import secrets; print(secrets.token_urlsafe(48))'"
 
 # Of the schemes that a URL may have, those that a message names.
-_EXAMPLES = ("sqlite", "postgres", "redis", "rediss")
+_EXAMPLES = ("sqlite", "postgres", "redis", "rediss", "smtp", "smtp+tls", "smtp+ssl")
 
 _BOOLEANS = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),

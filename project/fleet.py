@@ -45,8 +45,9 @@ FLEET = (
     Member("oslo", "Oslo", 0, "unregistered", "unregistered", flag="no", latency=14),
 )
 
-# An offset from the web server's port, like those of the members.
+# Offsets from the web server's port, like those of the members.
 REDIS_PORT = 8
+MAIL_PORT = 9
 
 # The purpose of each port. A refusing proxy has a port, too, although nothing listens on it.
 PORT_PURPOSES = {member.port: member.name for member in FLEET if member.port}

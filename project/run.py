@@ -19,7 +19,8 @@ from typing import IO
 from urllib.parse import quote
 
 from project import control
-from project.fleet import FLEET, HOST, PORT_PURPOSES, REDIS_PORT, Fleet
+from project.fleet import FLEET, HOST, MAIL_PORT, PORT_PURPOSES, REDIS_PORT, Fleet
+from project.mailbox import FOLDER
 from project.processes import Processes, Terminal
 from project.startup import (
     BASE_DIR,
@@ -43,6 +44,7 @@ DEMO_DEFAULTS = {
     "HTTPS": "0",
     "PROXYHEALTH_INTERVAL": "10",
     "PROXYHEALTH_TIMEOUT": "3",
+    "PROXYHEALTH_GROUP_INTERVAL": "5",
 }
 
 LOCK_TIMEOUT = 10  # s, longer than the processes of a killed demo need to end
@@ -120,7 +122,7 @@ def _run(lock: IO[str]) -> int:
 
 def _start_fleet(embedded: bool) -> tuple[int, Fleet]:
     """Return the port of the web server, and the running fleet. Without PORT, find free ports."""
-    first = read_port("PORT", DEFAULT_PORT, highest=65_535 - REDIS_PORT)
+    first = read_port("PORT", DEFAULT_PORT, highest=65_535 - MAIL_PORT)
     problem = None
     for port in [first] if is_set("PORT") else range(first, first + 1000, 100):
         fleet = Fleet(port)
@@ -137,7 +139,7 @@ def _start_fleet(embedded: bool) -> tuple[int, Fleet]:
 
 
 def _require_free_ports(port: int, embedded: bool) -> None:
-    purposes = {0: "the web server", **PORT_PURPOSES}
+    purposes = {0: "the web server", **PORT_PURPOSES, MAIL_PORT: "the mail server"}
     if embedded:
         purposes[REDIS_PORT] = "the embedded Redis"
     for offset, purpose in purposes.items():
@@ -150,6 +152,8 @@ def _commands(embedded: bool) -> dict[str, str]:
     commands = {name: command.strip() for name, _, command in (line.partition(":") for line in lines)}
     if not embedded:
         del commands["redis"]
+    if FOLDER not in os.environ:
+        del commands["mail"]
     return commands
 
 
@@ -164,8 +168,9 @@ def _executor(port: int, fleet: Fleet, processes: Processes, terminal: Terminal)
             text = fleet.change(verb, name)
             terminal.print(f"make {command}: {text}", timeout=2)
             return text
-        if part == "redis" and part not in processes.names:
-            raise ValueError("this demo uses the Redis of REDIS_URL, and does not control it")
+        if part in ("redis", "mail") and part not in processes.names:
+            server = {"redis": "Redis of REDIS_URL", "mail": "mail server of EMAIL_URL"}[part]
+            raise ValueError(f"this demo uses the {server}, and does not control it")
         if part not in processes.names or verb not in ("start", "stop"):
             parts = ", ".join(f"{verb}-{part}" for part in processes.names)
             raise ValueError(f"unknown command. Valid commands: {parts}, {verb}-proxy NAME=paris")
@@ -180,7 +185,13 @@ def _set_environment(port: int, embedded: bool, external_database: bool) -> None
     for name, value in DEMO_DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ["WEB_PORT"] = str(port)
-    os.environ.setdefault("PROXYHEALTH_PRIMARY_URL", f"http://{HOST}:{port}")
+    for name in ("PROXYHEALTH_PRIMARY_URL", "PROXYHEALTH_BASE_URL"):
+        os.environ.setdefault(name, f"http://{HOST}:{port}")
+    os.environ.pop(FOLDER, None)
+    if not is_set("EMAIL_URL"):
+        os.environ["EMAIL_URL"] = f"smtp://{HOST}:{port + MAIL_PORT}"
+        os.environ["MAIL_PORT"] = str(port + MAIL_PORT)
+        os.environ[FOLDER] = str(VAR / "mailbox")
     if embedded:
         os.environ["REDIS_URL"] = f"redis://{HOST}:{port + REDIS_PORT}/0"
     # The well-known password is safe in a database of the demo alone, and only while the demo runs.
@@ -215,6 +226,7 @@ def _prepare_database(port: int, external_database: bool) -> str:
         django.setup()
         call_command("migrate", verbosity=0)
         _prepare_fleet(port)
+        _prepare_channel()
         return _prepare_user(external_database)
     except Error as error:
         raise CannotStart(f"cannot use the database: {_first_line(error)}") from error
@@ -243,6 +255,21 @@ def _prepare_fleet(port: int) -> None:
             WorkspaceProxy.objects.bulk_create(
                 [WorkspaceProxy(name=member.name, version="v2.29.1", **values)]
             )
+
+
+def _prepare_channel() -> None:
+    """Create a channel to the mailbox of the demo if its own database has no channel."""
+    from django.utils import timezone
+
+    from proxyhealth.models import Channel
+
+    if FOLDER in os.environ and os.environ.get(DEMO_MODE) and not Channel.objects.exists():
+        Channel.objects.create(
+            name="Demo mailbox",
+            kind=Channel.Kind.EMAIL,
+            target="operator@localhost",
+            listens_since=timezone.now(),
+        )
 
 
 def _prepare_user(external_database: bool) -> str:
@@ -294,6 +321,7 @@ def _announce(port: int, embedded: bool, password: str, terminal: Terminal) -> N
         f"  home page     {home}",
         f"  region picker {home}regions/",
         f"  health page   {home}admin/proxyhealth/workspaceproxy/health/",
+        *([f"  mailbox       {home}mailbox/"] if FOLDER in os.environ else []),
         f"  JSON          {home}api/v2/workspaceproxies",
         f"  metrics       {home}metrics",
         f"  sign-in       {sign_in}",
@@ -301,7 +329,7 @@ def _announce(port: int, embedded: bool, password: str, terminal: Terminal) -> N
         f"  rounds        every {os.environ['PROXYHEALTH_INTERVAL']} s",
         f"  demo fleet    {', '.join(f'{m.name} ({m.status})' for m in FLEET)}",
         "  try it        make stop-proxy NAME=paris, make stop-worker, make stop-beat, make stop-redis,",
-        "                make stop-web, and the same with start",
+        "                make stop-mail, make stop-web, and the same with start",
         "  Prometheus    make prometheus",
         "",
     ]

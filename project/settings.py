@@ -7,6 +7,7 @@ from environ import Env
 
 from project.environment import LOCAL_HOSTS, Environment, redis_tls, require_safe
 from project.logs import logging_config
+from project.mail import SCHEMES, mail_settings
 from proxyhealth.schedules import beat_schedule
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -126,6 +127,10 @@ STORAGES = {
 # Before `manage.py collectstatic`, the files are served from where they are, without hashes.
 WHITENOISE_USE_FINDERS = DEBUG or not (STATIC_ROOT / "staticfiles.json").exists()
 
+# MAILERS, or EMAIL_BACKEND, EMAIL_HOST and so on: the names depend on the version of Django.
+globals().update(mail_settings(env.url("EMAIL_URL", SCHEMES, "smtp://localhost:25")))
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.text("DEFAULT_FROM_EMAIL", "proxyhealth@localhost")
+
 PROXYHEALTH: dict[str, Any] = {
     "INTERVAL": env.number("PROXYHEALTH_INTERVAL", 60.0),
     "TIMEOUT": env.number("PROXYHEALTH_TIMEOUT", 5.0),
@@ -140,6 +145,9 @@ PROXYHEALTH: dict[str, Any] = {
     "PUBLIC_REGIONS": env.boolean("PROXYHEALTH_PUBLIC_REGIONS"),
     "METRICS_TOKEN": env.text("PROXYHEALTH_METRICS_TOKEN"),
     "RUNBOOK_URL": env.text("PROXYHEALTH_RUNBOOK_URL"),
+    "BASE_URL": env.text("PROXYHEALTH_BASE_URL"),
+    "GROUP_INTERVAL": env.number("PROXYHEALTH_GROUP_INTERVAL", 30.0),
+    "HEARTBEAT_URLS": env.items("PROXYHEALTH_HEARTBEAT_URLS"),
 }
 for _name in ("ADDRESS_ALLOW", "ADDRESS_DENY"):
     if _networks := env.items(f"PROXYHEALTH_{_name}"):

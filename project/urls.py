@@ -1,8 +1,11 @@
+import os
+
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import include, path
 
 from project import views
+from project.mailbox import FOLDER
 from proxyhealth import access
 
 urlpatterns = [
@@ -16,3 +19,9 @@ urlpatterns = [
     path("", include("proxyhealth.metrics.urls")),
     path("", include("proxyhealth.readiness.urls")),
 ]
+
+if os.environ.get(FOLDER):
+    urlpatterns += [
+        path("mailbox/", views.mailbox, name="mailbox"),
+        path("mailbox/<int:id>/", views.mail_as_html, name="mail-as-html"),
+    ]
