@@ -50,6 +50,12 @@ SETTINGS = {
     ),
     "RECHECK_AFTER": ("E038", "Set the seconds until an unconfirmed result is probed again, for example 5."),
     "HISTORY_DAYS": ("E039", "Set the days for which transitions and gaps are kept, for example 400."),
+    "GROUP_INTERVAL": ("E040", "Set the seconds in which a channel rests after a message, for example 30."),
+    "HEARTBEAT_URLS": (
+        "E041",
+        "Set a list of URLs of services that expect heartbeats, or [].",
+    ),
+    "BASE_URL": ("E042", "Set the address of the site, such as 'https://control.example.com', or ''."),
     "CONCURRENCY": ("E012", "Set the number of probes at once in a process, for example 512."),
     "SHARD_SIZE": ("E013", "Set the number of proxies in one task of a round, for example 1000."),
     "CACHE": ("E014", "Set the alias in CACHES of the Redis cache that holds the snapshot."),

@@ -170,6 +170,16 @@ def _is_url(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"https?://[^\s/@]+(/\S*)?", value) is not None
 
 
+def _secret_urls(value: Any) -> tuple[str, ...]:
+    try:
+        return _urls(value)
+    except (ValueError, TypeError):
+        # Neither of them: its message would include the value, whose paths are secrets.
+        raise ImproperlyConfigured(
+            "PROXYHEALTH['HEARTBEAT_URLS'] must be a list of URLs such as ['https://example.com/']."
+        ) from None
+
+
 def _metric_prefix(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", value):
         raise ValueError("must consist of letters, digits and underscores, and not begin with a digit")
@@ -268,8 +278,8 @@ class Settings:
     """Days for which transitions and gaps are kept."""
     GROUP_INTERVAL = _Setting(30.0, _seconds_or_zero)
     """Seconds after a message in which a channel rests. What happens meanwhile goes into the next message."""
-    HEARTBEAT_URLS = _Setting((), _urls)
-    """URLs that a worker requests after each full round, so that their owner notices when none comes."""
+    HEARTBEAT_URLS = _Setting((), _secret_urls)
+    """URLs that a worker requests after each full round, so that a service there notices when none ends."""
     BASE_URL = _Setting("", _page_url)
     """Address of the site in messages, such as ``https://control.example.com``, or empty: no links to it."""
     CONCURRENCY = _Setting(512, _positive_integer)

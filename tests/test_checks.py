@@ -41,6 +41,9 @@ def test_checks__ids_of_settings():
         "RECOVERY_THRESHOLD": "E037",
         "RECHECK_AFTER": "E038",
         "HISTORY_DAYS": "E039",
+        "GROUP_INTERVAL": "E040",
+        "HEARTBEAT_URLS": "E041",
+        "BASE_URL": "E042",
     }
 
 
@@ -67,6 +70,11 @@ def test_checks__every_setting_has_its_own_id_and_hint():
         ("RECOVERY_THRESHOLD", 1.5, "must be a whole number, 1 or more, not 1.5"),
         ("RECHECK_AFTER", 0, "must be a number of seconds above 0, at most a year, not 0"),
         ("HISTORY_DAYS", 0, "must be a number of days, from 1 to 36,500, not 0"),
+        ("GROUP_INTERVAL", -1, "must be a number of seconds from 0 to a year, not -1"),
+        *(
+            ("HEARTBEAT_URLS", value, "must be a list of URLs such as ['https://example.com/']")
+            for value in ("https://hc.example.com/secret", ["https://hc.example.com/secret", 1], None)
+        ),
         ("CONCURRENCY", 0, "must be a whole number, 1 or more, not 0"),
         ("CONCURRENCY", 1.5, "must be a whole number, 1 or more, not 1.5"),
         ("SHARD_SIZE", "many", "must be a whole number, 1 or more, not 'many'"),
@@ -134,7 +142,8 @@ def test_checks__every_setting_has_its_own_id_and_hint():
             "must have a UUID as 'id', or no 'id', not {'url': 'https://example.com', 'id': '1'}",
         ),
         *(
-            ("RUNBOOK_URL", value, f"must be the URL of a page, without a fragment, not {value!r}")
+            (name, value, f"must be the URL of a page, without a fragment, not {value!r}")
+            for name in ("RUNBOOK_URL", "BASE_URL")
             for value in (
                 "runbook.md",
                 "https://a.b/#c",
@@ -190,6 +199,9 @@ def test_checks__invalid_value(configure, name, value, message):
         ("METRICS_NAMESPACE", "coderd", "coderd"),
         ("RUNBOOK_URL", "https://a.b/?page=c", "https://a.b/?page=c"),
         ("METRICS_TOKEN", "Zm9v-_+/=.~", "Zm9v-_+/=.~"),
+        ("GROUP_INTERVAL", 0, 0.0),
+        ("HEARTBEAT_URLS", ["https://hc.example.com/secret?a=b"], ("https://hc.example.com/secret?a=b",)),
+        ("BASE_URL", "https://control.example.com/", "https://control.example.com/"),
     ],
 )
 def test_settings__valid_values(configure, name, value, result):
@@ -207,6 +219,9 @@ def test_settings__defaults(settings):
         "RECOVERY_THRESHOLD": 1,
         "RECHECK_AFTER": 5.0,
         "HISTORY_DAYS": 400.0,
+        "GROUP_INTERVAL": 30.0,
+        "HEARTBEAT_URLS": (),
+        "BASE_URL": "",
         "CONCURRENCY": 512,
         "SHARD_SIZE": 1000,
         "CACHE": "default",

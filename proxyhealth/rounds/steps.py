@@ -22,6 +22,7 @@ from proxyhealth.exceptions import (
 from proxyhealth.history.recall import DatabaseMemory
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.models.rows import close_if_broken
+from proxyhealth.notifications import heartbeats
 from proxyhealth.probing import pool
 from proxyhealth.rounds.dispatch import request_check, request_recheck, request_task
 from proxyhealth.snapshot import Proxy, ProxyStatus
@@ -105,6 +106,8 @@ def commit_round(
     logger.info(
         f"round end token=%d duration=%.3f {COUNTS}", token, full_round.duration, *count_statuses(statuses)
     )
+    if not full_round.missing:
+        heartbeats.send()
 
 
 def close_round(token: int) -> None:

@@ -148,6 +148,17 @@ VALUES = {
     "PROXYHEALTH_RECOVERY_THRESHOLD": ("2", lambda s: s.PROXYHEALTH["RECOVERY_THRESHOLD"], 2),
     "PROXYHEALTH_RECHECK_AFTER": ("2.5", lambda s: s.PROXYHEALTH["RECHECK_AFTER"], 2.5),
     "PROXYHEALTH_HISTORY_DAYS": ("90", lambda s: s.PROXYHEALTH["HISTORY_DAYS"], 90),
+    "PROXYHEALTH_GROUP_INTERVAL": ("10", lambda s: s.PROXYHEALTH["GROUP_INTERVAL"], 10),
+    "PROXYHEALTH_HEARTBEAT_URLS": (
+        "https://hc.example.com/a,https://hc.example.com/b",
+        lambda s: s.PROXYHEALTH["HEARTBEAT_URLS"],
+        ["https://hc.example.com/a", "https://hc.example.com/b"],
+    ),
+    "PROXYHEALTH_BASE_URL": (
+        "https://control.example.com",
+        lambda s: s.PROXYHEALTH["BASE_URL"],
+        "https://control.example.com",
+    ),
     "PROXYHEALTH_CONCURRENCY": ("8", lambda s: s.PROXYHEALTH["CONCURRENCY"], 8),
     "PROXYHEALTH_SHARD_SIZE": ("50", lambda s: s.PROXYHEALTH["SHARD_SIZE"], 50),
     "PROXYHEALTH_CANARY_URLS": (
