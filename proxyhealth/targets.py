@@ -87,7 +87,9 @@ def apprise_scheme(target: str) -> str:
         raise ValueError("it contains a variable (${…}); enter its value")
     scheme = found[0].lower()
     if scheme in _LOCAL_SCHEMES:
-        raise ValueError(f"{scheme}:// acts on the machine of the worker, which nobody watches; use another service")
+        raise ValueError(
+            f"{scheme}:// acts on the machine of the worker, which nobody watches; use another service"
+        )
     if scheme in _REQUEST_SCHEMES:
         raise ValueError(f"{scheme}:// requests any URL; create a channel of the kind webhook")
     names = {unquote(name).lower() for name in re.findall(r"[?&]([^=&]+)", target)}

@@ -90,11 +90,17 @@ def test_python__labels_are_in_the_snapshot(fleet):
 @pytest.mark.parametrize(
     ("value", "labels"),
     [
-        ({"region": "eu", "bad key": "x", "number": 1, "empty": "", "list": ["x"], "null": None}, {"region": "eu"}),
+        (
+            {"region": "eu", "bad key": "x", "number": 1, "empty": "", "list": ["x"], "null": None},
+            {"region": "eu"},
+        ),
         ("region", {}),
         (["region"], {}),
         (1, {}),
-        ({f"key-{number:02}": "x" for number in range(50)}, {f"key-{number:02}": "x" for number in range(32)}),
+        (
+            {f"key-{number:02}": "x" for number in range(50)},
+            {f"key-{number:02}": "x" for number in range(32)},
+        ),
     ],
 )
 def test_invalid_rows__only_valid_labels_count(admin_client, fleet, value, labels):
@@ -129,7 +135,9 @@ def test_json__without_labels_has_no_field():
     assert labels_of({}) is labels_of(None) is NO_LABELS
 
 
-@pytest.mark.parametrize("labels", [{"region": "eu"}, {"a/b.c_d-e": "1.2.3"}, {str(n): "x" for n in range(32)}])
+@pytest.mark.parametrize(
+    "labels", [{"region": "eu"}, {"a/b.c_d-e": "1.2.3"}, {str(n): "x" for n in range(32)}]
+)
 def test_validate__valid_labels(labels):
     validate_labels(labels)
 

@@ -50,7 +50,9 @@ def test_labels__match_key_and_value(text, expected):
     assert matches(text, "paris", region="eu", tier="gold") is expected
 
 
-@pytest.mark.parametrize("text", ["paris", "eu-*\nregion:eu", "x_1-[!a]?", "\n region : eu-*/a.b \n", "nothing"])
+@pytest.mark.parametrize(
+    "text", ["paris", "eu-*\nregion:eu", "x_1-[!a]?", "\n region : eu-*/a.b \n", "nothing"]
+)
 def test_validate__valid_lines(text):
     validate_selectors(text)
 

@@ -10,12 +10,12 @@ from django.db import models, router
 
 from proxyhealth.models.outages import BAD_STATUSES
 from proxyhealth.selectors import validate_selectors
+from proxyhealth.targets import new_secret, validate_target
 from proxyhealth.utils import aware
 from proxyhealth.validators import validate_text, validate_time_zone, validate_weekdays
 
 # The arithmetic of times ends with the year 9999.
 _LAST_YEAR = 9_998
-from proxyhealth.targets import new_secret, validate_target
 
 
 def default_statuses() -> list[str]:

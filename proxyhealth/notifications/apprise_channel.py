@@ -23,7 +23,9 @@ from proxyhealth.statuses import Status
 from proxyhealth.targets import apprise_scheme, secret_parts, without_secrets
 from proxyhealth.texts import clean, without_passwords
 
-NOT_INSTALLED = "Apprise is not installed; run pip install 'proxyhealth[apprise]' for the workers and the web servers"
+NOT_INSTALLED = (
+    "Apprise is not installed; run pip install 'proxyhealth[apprise]' for the workers and the web servers"
+)
 
 _MAX_ANSWER = 500
 # Seconds for all pauses that a service demands between the parts of a long message.

@@ -243,7 +243,9 @@ class _Thread:
             if self._running is None or self._running.done():
                 self._running = Future()
                 args = (self._running,)
-                threading.Thread(target=self._run, args=args, name="proxyhealth silences", daemon=True).start()
+                threading.Thread(
+                    target=self._run, args=args, name="proxyhealth silences", daemon=True
+                ).start()
             running = self._running
         try:
             return running.result(_TIMEOUT)

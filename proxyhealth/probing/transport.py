@@ -77,7 +77,11 @@ class Connection:
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.port != (80 if self._context is None else 443):
             host = f"{host}:{self.port}"
-        lines = (f"{method} {path} HTTP/1.1", f"Host: {host}", *(f"{name}: {headers[name]}" for name in headers))
+        lines = (
+            f"{method} {path} HTTP/1.1",
+            f"Host: {host}",
+            *(f"{name}: {headers[name]}" for name in headers),
+        )
         return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
     def _connect(self) -> PlainSocket:

@@ -45,7 +45,9 @@ def deliver(use_backend, channel=None, message=None, **replies):
 
 def test_mail__has_text_and_html(use_backend):
     message = make_message()
-    server, answer = deliver(use_backend, mailing("ops@example.com\nbob@example.com, ops@example.com"), message)
+    server, answer = deliver(
+        use_backend, mailing("ops@example.com\nbob@example.com, ops@example.com"), message
+    )
     assert answer == "250 OK"
     (mail,) = server.mails
     assert mail["From"] == "proxies@example.com"
@@ -72,7 +74,9 @@ def test_mail__name_with_a_line_break_adds_no_header(use_backend):
     assert server.envelopes[0].rcpt_tos == ["ops@example.com"]
 
 
-@pytest.mark.parametrize("target", ["ops@example.com\r\nRCPT TO:<eve@example.com>", "", "ops", "ops@\x00example.com"])
+@pytest.mark.parametrize(
+    "target", ["ops@example.com\r\nRCPT TO:<eve@example.com>", "", "ops", "ops@\x00example.com"]
+)
 def test_mail__invalid_target_is_not_sent(target, use_backend):
     with pytest.raises(DeliveryFailed, match="correct the target of the channel"):
         transport.send(mailing(target), make_message())
@@ -153,7 +157,10 @@ def test_mail__nobody_listens(use_backend):
         (hold, "no answer from the mail server 127.0.0.1:{port} within 0.3 s"),
         (drip(b"220 " + b"x" * 1_000, 0.05), "no answer within 1 s"),
         (send(b""), "the mail server 127.0.0.1:{port} closed the connection"),
-        (send(b"HTTP/1.1 400 Bad Request\r\n"), "the mail server 127.0.0.1:{port} refused the mail: its answer is not SMTP"),
+        (
+            send(b"HTTP/1.1 400 Bad Request\r\n"),
+            "the mail server 127.0.0.1:{port} refused the mail: its answer is not SMTP",
+        ),
     ],
     ids=["hangs", "trickles", "closes", "no SMTP"],
 )

@@ -168,8 +168,9 @@ def test_change_of_clocks__a_day_that_does_not_exist():
 
 
 def test_union__overlapping_ones_end_together():
-    first, second = one_off("2026-05-01 01:00", "2026-05-01 02:00"), one_off(
-        "2026-05-01 01:30", "2026-05-01 03:00"
+    first, second = (
+        one_off("2026-05-01 01:00", "2026-05-01 02:00"),
+        one_off("2026-05-01 01:30", "2026-05-01 03:00"),
     )
     for rows in ([first, second], [second, first]):
         assert until("2026-05-01 01:10", *rows) == "2026-05-01 03:00"

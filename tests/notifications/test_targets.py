@@ -83,7 +83,10 @@ def test_target__error_shows_no_password():
 
 
 def test_recipients__are_unique_and_in_order():
-    assert parse_recipients("b@example.com;a@example.com\nb@example.com") == ["b@example.com", "a@example.com"]
+    assert parse_recipients("b@example.com;a@example.com\nb@example.com") == [
+        "b@example.com",
+        "a@example.com",
+    ]
 
 
 def test_webhook__parts():
@@ -136,7 +139,9 @@ def test_new_secret__is_random_and_recognizable():
 @pytest.mark.django_db
 def test_channel__webhook_gets_a_secret():
     def saved(**values):
-        channel = Channel(name=f"Channel {Channel.objects.count()}", listens_since=datetime.now(UTC), **values)
+        channel = Channel(
+            name=f"Channel {Channel.objects.count()}", listens_since=datetime.now(UTC), **values
+        )
         channel.full_clean()
         channel.save()
         return channel
