@@ -21,8 +21,9 @@ from celery.states import FAILURE, SUCCESS
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import HistoryUnavailable, RoundFailed, StoreError
 from proxyhealth.history import announce, outages, pruning, records
+from proxyhealth.notifications import sending
 from proxyhealth.rounds import broker, steps, worker
-from proxyhealth.rounds.dispatch import flush, request_task
+from proxyhealth.rounds.dispatch import flush, request_delivery, request_task
 from proxyhealth.rounds.recheck import run_pending_check, run_recheck
 from proxyhealth.rounds.runner import run_round
 from proxyhealth.rounds.sharing import finish_shared_round, run_shard
@@ -70,6 +71,9 @@ _SIGNALS_SOFT_LIMIT = 15
 _SIGNALS_TIME = 5  # for which a task begins new signals, so that other tasks have their turn
 
 _PRUNING_TIME = 5  # likewise
+
+_DELIVERY_TIME = 2.0  # for which the task waits for channels
+_DELIVERY_PAUSE = 1.0  # at least until the next run of the task
 
 
 def _soft_time_limit_of_signals(task: Any) -> float:
@@ -125,6 +129,18 @@ def record_history() -> None:
     records.record_history()
     if announce.are_signals_due():
         request_task(TaskName.SEND_SIGNALS)
+    # All changes are recorded before, so that many of them are one message.
+    seconds = 0.0 if sending.may_remind() else sending.seconds_until_due()
+    if seconds is not None:
+        request_delivery(seconds)
+
+
+@shared_task(**_OPTIONS, ignore_result=True, throws=(HistoryUnavailable,))
+def deliver() -> None:
+    """Send what is due to the channels. A channel that needs longer than a moment goes on in its thread."""
+    seconds = sending.send_due(None if deliver.request.is_eager else _DELIVERY_TIME)
+    if seconds is not None:
+        request_delivery(max(seconds, _DELIVERY_PAUSE))
 
 
 @shared_task(**_OPTIONS, ignore_result=True, throws=(RoundFailed,))

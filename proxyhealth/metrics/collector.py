@@ -15,7 +15,7 @@ from prometheus_client.samples import Sample
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError
-from proxyhealth.notifications import silences
+from proxyhealth.notifications import backlog, silences
 from proxyhealth.notifications.silences import Times
 from proxyhealth.rounds import broker
 from proxyhealth.snapshot import ProxyStatus, RoundHistogram, Snapshot, convert
@@ -192,6 +192,7 @@ class SnapshotCollector(Collector):
             yield from _round_metrics(prefix, activity)
             yield from _task_metrics(prefix, activity.tasks)
             yield from _history_metrics(prefix)
+            yield from _delivery_metrics(prefix)
             # Threads need no lock: each assigns a complete and correct value.
             self._proxy_metrics = metrics = self._proxy_metrics.update(prefix, snapshot.statuses)
             yield from (*metrics.totals, *metrics.gauges)
@@ -285,6 +286,29 @@ def _history_metrics(prefix: str) -> Iterator[Metric]:
     with suppress(StoreError):
         documentation = "Changes and rounds that are in Redis, and not yet in the history in the database."
         yield _gauge(f"{prefix}history_outbox_entries", documentation, outbox.count_entries())
+
+
+def _delivery_metrics(prefix: str) -> Iterator[Metric]:
+    pending = GaugeMetricFamily(
+        f"{prefix}deliveries_pending", "Deliveries that a channel has not accepted yet.", labels=["channel"]
+    )
+    overdue = GaugeMetricFamily(
+        f"{prefix}deliveries_overdue_seconds",
+        "Time since which a channel has not accepted a delivery that is due, or 0.",
+        labels=["channel"],
+    )
+    done = CounterMetricFamily(
+        f"{prefix}deliveries",
+        "Deliveries by outcome: sent, failed (given up).",
+        labels=["channel", "outcome"],
+    )
+    for row in backlog.read():
+        (channel,) = _visible([row.channel])
+        pending.add_metric([channel], row.pending)
+        overdue.add_metric([channel], row.overdue)
+        done.add_metric([channel, "sent"], row.sent)
+        done.add_metric([channel, "failed"], row.failed)
+    yield from (pending, overdue, done)
 
 
 def _proxy_gauges(prefix: str, ids: ProxyIds, statuses: Sequence[ProxyStatus]) -> list[ProxyGauge]:

@@ -59,6 +59,8 @@ class Migration(migrations.Migration):
                 ('last_success_at', models.DateTimeField(editable=False, null=True)),
                 ('last_failure_at', models.DateTimeField(editable=False, null=True)),
                 ('last_error', models.TextField(blank=True, editable=False)),
+                ('sent_count', models.PositiveBigIntegerField(default=0, editable=False)),
+                ('failed_count', models.PositiveBigIntegerField(default=0, editable=False)),
             ],
             options={
                 'ordering': ['name'],
@@ -116,6 +118,8 @@ class Migration(migrations.Migration):
                 ('next_attempt_at', models.DateTimeField(editable=False, null=True)),
                 ('error', models.TextField(blank=True, editable=False)),
                 ('message', models.UUIDField(editable=False, null=True)),
+                ('message_at', models.DateTimeField(editable=False, null=True)),
+                ('flaps', models.PositiveIntegerField(default=0, editable=False)),
                 ('created_at', models.DateTimeField(editable=False)),
                 ('sent_at', models.DateTimeField(editable=False, null=True)),
                 ('alarm', models.ForeignKey(editable=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='deliveries', to='proxyhealth.alarm')),
@@ -178,6 +182,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='delivery',
             index=models.Index(fields=['created_at'], name='proxyhealth_delivery_created'),
+        ),
+        migrations.AddIndex(
+            model_name='delivery',
+            index=models.Index(condition=models.Q(('flaps__gt', 0)), fields=['channel'], name='proxyhealth_delivery_flaps'),
         ),
         migrations.AddConstraint(
             model_name='delivery',

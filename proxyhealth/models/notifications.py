@@ -54,6 +54,9 @@ class Channel(models.Model):
     last_success_at = models.DateTimeField(null=True, editable=False)
     last_failure_at = models.DateTimeField(null=True, editable=False)
     last_error = models.TextField(blank=True, editable=False)
+    # The deliveries that were sent, and those that were given up, since the channel was made.
+    sent_count = models.PositiveBigIntegerField(default=0, editable=False)
+    failed_count = models.PositiveBigIntegerField(default=0, editable=False)
 
     class Meta:
         ordering: ClassVar[list[str]] = ["name"]
@@ -118,8 +121,10 @@ class Delivery(models.Model):
 
     It has either a ``transition`` or an ``alarm``. ``number`` counts the reminders of a transition from 1; 0
     is the change itself. For an alarm, 0 is its begin and 1 its end. Deliveries with the same ``message``
-    are sent together, and again together under that id if the first attempt may have failed.
-    ``next_attempt_at`` is None unless the state is ``pending``.
+    are sent together, and again together under that id if the first attempt may have failed. The message
+    was made at ``message_at``. ``flaps`` is the number of changes in the last minutes if it says that the
+    proxy is flapping, else 0. ``next_attempt_at`` is None unless the state is ``pending``. ``error`` is also
+    the reason of the state ``dropped``.
     """
 
     class State(models.TextChoices):
@@ -142,6 +147,8 @@ class Delivery(models.Model):
     next_attempt_at = models.DateTimeField(null=True, editable=False)
     error = models.TextField(blank=True, editable=False)
     message = models.UUIDField(null=True, editable=False)
+    message_at = models.DateTimeField(null=True, editable=False)
+    flaps = models.PositiveIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(editable=False)
     sent_at = models.DateTimeField(null=True, editable=False)
 
@@ -172,6 +179,9 @@ class Delivery(models.Model):
             # For the filters of the list.
             models.Index(fields=["state", "id"], name="proxyhealth_delivery_state"),
             models.Index(fields=["created_at"], name="proxyhealth_delivery_created"),
+            models.Index(
+                fields=["channel"], condition=models.Q(flaps__gt=0), name="proxyhealth_delivery_flaps"
+            ),
         ]
 
     def __str__(self) -> str:

@@ -3,7 +3,7 @@
 import atexit
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,17 +13,16 @@ from uuid import UUID
 from celery import Celery
 
 from proxyhealth import isolation
+from proxyhealth.conf import conf
 from proxyhealth.exceptions import StoreError
 from proxyhealth.rounds import broker
 from proxyhealth.storage.lease import take_token
-from proxyhealth.storage.pending import SendTask, add_pending, claim_recheck, release_claim
+from proxyhealth.storage.pending import SendTask, add_pending, claim_delivery, claim_recheck, release_claim
 from proxyhealth.task_names import TaskName
 from proxyhealth.texts import without_passwords
-from proxyhealth.utils import FrozenMapping, PerProcess
+from proxyhealth.utils import PerProcess
 
 logger = logging.getLogger(__name__)
-
-_NO_TASKS: Mapping[TaskName, float] = FrozenMapping()
 
 
 def request_check(ids: Iterable[UUID] | None = None) -> Future[None]:
@@ -70,7 +69,7 @@ def request_task(name: TaskName, countdown: float = 0) -> None:
     """
     app = broker.celery_app()
     if not app.conf.task_always_eager:
-        _sender.value.add((), tasks={name: countdown})
+        _sender.value.add((), [(name, countdown)])
     elif not countdown:
         _run_eagerly(app, name)
 
@@ -85,6 +84,20 @@ def request_recheck(seconds: float) -> None:
             request_task(TaskName.RECHECK, seconds)
 
 
+def request_delivery(seconds: float) -> None:
+    """Ask the workers to send what is due to the channels, ``seconds`` from now. Never raise.
+
+    One request with a countdown is enough for all channels. What is due later is requested after a round.
+    """
+    if seconds <= 0:
+        request_task(TaskName.DELIVER)
+        return
+    with suppress(StoreError):  # the next round requests it
+        eager = broker.celery_app().conf.task_always_eager
+        if not eager and seconds <= conf.INTERVAL and claim_delivery(seconds):
+            request_task(TaskName.DELIVER, seconds)
+
+
 def flush(timeout: float) -> None:
     """Wait up to ``timeout`` seconds until all requests of this process are sent."""
     _sender.value.flush(timeout)
@@ -96,7 +109,7 @@ class _Batch:
 
     ids: set[str] = field(default_factory=set)
     all_proxies: bool = False
-    tasks: dict[TaskName, float] = field(default_factory=dict)
+    tasks: set[tuple[TaskName, float]] = field(default_factory=set)
     futures: list[Future[None]] = field(default_factory=list)
 
 
@@ -112,7 +125,7 @@ class Sender:
         self._error: Exception | None = None
         self._batches: dict[Celery, _Batch] = {}
 
-    def add(self, ids: Iterable[str] | None, tasks: Mapping[TaskName, float] = _NO_TASKS) -> Future[None]:
+    def add(self, ids: Iterable[str] | None, tasks: Iterable[tuple[TaskName, float]] = ()) -> Future[None]:
         """Request a check of these proxies, or of all, and tasks with their countdowns.
 
         The future is done when the broker has the task. Without ids, it is done after all earlier requests,
@@ -162,7 +175,7 @@ class Sender:
                 _send(None)
             if batch.ids:
                 _send(batch.ids)
-            for name, countdown in batch.tasks.items():
+            for name, countdown in batch.tasks:
                 _apply(name, countdown=countdown)
         except Exception as error:
             text = without_passwords(error)

@@ -107,6 +107,27 @@ def _recheck_expiry(seconds: float) -> int:
     return int(1000 * seconds) + _RECHECK_GRACE
 
 
+# Milliseconds before its time at which the task of a claim may run already, by the clock of its worker.
+_CLAIM_DELIVERY = """
+local left = redis.call('PTTL', KEYS[1])
+-- One above ours comes later, or is from before the clock was set back.
+if left > 2000 and left <= tonumber(ARGV[2]) then
+  -- A client that lost the reply runs the script again.
+  return redis.pcall('GET', KEYS[1]) == ARGV[1] and 1 or 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+
+def claim_delivery(seconds: float) -> bool:
+    """Return True if the caller must send the task that delivers, ``seconds`` from now.
+
+    Another one may be about to run before that, and will then request the next. Raise ``StoreError``.
+    """
+    return bool(run_script(_CLAIM_DELIVERY, ["delivery"], uuid4().hex, max(1, round(1_000 * seconds))))
+
+
 def take_pending() -> set[UUID]:
     """Remove and return the ids of all pending proxies. Raise ``StoreError``."""
     ids, invalid = set(), []
