@@ -13,7 +13,7 @@ from django.core.exceptions import ValidationError
 
 from proxyhealth.texts import INVISIBLE, MAX_LABELS, SELECTORS, is_label, without_controls
 
-RESERVED_NAMES = frozenset({"primary"})
+RESERVED_NAMES = frozenset({"outages", "primary"})
 
 # Characters. Parsing some longer URLs would take quadratic time.
 MAX_URL_LENGTH = 2_000

@@ -6,7 +6,14 @@ from uuid import UUID
 from proxyhealth import isolation
 from proxyhealth.api.listing import Listing
 from proxyhealth.api.query import HistoryPage
-from proxyhealth.api.representation import Representation, encode, milliseconds, public_name, staleness_json
+from proxyhealth.api.representation import (
+    Representation,
+    encode,
+    known,
+    milliseconds,
+    public_name,
+    staleness_json,
+)
 from proxyhealth.exceptions import StoreError
 from proxyhealth.history import uptime
 from proxyhealth.models import Transition
@@ -61,10 +68,10 @@ def _transition_json(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "transition": row["pk"],
         "name": public_name(row["proxy_name"], row["proxy_uuid"]),
-        "before": _known(row["before"], _STATUSES, Status.UNKNOWN),
-        "after": _known(row["after"], _STATUSES, Status.UNKNOWN),
+        "before": known(row["before"], _STATUSES, Status.UNKNOWN),
+        "after": known(row["after"], _STATUSES, Status.UNKNOWN),
         "at": rfc3339(aware(row["at"])),
-        "reason": _known(row["reason"], _REASONS, Reason.NONE),
+        "reason": known(row["reason"], _REASONS, Reason.NONE),
         "report": {"errors": report.get("errors", ()), "warnings": report.get("warnings", ())},
     }
 
@@ -92,8 +99,3 @@ def _probe_json(probe: probes.RecentProbe) -> dict[str, Any]:
         "reason": probe.reason,
         "latency_ms": milliseconds(probe.latency),
     }
-
-
-def _known(value: str, valid: frozenset[str], other: str) -> str:
-    """Return ``value``, or ``other`` if only a newer version knows it."""
-    return value if value in valid else other

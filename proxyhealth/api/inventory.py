@@ -16,6 +16,7 @@ from proxyhealth.api.representation import public_name
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.models.rows import is_of_a_row
+from proxyhealth.notifications.marks import NO_MARKS, Marks
 from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy
 from proxyhealth.texts import clean, without_passwords
@@ -35,12 +36,13 @@ class Inventory:
     """The active proxies, sorted by name in lower case, then by id.
 
     ``changed_at`` is the latest ``updated_at`` of a row. ``fault`` is the reason why this is only the last
-    copy of this process. It is empty for a current copy.
+    copy of this process. It is empty for a current copy. ``marks`` are those of the proxies.
     """
 
     proxies: tuple[Proxy, ...]
     changed_at: datetime | None
     fault: str = ""
+    marks: Marks = NO_MARKS
 
     def same_as(self, other: Self) -> bool:
         """Return True if all values are equal and all proxies are the same objects."""
@@ -74,7 +76,8 @@ def read(epoch: object = None, *, now: bool = False) -> Inventory:
     """Return the active proxies of this process. With ``now``, read them now.
 
     Read them again ``READ_INTERVAL`` seconds after the last read, while other threads get the previous copy.
-    A read is one small query. It reads all rows only if the query shows a change, if this process saved a
+    A read is three small queries: one of the rows, and those of their marks, which may also change as time
+    passes. It reads all rows only if the first one shows a change, if this process saved a
     proxy, or if ``epoch`` is new: the commit of the snapshot, and the last request for a check. It also reads
     them once per ``INTERVAL``, to detect changes that all of these miss, such as ``queryset.update()``.
 
@@ -121,6 +124,9 @@ def _refresh(copy: SharedCopy[_State], epoch: object, previous: _State | None) -
             state = _State(_read_rows(before, fingerprint), fingerprint, epoch, begin)
         else:
             state = previous
+        marks = Marks.read(state.inventory.proxies, state.inventory.marks)
+        if marks is not state.inventory.marks:
+            state = replace(state, inventory=replace(state.inventory, marks=marks))
     except DatabaseError as error:
         if before is None:
             raise
@@ -146,7 +152,8 @@ def _read_rows(before: Inventory | None, fingerprint: _Fingerprint) -> Inventory
     old_proxies = {proxy.id: proxy for proxy in before.proxies} if before else {}
     rows = WorkspaceProxy.objects.primary().active().as_proxies()
     proxies = [old if (old := old_proxies.get(proxy.id)) == proxy else proxy for proxy in rows]
-    inventory = Inventory(_sorted(proxies), fingerprint.changed_at and aware(fingerprint.changed_at))
+    changed_at = fingerprint.changed_at and aware(fingerprint.changed_at)
+    inventory = Inventory(_sorted(proxies), changed_at, marks=before.marks if before else NO_MARKS)
     return before if before and before.same_as(inventory) else inventory
 
 

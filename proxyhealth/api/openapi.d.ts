@@ -122,6 +122,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v2/workspaceproxies/outages": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the outages of all proxies
+         * @description The times in which proxies were `unhealthy` or `unreachable`, the newest first, also of deleted proxies. Requires the permission `proxyhealth.view_workspaceproxy`.
+         */
+        get: operations["listOutages"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v2/workspaceproxies/openapi.json": {
         parameters: {
             query?: never;
@@ -197,6 +217,13 @@ export interface components {
              */
             since: string | null;
             raw?: components["schemas"]["RawStatus"];
+            /**
+             * Format: date-time
+             * @description The time until which the proxy is silenced, as RFC 3339 in UTC: its changes are told to nobody. Null if it is not silenced.
+             */
+            silenced: string | null;
+            /** @description The acknowledgement of the open outage. Null without one. */
+            acknowledged: components["schemas"]["Acknowledgement"] | null;
         };
         /** @description The result of the last probe. Sent only while it contradicts the status and is not confirmed yet by enough probes in a row. */
         RawStatus: {
@@ -208,6 +235,18 @@ export interface components {
              * @description The start of the round or check that probed the proxy, as RFC 3339 in UTC
              */
             checked_at: string | null;
+        };
+        /** @description A person takes care of an outage. Untrusted: show the texts as text, never as markup. */
+        Acknowledgement: {
+            /** @description The name of the user. May be empty. */
+            by: string;
+            /**
+             * Format: date-time
+             * @description The time of the acknowledgement, as RFC 3339 in UTC
+             */
+            at: string;
+            /** @description A note, perhaps with several lines. May be empty. */
+            note: string;
         };
         /** @description A region with the details that require a permission */
         Proxy: {
@@ -343,6 +382,49 @@ export interface components {
             reason: components["schemas"]["Reason"];
             /** @description The duration of the probe in milliseconds. Null without a response. */
             latency_ms: number | null;
+        };
+        /** @description A page of the outages of all proxies */
+        OutageList: {
+            /** @description The outages, the one that began last first */
+            outages: components["schemas"]["Outage"][];
+            /** @description The `before` of the next page. Null on the last page. */
+            next_cursor: string | null;
+            /** @description True if the data may be out of date, as in the header `Proxyhealth-Stale`. */
+            stale: boolean;
+            /** @description The reason for `stale`, as a sentence. Empty if `stale` is false. */
+            stale_reason: string;
+        };
+        /** @description A time in which a proxy was `unhealthy` or `unreachable` */
+        Outage: {
+            /** @description The id of the outage, the same in the admin */
+            outage: number;
+            /**
+             * Format: uuid
+             * @description The id of the proxy, which may be deleted
+             */
+            proxy_id: string;
+            /** @description The name of the proxy when the outage began */
+            name: string;
+            /**
+             * @description The last bad status of the outage
+             * @enum {string}
+             */
+            status: "unhealthy" | "unreachable";
+            reason: components["schemas"]["Reason"];
+            /**
+             * Format: date-time
+             * @description The time of the first probe that found it, as RFC 3339 in UTC
+             */
+            began_at: string;
+            /**
+             * Format: date-time
+             * @description The time of the first probe that found its end, as RFC 3339 in UTC. Null while it is open.
+             */
+            ended_at: string | null;
+            /** @description The length of the outage. Null while it is open. */
+            seconds: number | null;
+            /** @description The acknowledgement, also after the end. Null without one. */
+            acknowledged: components["schemas"]["Acknowledgement"] | null;
         };
         /** @description A short message and its details. `detail` may be empty. */
         Message: {
@@ -515,6 +597,12 @@ export interface components {
         Before: string;
         /** @description The maximum number of transitions of a page */
         HistoryLimit: number;
+        /** @description Return only outages that have not ended (`true`), or that have ended (`false`) */
+        Open: boolean;
+        /** @description The `next_cursor` of the previous page */
+        OutagesBefore: string;
+        /** @description The maximum number of outages of a page */
+        OutagesLimit: number;
         /** @description The `ETag` of the client's copy */
         IfNoneMatch: string;
     };
@@ -542,6 +630,7 @@ export type Reason = components['schemas']['Reason'];
 export type Report = components['schemas']['Report'];
 export type ProxyStatus = components['schemas']['ProxyStatus'];
 export type RawStatus = components['schemas']['RawStatus'];
+export type Acknowledgement = components['schemas']['Acknowledgement'];
 export type Proxy = components['schemas']['Proxy'];
 export type Snapshot = components['schemas']['Snapshot'];
 export type NextCursor = components['schemas']['NextCursor'];
@@ -552,6 +641,8 @@ export type Transition = components['schemas']['Transition'];
 export type PastStatus = components['schemas']['PastStatus'];
 export type Uptime = components['schemas']['Uptime'];
 export type RecentProbe = components['schemas']['RecentProbe'];
+export type OutageList = components['schemas']['OutageList'];
+export type Outage = components['schemas']['Outage'];
 export type Message = components['schemas']['Message'];
 export type ResponseNotModified = components['responses']['NotModified'];
 export type ResponseBadQuery = components['responses']['BadQuery'];
@@ -565,11 +656,15 @@ export type ResponseNotAvailable = components['responses']['NotAvailable'];
 export type ParameterIdOrName = components['parameters']['IdOrName'];
 export type ParameterHealthy = components['parameters']['Healthy'];
 export type ParameterStatus = components['parameters']['Status'];
+export type ParameterLabel = components['parameters']['Label'];
 export type ParameterText = components['parameters']['Text'];
 export type ParameterLimit = components['parameters']['Limit'];
 export type ParameterCursor = components['parameters']['Cursor'];
 export type ParameterBefore = components['parameters']['Before'];
 export type ParameterHistoryLimit = components['parameters']['HistoryLimit'];
+export type ParameterOpen = components['parameters']['Open'];
+export type ParameterOutagesBefore = components['parameters']['OutagesBefore'];
+export type ParameterOutagesLimit = components['parameters']['OutagesLimit'];
 export type ParameterIfNoneMatch = components['parameters']['IfNoneMatch'];
 export type HeaderETag = components['headers']['ETag'];
 export type HeaderLastModified = components['headers']['LastModified'];
@@ -792,6 +887,47 @@ export interface operations {
             401: components["responses"]["NotSignedIn"];
             403: components["responses"]["NotAllowed"];
             404: components["responses"]["NotFound"];
+            405: components["responses"]["MethodNotAllowed"];
+            500: components["responses"]["NotAuthenticated"];
+            503: components["responses"]["NotAvailable"];
+        };
+    };
+    listOutages: {
+        parameters: {
+            query?: {
+                /** @description Return only outages that have not ended (`true`), or that have ended (`false`) */
+                open?: components["parameters"]["Open"];
+                /** @description The `next_cursor` of the previous page */
+                before?: components["parameters"]["OutagesBefore"];
+                /** @description The maximum number of outages of a page */
+                limit?: components["parameters"]["OutagesLimit"];
+            };
+            header?: {
+                /** @description The `ETag` of the client's copy */
+                "If-None-Match"?: components["parameters"]["IfNoneMatch"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of the outages */
+            200: {
+                headers: {
+                    ETag: components["headers"]["ETag"];
+                    "Cache-Control": components["headers"]["CacheControl"];
+                    Vary: components["headers"]["Vary"];
+                    "Proxyhealth-Stale": components["headers"]["Stale"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OutageList"];
+                };
+            };
+            304: components["responses"]["NotModified"];
+            400: components["responses"]["BadQuery"];
+            401: components["responses"]["NotSignedIn"];
+            403: components["responses"]["NotAllowed"];
             405: components["responses"]["MethodNotAllowed"];
             500: components["responses"]["NotAuthenticated"];
             503: components["responses"]["NotAvailable"];

@@ -17,11 +17,14 @@ MAX_LIMIT = 1_000
 MAX_TEXT = 200
 _REPEATABLE = ("status", "label")
 DEFAULT_TRANSITIONS = 100
+DEFAULT_OUTAGES = 100
 
 # A cursor names the last entry of a page: a proxy, or the primary region, which precedes all proxies. It has
 # only characters that a URL may contain as they are, because URL parsers drop tabs without a word.
 PRIMARY_CURSOR = "0"
 _KEY_CURSOR = re.compile("2([A-Za-z0-9_-]{1,500})")
+# A cursor of the outages is the token and the key of the last one of a page. Several may have one token.
+_OUTAGE_CURSOR = re.compile("([0-9]{1,18})-([0-9]{1,18})")
 # A cursor of a history is the token of the last transition of a page. All of these are 64-bit integers.
 _TOKEN_CURSOR = re.compile("[0-9]{1,18}")
 
@@ -63,7 +66,7 @@ def parse_selection(query: QueryDict, *filters: str) -> Selection:
     return Selection(
         statuses=frozenset(map(_status, query.getlist("status"))),
         labels=frozenset(map(_label, query.getlist("label"))),
-        healthy=_healthy(query.get("healthy")),
+        healthy=_flag("healthy", query.get("healthy")),
         text=_text(query.get("q", "")),
         limit=MAX_LIMIT if limit is None and after is not None else limit,
         after=after,
@@ -87,6 +90,32 @@ def parse_history_page(query: QueryDict) -> HistoryPage:
     return HistoryPage(
         limit=DEFAULT_TRANSITIONS if limit is None else limit,
         before=None if before is None else int(before),
+    )
+
+
+class OutagePage(NamedTuple):
+    """The requested page of the outages: at most ``limit``, after the one with the token and key ``before``.
+
+    ``open`` is True for those that have not ended, and False for the others.
+    """
+
+    limit: int = DEFAULT_OUTAGES
+    before: tuple[int, int] | None = None
+    open: bool | None = None
+
+
+def parse_outage_page(query: QueryDict) -> OutagePage:
+    """Return the page of ``query``. Raise :class:`InvalidQuery` as :func:`parse_selection` does."""
+    _check_names(query, ("open", "before", "limit"))
+    before = query.get("before")
+    match = None if before is None else _OUTAGE_CURSOR.fullmatch(before)
+    if before is not None and match is None:
+        raise InvalidQuery(f"'before' must be the next_cursor of a page, not {short(before)}.")
+    limit = _limit(query.get("limit"))
+    return OutagePage(
+        limit=DEFAULT_OUTAGES if limit is None else limit,
+        before=None if match is None else (int(match[1]), int(match[2])),
+        open=_flag("open", query.get("open")),
     )
 
 
@@ -114,9 +143,9 @@ def _label(value: str) -> tuple[str, str]:
     return key.lower(), text.lower()
 
 
-def _healthy(value: str | None) -> bool | None:
+def _flag(name: str, value: str | None) -> bool | None:
     if value not in (None, "true", "false"):
-        raise InvalidQuery(f"'healthy' must be true or false, not {short(value)}.")
+        raise InvalidQuery(f"{name!r} must be true or false, not {short(value)}.")
     return None if value is None else value == "true"
 
 

@@ -18,8 +18,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.utils.http import http_date, parse_etags
 
 from proxyhealth.conf import Primary
+from proxyhealth.notifications.marks import Acknowledgement
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
-from proxyhealth.texts import without_controls
+from proxyhealth.texts import clean, without_controls
 from proxyhealth.utils import rfc3339
 from proxyhealth.validators import (
     RESERVED_NAMES,
@@ -127,6 +128,24 @@ def _judgement_json(status: ProxyStatus) -> dict[str, Any]:
         "report": {"errors": status.report.errors, "warnings": status.report.warnings},
         "checked_at": status.checked_at and _round_time(status.checked_at),
     }
+
+
+def marks_json(silenced: datetime | None, acknowledgement: Acknowledgement | None) -> dict[str, Any]:
+    """Return what people have said about a status."""
+    return {
+        "silenced": silenced and rfc3339(silenced),
+        "acknowledged": acknowledgement and acknowledgement_json(acknowledgement),
+    }
+
+
+def acknowledgement_json(acknowledgement: Acknowledgement) -> dict[str, str]:
+    by, at, note = acknowledgement
+    return {"by": clean(by, 150), "at": rfc3339(at), "note": note[:2_000]}
+
+
+def known(value: str, valid: frozenset[str], other: str) -> str:
+    """Return ``value``, or ``other`` if only a newer version knows it."""
+    return value if value in valid else other
 
 
 def row_json(proxy: Proxy) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from proxyhealth import health
 from proxyhealth.access import View, endpoint, message
 from proxyhealth.api import history as histories
 from proxyhealth.api import inventory, listing
+from proxyhealth.api import outages as all_outages
 from proxyhealth.api.listing import Kind, Listing
-from proxyhealth.api.query import parse_history_page, parse_selection
+from proxyhealth.api.query import parse_history_page, parse_outage_page, parse_selection
 from proxyhealth.api.representation import Representation, encode
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import APIError, InvalidQuery
@@ -82,6 +83,14 @@ def history(request: HttpRequest, id_or_name: str) -> HttpResponse:
     if id is None:
         raise _not_found(id_or_name, current)
     return _respond(request, *histories.represent(id, page, current))
+
+
+@marked
+@endpoint("GET", VIEW_PERMISSION)
+def outages(request: HttpRequest) -> HttpResponse:
+    """Return the outages of all proxies, also of deleted ones, the newest first."""
+    page = _parsed(parse_outage_page, request.GET)
+    return _respond(request, *all_outages.represent(page, listing.current()))
 
 
 @marked

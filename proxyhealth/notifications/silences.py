@@ -3,7 +3,7 @@
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -180,6 +180,10 @@ class Silences:
 
     def same_as(self, other: Self) -> bool:
         return self._all == other._all
+
+    def basis(self, now: datetime) -> Hashable:
+        """Return what the results for ``now`` depend on: while it is equal, they are equal."""
+        return self._all, tuple((times, times.stop(now)) for times in self.in_force(now))
 
     def in_force(self, now: datetime) -> Sequence[Times]:
         """Return the silences that are in force at ``now``."""

@@ -1,9 +1,12 @@
 // A client of the JSON API that uses every field, so that a wrong type does not compile.
 
 import type {
+  Acknowledgement,
   History,
   Message,
   NextCursor,
+  Outage,
+  OutageList,
   PastStatus,
   Proxy,
   ProxyList,
@@ -24,6 +27,7 @@ import type {
 
 type ProxyQuery = NonNullable<operations["listProxies"]["parameters"]["query"]>;
 type HistoryQuery = NonNullable<operations["getHistory"]["parameters"]["query"]>;
+type OutageQuery = NonNullable<operations["listOutages"]["parameters"]["query"]>;
 type RegionQuery = NonNullable<operations["listRegions"]["parameters"]["query"]>;
 
 const PROXIES = "/api/v2/workspaceproxies" satisfies keyof paths;
@@ -96,6 +100,33 @@ export async function outages(id: Proxy["id"], query: HistoryQuery): Promise<str
   return [note, describeUptime(uptime), ...recent.map(describeProbe), ...transitions.map(describeTransition), ...rest];
 }
 
+export async function allOutages(query: OutageQuery): Promise<string[]> {
+  const path = "/api/v2/workspaceproxies/outages" satisfies keyof paths;
+  const search = new URLSearchParams();
+  if (query.open !== undefined) search.set("open", String(query.open));
+  if (query.before !== undefined) search.set("before", query.before);
+  if (query.limit !== undefined) search.set("limit", String(query.limit));
+  const page = await get<OutageList>(`${path}?${search}`);
+  if (page === null) return [];
+  const { outages, next_cursor, stale, stale_reason } = page.body;
+  const note: string = stale ? stale_reason : "";
+  const rest: string[] = next_cursor === null ? [] : await allOutages({ ...query, before: next_cursor });
+  return [note, ...outages.map(describeOutage), ...rest];
+}
+
+function describeOutage(outage: Outage): string {
+  const { outage: id, proxy_id, name, status, reason, began_at, ended_at, seconds, acknowledged } = outage;
+  const end: number = ended_at === null ? NaN : Date.parse(ended_at);
+  const texts: string[] = [id.toFixed(0), proxy_id.trim(), name.trim(), LABELS[status], reason];
+  return `${texts} ${Date.parse(began_at)} ${end} ${seconds?.toFixed(0) ?? ""} ${describeAcknowledgement(acknowledged)}`;
+}
+
+function describeAcknowledgement(acknowledgement: Acknowledgement | null): string {
+  if (acknowledgement === null) return "";
+  const { by, at, note } = acknowledgement;
+  return `${by.trim()} ${Date.parse(at)} ${note.trim()}`;
+}
+
 function describeTransition({ transition, name, before, after, at, reason, report }: Transition): string {
   const ended: boolean = after === ("removed" satisfies PastStatus);
   return `${transition.toFixed(0)} ${name.trim()} ${before} ${ended} ${Date.parse(at)} ${reason} ${describeReport(report)}`;
@@ -142,7 +173,9 @@ function describeStatus(status: ProxyStatus): string {
   const reports = describeReport(status.report).join("; ");
   const since: number = status.since === null ? NaN : Date.parse(status.since);
   const doubt: string = status.raw === undefined ? "" : describeRaw(status.raw);
-  return `${LABELS[status.status]} ${origin} ${reports} ${checked} ${latency === null ? "" : latency.toFixed(1)} ${since} ${doubt}`;
+  const silence: number = status.silenced === null ? NaN : Date.parse(status.silenced);
+  const marks: string = `${silence} ${describeAcknowledgement(status.acknowledged)}`;
+  return `${LABELS[status.status]} ${origin} ${reports} ${checked} ${latency === null ? "" : latency.toFixed(1)} ${since} ${doubt} ${marks}`;
 }
 
 export function describeProxy(proxy: Proxy): string {

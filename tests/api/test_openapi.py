@@ -11,9 +11,10 @@ from django.test import Client
 from openapi_spec_validator import validate
 
 from proxyhealth.access import Authenticated
-from proxyhealth.api.query import DEFAULT_TRANSITIONS, MAX_LIMIT, MAX_TEXT
+from proxyhealth.api.query import DEFAULT_OUTAGES, DEFAULT_TRANSITIONS, MAX_LIMIT, MAX_TEXT
 from proxyhealth.api.views import DESCRIPTION
 from proxyhealth.models import Transition
+from proxyhealth.models.outages import BAD_STATUSES
 from proxyhealth.statuses import Reason, Status
 from proxyhealth.urls import urlpatterns
 from tests.support.api import LIST
@@ -59,6 +60,10 @@ def test_description__has_the_enums_and_limits_of_the_code(description):
     assert components["parameters"]["HistoryLimit"]["schema"]["maximum"] == MAX_LIMIT
     assert components["parameters"]["HistoryLimit"]["schema"]["default"] == DEFAULT_TRANSITIONS
     assert components["schemas"]["History"]["properties"]["transitions"]["maxItems"] == MAX_LIMIT
+    assert components["parameters"]["OutagesLimit"]["schema"]["maximum"] == MAX_LIMIT
+    assert components["parameters"]["OutagesLimit"]["schema"]["default"] == DEFAULT_OUTAGES
+    assert components["schemas"]["OutageList"]["properties"]["outages"]["maxItems"] == MAX_LIMIT
+    assert components["schemas"]["Outage"]["properties"]["status"]["enum"] == list(BAD_STATUSES)
     assert components["schemas"]["PastStatus"]["enum"] == [*Status, Transition.REMOVED]
     assert components["parameters"]["Text"]["schema"]["maxLength"] == MAX_TEXT
 
