@@ -30,7 +30,7 @@ from proxyhealth.texts import clean
 MAX_ROWS = 10_000
 
 # Proxies that the filter lists. A fleet with more has the search.
-_MAX_CHOICES = 30
+MAX_CHOICES = 30
 
 # Ids that the search passes to the query of the rows: SQLite has a limit.
 _MAX_FOUND = 500
@@ -99,8 +99,8 @@ class ProxyFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         proxies = WorkspaceProxy.objects.primary().defer("icon", "url", "wildcard_hostname", "version")
-        choices = {str(row.pk): name_of(row) for row in proxies.active()[: _MAX_CHOICES + 1]}
-        if len(choices) > _MAX_CHOICES:
+        choices = {str(row.pk): name_of(row) for row in proxies.active()[: MAX_CHOICES + 1]}
+        if len(choices) > MAX_CHOICES:
             choices = {}
         chosen = self.used_parameters.get(self.parameter_name)
         if chosen and str(chosen) not in choices:
@@ -168,23 +168,14 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for 
         return super().changelist_view(request, context)
 
 
-@admin.register(Transition)
-class TransitionAdmin(ReadOnlyAdmin):
-    list_display = ("time", "shown_proxy", "change", "reason")
-    list_filter = (StatusFilter, TimeFilter, ProxyFilter)
+class RowsOfProxiesAdmin(ReadOnlyAdmin):
+    """An admin of rows that have the id and the name of a proxy, whose own row may be gone."""
+
     search_fields = ("proxy_name",)  # to have a search; see below
     search_help_text = "The name of a proxy as it is now, or its id."
-    fields = ("time", "shown_proxy", "proxy_uuid", "change", "reason", "shown_report", "signal")
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return self.fields
-
-    @admin.display(description="time")
-    def time(self, row: Transition) -> SafeString:
-        return time_tag(row.at)
 
     @admin.display(description="proxy")
-    def shown_proxy(self, row: Transition) -> SafeString:
+    def shown_proxy(self, row: Any) -> SafeString:
         name = format_html("<bdi>{}</bdi>", clean(row.proxy_name, 64).strip() or row.proxy_uuid)
         if row.proxy_id is None:
             return name
@@ -193,30 +184,6 @@ class TransitionAdmin(ReadOnlyAdmin):
             return format_html('<a href="{}">{}</a>', reverse(page, args=[row.proxy_id]), name)
         except NoReverseMatch:  # the host has unregistered the proxies
             return name
-
-    @admin.display(description="change")
-    def change(self, row: Transition) -> SafeString:
-        return format_html(
-            '<span class="proxyhealth-change" dir="ltr">{} → {}</span>', _badge(row.before), _badge(row.after)
-        )
-
-    @admin.display(description="report", empty_value="none")
-    def shown_report(self, row: Transition) -> SafeString | None:
-        report = row.report if isinstance(row.report, dict) else {}
-        texts = HealthReport.stored(report.get("errors") or (), report.get("warnings") or ())
-        lines = [("error", text) for text in texts.errors] + [("warning", text) for text in texts.warnings]
-        if not lines:
-            return None
-        items = format_html_join("", '<li class="proxyhealth-{}" dir="auto">{}</li>', lines)
-        return format_html('<ul class="proxyhealth-report">{}</ul>', items)
-
-    @admin.display(description="signal")
-    def signal(self, row: Transition) -> SafeString | str:
-        if row.signal_due_at is None:
-            return "nothing to send"
-        return format_html(
-            "due at {}, {} attempts so far", time_tag(row.signal_due_at), number(row.signal_attempts)
-        )
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
@@ -232,6 +199,36 @@ class TransitionAdmin(ReadOnlyAdmin):
         with suppress(ValueError):
             ids.append(UUID(search_term.strip()))
         return queryset.filter(proxy_uuid__in=ids if len(ids) <= _MAX_FOUND else proxies), False
+
+
+@admin.register(Transition)
+class TransitionAdmin(RowsOfProxiesAdmin):
+    list_display = ("time", "shown_proxy", "change", "reason")
+    list_filter = (StatusFilter, TimeFilter, ProxyFilter)
+    fields = ("time", "shown_proxy", "proxy_uuid", "change", "reason", "shown_report", "signal")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.fields
+
+    @admin.display(description="time")
+    def time(self, row: Transition) -> SafeString:
+        return time_tag(row.at)
+
+    @admin.display(description="change")
+    def change(self, row: Transition) -> SafeString:
+        return change_of(row)
+
+    @admin.display(description="report", empty_value="none")
+    def shown_report(self, row: Transition) -> SafeString | None:
+        return report_of(row)
+
+    @admin.display(description="signal")
+    def signal(self, row: Transition) -> SafeString | str:
+        if row.signal_due_at is None:
+            return "nothing to send"
+        return format_html(
+            "due at {}, {} attempts so far", time_tag(row.signal_due_at), number(row.signal_attempts)
+        )
 
 
 @admin.register(Gap)
@@ -257,8 +254,25 @@ class GapAdmin(ReadOnlyAdmin):
         return format_html('<bdi dir="ltr">{}</bdi>', timedelta(seconds=seconds))
 
 
+def change_of(row: Transition) -> SafeString:
+    return format_html(
+        '<span class="proxyhealth-change" dir="ltr">{} → {}</span>', badge(row.before), badge(row.after)
+    )
+
+
+def report_of(row: Transition) -> SafeString | None:
+    """Return the report of a transition as HTML, or None if it is empty."""
+    report = row.report if isinstance(row.report, dict) else {}
+    texts = HealthReport.stored(report.get("errors") or (), report.get("warnings") or ())
+    lines = [("error", text) for text in texts.errors] + [("warning", text) for text in texts.warnings]
+    if not lines:
+        return None
+    items = format_html_join("", '<li class="proxyhealth-{}" dir="auto">{}</li>', lines)
+    return format_html('<ul class="proxyhealth-report">{}</ul>', items)
+
+
 @lru_cache(maxsize=64)
-def _badge(status: str) -> SafeString:
+def badge(status: str) -> SafeString:
     # The template escapes its values.
     return mark_safe(  # noqa: S308
         render_to_string("proxyhealth/badge.html", {"status": clean(status, 32)}).strip()

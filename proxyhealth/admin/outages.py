@@ -1,0 +1,196 @@
+"""The list of the outages, and a page for each, on which a person acknowledges it."""
+
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.db.models.fields.json import KeyTransform
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.timesince import timesince
+
+from proxyhealth import access
+from proxyhealth.admin.history import (
+    MAX_CHOICES,
+    ProxyFilter,
+    RowsOfProxiesAdmin,
+    TimeFilter,
+    badge,
+    change_of,
+    report_of,
+)
+from proxyhealth.display import number, time_tag
+from proxyhealth.history.outages import acknowledge, unacknowledge
+from proxyhealth.models import Delivery, Outage, Transition, WorkspaceProxy
+from proxyhealth.models.outages import BAD_STATUSES
+from proxyhealth.texts import clean
+
+# Transitions and deliveries on the page of an outage.
+_MAX_ROWS = 100
+
+_ENDED = "The outage has ended. Only the note was saved."
+
+
+class StateFilter(admin.SimpleListFilter):
+    """A filter for the outages that are open, which have an index of their own."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "Open"), ("unacknowledged", "Open, not acknowledged"), ("ended", "Ended")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        match self.value():
+            case "open":
+                return queryset.filter(ended_at__isnull=True)
+            case "unacknowledged":
+                return queryset.filter(ended_at__isnull=True, acknowledged_at__isnull=True)
+            case "ended":
+                return queryset.filter(ended_at__isnull=False)
+        return queryset
+
+
+class StatusFilter(admin.SimpleListFilter):
+    title = "status"
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(status, status) for status in BAD_STATUSES]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(status=self.value()) if self.value() else queryset
+
+
+class LabelFilter(admin.SimpleListFilter):
+    """A filter by a label of the proxies, as they are now. It lists the most frequent ones."""
+
+    title = "label"
+    parameter_name = "label"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        rows = WorkspaceProxy.objects.primary().active().exclude(labels={})
+        counts: Counter[str] = Counter()
+        for labels in rows.order_by().values_list("labels", flat=True):
+            if isinstance(labels, dict):
+                counts.update(f"{key}:{value}" for key, value in labels.items())
+        chosen = [text for text, _ in counts.most_common(MAX_CHOICES)]
+        return [(text, clean(text, 128)) for text in sorted(chosen)]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if not self.value():
+            return queryset
+        key, _, value = str(self.value()).partition(":")
+        proxies = WorkspaceProxy.objects.primary().alias(label=KeyTransform(key, "labels"))
+        return queryset.filter(proxy_uuid__in=proxies.filter(label=value).order_by().values("pk"))
+
+
+@admin.register(Outage)
+class OutageAdmin(RowsOfProxiesAdmin):
+    list_display = ("began", "shown_proxy", "shown_status", "reason", "lasted", "acknowledged")
+    list_filter = (StateFilter, StatusFilter, TimeFilter, ProxyFilter, LabelFilter)
+    actions = ("acknowledge_selected",)  # type: ignore[assignment]  # the other lists have none
+    fields = (
+        *("shown_proxy", "proxy_uuid", "shown_status", "reason", "began", "ended", "lasted"),
+        *("acknowledged", "note"),
+    )
+    change_form_template = "admin/proxyhealth/outage.html"
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return access.is_granted(request.user.has_perm("proxyhealth.acknowledge_outage"))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [field for field in self.fields if field != "note"]
+
+    @admin.display(description="began")
+    def began(self, row: Outage) -> SafeString:
+        return time_tag(row.began_at)
+
+    @admin.display(description="ended", empty_value="open")
+    def ended(self, row: Outage) -> SafeString | None:
+        return time_tag(row.ended_at) if row.ended_at else None
+
+    @admin.display(description="status")
+    def shown_status(self, row: Outage) -> SafeString:
+        return badge(row.status)
+
+    @admin.display(description="duration")
+    def lasted(self, row: Outage) -> SafeString:
+        if row.ended_at is None:
+            return format_html("open, <bdi>{}</bdi> so far", timesince(row.began_at))
+        seconds = round((row.ended_at - row.began_at).total_seconds())
+        return format_html('<bdi dir="ltr">{}</bdi>', timedelta(seconds=seconds))
+
+    @admin.display(description="acknowledged", empty_value="no")
+    def acknowledged(self, row: Outage) -> SafeString | None:
+        if row.acknowledged_at is None:
+            return None
+        name = clean(row.acknowledged_name, 150).strip()
+        by = format_html(" by <bdi>{}</bdi>", name) if name else ""
+        return format_html("{}{}", time_tag(row.acknowledged_at), by)
+
+    # The page of an outage
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        context = dict(extra_context or {})
+        if outage := self.get_object(request, object_id):
+            context |= {"outage": outage, "changes": _changes(outage), "deliveries": _deliveries(outage)}
+        return super().change_view(request, object_id, form_url, context)
+
+    def save_model(self, request: HttpRequest, obj: Outage, form: Any, change: bool) -> None:
+        obj.save(update_fields=["note"])  # only this: the outage may end at this moment
+        done, text = True, "The note was saved."
+        if "_acknowledge" in request.POST:
+            done, text = acknowledge(obj, request.user), "The outage was acknowledged."
+        elif "_unacknowledge" in request.POST:
+            done, text = unacknowledge(obj), "The acknowledgement was taken back."
+        if done:
+            self.message_user(request, text, messages.SUCCESS)
+        else:
+            self.message_user(request, _ENDED, messages.WARNING)
+
+    def construct_change_message(self, request: HttpRequest, form: Any, *args: Any, **kwargs: Any) -> Any:
+        for name, text in (
+            ("_acknowledge", "Acknowledged."),
+            ("_unacknowledge", "Acknowledgement taken back."),
+        ):
+            if name in request.POST:
+                return text
+        return super().construct_change_message(request, form, *args, **kwargs)
+
+    def response_change(self, request: HttpRequest, obj: Outage) -> HttpResponse:
+        return HttpResponseRedirect(request.path)
+
+    # The list
+
+    @admin.action(description="Acknowledge the selected outages", permissions=["change"])
+    def acknowledge_selected(self, request: HttpRequest, queryset: QuerySet[Outage]) -> None:
+        rows = queryset.filter(acknowledged_at__isnull=True)
+        count = sum(acknowledge(row, request.user) for row in rows)
+        outages = "outage was" if count == 1 else "outages were"
+        self.message_user(request, f"{number(count)} {outages} acknowledged.", messages.SUCCESS)
+
+
+def _changes(outage: Outage) -> list[dict[str, Any]]:
+    """Return the transitions of an outage for its page, the first ones first."""
+    rows = Transition.objects.primary().filter(proxy_uuid=outage.proxy_uuid, token__gte=outage.token)
+    if outage.end_token is not None:
+        rows = rows.filter(token__lte=outage.end_token)
+    return [
+        {"row": row, "change": change_of(row), "report": report_of(row)}
+        for row in rows.order_by("token")[:_MAX_ROWS]
+    ]
+
+
+def _deliveries(outage: Outage) -> QuerySet[Delivery]:
+    rows = Delivery.objects.primary().filter(outage=outage).select_related("channel", "transition")
+    return rows.order_by("pk")[:_MAX_ROWS]
