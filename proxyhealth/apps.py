@@ -13,9 +13,11 @@ class ProxyHealthConfig(AppConfig):
         from proxyhealth import receivers, tasks  # noqa: F401  importing them connects their receivers
         from proxyhealth.checks import check_celery, check_deployment, check_isolation, check_settings
         from proxyhealth.metrics.collector import collector
+        from proxyhealth.notifications.mail import check_email
 
         checks.register(check_settings)
         checks.register(check_celery)
         checks.register(check_isolation)
         checks.register(check_deployment, checks.Tags.security, deploy=True)
+        checks.register(check_email, deploy=True)
         REGISTRY.register(collector)

@@ -115,7 +115,7 @@ def validate_target(kind: str, target: str) -> None:
 
 
 def masked_target(kind: str, target: str) -> str:
-    """Return what people are shown of a saved target. The path of a webhook may be a secret, as Slack's is."""
+    """Return what people are shown of a saved target. The path of a webhook may be a secret."""
     match kind:
         case "email":
             return ", ".join(filter(None, map(str.strip, re.split(r"[,;\n]", target))))

@@ -64,6 +64,12 @@ class Channel(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the channel. A webhook without a secret gets one."""
+        if self.kind == self.Kind.WEBHOOK and not self.secret:
+            self.secret = new_secret()
+        super().save(*args, **kwargs)
+
     def clean_fields(self, exclude: Collection[str] | None = None) -> None:
         """Validate the fields, and the target by its kind."""
         super().clean_fields(exclude=exclude)
@@ -72,12 +78,6 @@ class Channel(models.Model):
                 validate_target(self.kind, self.target)
             except ValidationError as error:
                 raise ValidationError({"target": error}) from None
-
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """Save the channel. A webhook without a secret gets one."""
-        if self.kind == self.Kind.WEBHOOK and not self.secret:
-            self.secret = new_secret()
-        super().save(*args, **kwargs)
 
 
 class Alarm(models.Model):

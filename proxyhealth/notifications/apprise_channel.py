@@ -132,7 +132,7 @@ def _why(lines: list[str], target: str, summary: str) -> str:
 
 @contextmanager
 def _capturing() -> Iterator[list[str]]:
-    """Collect the warnings of Apprise in this thread, and keep all that it says out of the logs of the host."""
+    """Collect the warnings of Apprise in this thread, and keep all that it says out of the host's logs."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_keep)  # once: a filter that is there already is not added
     lines: list[str] = []

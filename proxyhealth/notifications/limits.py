@@ -48,7 +48,7 @@ def within_limit(channel: int | None, call: Callable[[], T]) -> T:
         finally:
             connections.close_all()  # those of this thread: some email backends write to the database
             with calls.lock:
-                calls.running.discard(channel)  # type: ignore[arg-type]  # None is never in it
+                calls.running.discard(channel)
 
     threading.Thread(target=work, name=f"proxyhealth channel {channel}", daemon=True).start()
     try:

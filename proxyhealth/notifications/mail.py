@@ -1,5 +1,6 @@
 """Emails, by the email backend of the host."""
 
+import logging
 import smtplib
 import socket
 import ssl
@@ -7,7 +8,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from django.conf import settings
 from django.core import mail
+from django.core.checks import CheckMessage, Warning
 
 from proxyhealth.exceptions import DeliveryFailed
 from proxyhealth.models import Channel
@@ -16,6 +19,8 @@ from proxyhealth.notifications.limits import within_limit
 from proxyhealth.notifications.messages import Message
 from proxyhealth.targets import parse_recipients, without_secrets
 from proxyhealth.texts import clean, without_passwords
+
+logger = logging.getLogger(__name__)
 
 # Seconds for one step of SMTP, so that the error can name it before the whole attempt is over.
 _STEP_TIMEOUT = 8.0
@@ -29,12 +34,11 @@ _ERRORS: tuple[tuple[type[Exception], str], ...] = (
     (smtplib.SMTPRecipientsRefused, "{server} refused all recipients: {answer}"),
     (
         smtplib.SMTPSenderRefused,
-        "{server} refused the sender: {answer}; set DEFAULT_FROM_EMAIL to an address that it accepts",
+        "{server} refused the sender: {answer}; set DEFAULT_FROM_EMAIL to one that it accepts",
     ),
     (
         smtplib.SMTPAuthenticationError,
-        "{server} refused the user name or the password: {answer}; correct EMAIL_HOST_USER and "
-        "EMAIL_HOST_PASSWORD",
+        "{server} refused the login: {answer}; correct EMAIL_HOST_USER and EMAIL_HOST_PASSWORD",
     ),
     (smtplib.SMTPResponseException, "{server} refused the mail: {answer}"),
     (TimeoutError, "no answer from {server} within {timeout:g} s"),
@@ -44,6 +48,29 @@ _ERRORS: tuple[tuple[type[Exception], str], ...] = (
     (socket.gaierror, "{server} was not found: {answer}; correct EMAIL_HOST"),
     (OSError, "no connection to {server}: {answer}; correct EMAIL_HOST and EMAIL_PORT, or start it"),
 )
+
+
+# Backends of Django for development and tests, whose mails reach nobody.
+_LOCAL_BACKENDS = tuple(
+    f"django.core.mail.backends.{name}.EmailBackend" for name in ("console", "dummy", "filebased", "locmem")
+)
+
+
+def check_email(**kwargs: Any) -> list[CheckMessage]:
+    """Warn of a backend whose mails reach nobody, but only in ``manage.py check --deploy``."""
+    if hasattr(settings, "MAILERS"):  # since Django 6.1
+        backend = settings.MAILERS.get("default", {}).get("BACKEND")
+    else:
+        backend = settings.EMAIL_BACKEND
+    if backend not in _LOCAL_BACKENDS:
+        return []
+    return [
+        Warning(
+            f"Mails of channels reach nobody: {backend} is for development.",
+            hint="Use django.core.mail.backends.smtp.EmailBackend, or silence this if no channel needs it.",
+            id="proxyhealth.W008",
+        )
+    ]
 
 
 def send_mail(channel: Channel, message: Message) -> str:
@@ -114,12 +141,13 @@ class _Record:
         if isinstance(smtp, smtplib.SMTP):
             self._sendmail, self._data = smtp.sendmail, smtp.data
             smtp.sendmail = self._record_sendmail  # type: ignore[method-assign]
-            smtp.data = self._record_data  # type: ignore[method-assign]
+            smtp.data = self._record_data  # type: ignore[assignment, method-assign]
 
     def _record_sendmail(self, *args: Any, **options: Any) -> Any:
         refused = self._sendmail(*args, **options)
         if refused:
             self.answer += f"; not accepted for {_refusals(refused)}"
+            logger.warning("recipients refused %s", _refusals(refused))
         return refused
 
     def _record_data(self, *args: Any) -> Any:

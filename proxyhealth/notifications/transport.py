@@ -59,7 +59,7 @@ def test_message(channel: Channel) -> Message:
 
 
 def send_test(channel: Channel) -> Answer:
-    """Send a test message, and return what the other side answered. ``channel`` may be unsaved. Never raise."""
+    """Send a test message, and return the answer. ``channel`` may be unsaved. Never raise."""
     begin = time.monotonic()
     try:
         answer = Answer(True, send(channel, test_message(channel)), 0)

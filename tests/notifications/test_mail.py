@@ -106,8 +106,7 @@ def test_mail__some_recipients_refused(use_backend):
         (
             "MAIL",
             "553 Not yours",
-            "refused the sender: 553 (permanent) Not yours; set DEFAULT_FROM_EMAIL to an address that it "
-            "accepts",
+            "refused the sender: 553 (permanent) Not yours; set DEFAULT_FROM_EMAIL to one that it accepts",
         ),
         ("DATA", "554 Looks like spam", "refused the mail: 554 (permanent) Looks like spam"),
         ("DATA", "452 Disk full", "refused the mail: 452 (temporary) Disk full"),
@@ -128,7 +127,7 @@ def test_mail__password_is_in_no_error(use_backend):
         with pytest.raises(DeliveryFailed) as failed:
             transport.send(mailing(), make_message())
     assert str(failed.value) == (
-        f"the mail server 127.0.0.1:{server.port} refused the user name or the password: "
+        f"the mail server 127.0.0.1:{server.port} refused the login: "
         "535 (permanent) Wrong: ***; correct EMAIL_HOST_USER and EMAIL_HOST_PASSWORD"
     )
 
@@ -248,3 +247,12 @@ def test_mail__own_shorter_time_limit_stays(use_backend):
     assert mail._backend().timeout == 3
     use_backend(port=25, timeout=60)
     assert mail._backend().timeout == mail._STEP_TIMEOUT
+
+
+def test_check_email__backend_for_development(use_backend):
+    use_backend(port=25)
+    assert mail.check_email() == []
+    use_backend("django.core.mail.backends.console.EmailBackend")
+    (warning,) = mail.check_email()
+    assert warning.id == "proxyhealth.W008"
+    assert "console" in warning.msg

@@ -69,7 +69,7 @@ class MailServer:
         reply = self.replies.get(command, "250 OK")
         return str(reply(argument) if callable(reply) else reply)
 
-    async def handle_MAIL(  # noqa: N802  the names that aiosmtpd calls
+    async def handle_MAIL(
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         reply = self._reply("MAIL", address)
@@ -77,7 +77,7 @@ class MailServer:
             envelope.mail_from = address
         return reply
 
-    async def handle_RCPT(  # noqa: N802
+    async def handle_RCPT(
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         reply = self._reply("RCPT", address)
@@ -85,7 +85,7 @@ class MailServer:
             envelope.rcpt_tos.append(address)
         return reply
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         reply = self._reply("DATA")
         if reply.startswith("250"):
             self.envelopes.append(envelope)
