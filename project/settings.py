@@ -148,9 +148,6 @@ PROXYHEALTH: dict[str, Any] = {
     "PUBLIC_REGIONS": env.boolean("PROXYHEALTH_PUBLIC_REGIONS"),
     "METRICS_TOKEN": env.text("PROXYHEALTH_METRICS_TOKEN"),
     "RUNBOOK_URL": env.text("PROXYHEALTH_RUNBOOK_URL"),
-    "BASE_URL": env.text("PROXYHEALTH_BASE_URL"),
-    "GROUP_INTERVAL": env.number("PROXYHEALTH_GROUP_INTERVAL", 30.0),
-    "HEARTBEAT_URLS": env.items("PROXYHEALTH_HEARTBEAT_URLS"),
 }
 for _name in ("ADDRESS_ALLOW", "ADDRESS_DENY"):
     if _networks := env.items(f"PROXYHEALTH_{_name}"):
