@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from proxyhealth.conf import conf
 from proxyhealth.history.uptime import WINDOWS
-from proxyhealth.models import Delivery, Gap, Outage, Transition, Watch
+from proxyhealth.models import Alarm, Delivery, Gap, Outage, Transition, Watch
 from proxyhealth.models.rows import using_database_of
 from proxyhealth.storage.confirmation import moment
 
@@ -75,6 +76,7 @@ def _prune(alias: str, end: float, dry_run: bool) -> Pruned:
         pruned.outages, pruned.complete = _delete(outages, (), end)
     if pruned.complete:
         pruned.gaps, pruned.complete = _delete(gaps, (), end)
+    _old_alarms(alias, before).delete()  # they are few
     if pruned.transitions or pruned.outages or pruned.gaps:
         numbers = pruned.transitions, pruned.gaps, pruned.outages
         logger.info("history pruned transitions=%d gaps=%d outages=%d", *numbers)
@@ -94,6 +96,13 @@ def _old_transitions(alias: str, before: int) -> QuerySet[Transition]:
 def _old_outages(alias: str, before: int) -> QuerySet[Outage]:
     pending = Delivery.objects.using(alias).pending().filter(outage=OuterRef("pk"))
     return Outage.objects.using(alias).filter(~Exists(pending), token__lt=before, end_token__lt=before)
+
+
+def _old_alarms(alias: str, before: int) -> QuerySet[Alarm]:
+    time = moment(before)
+    return Alarm.objects.using(alias).filter(
+        ended_at__lt=time if settings.USE_TZ else timezone.make_naive(time)
+    )
 
 
 def _delete(rows: QuerySet[Any], kept: Collection[int], end: float) -> tuple[int, bool]:

@@ -15,7 +15,7 @@ from proxyhealth import tasks
 from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.history import pruning
 from proxyhealth.history.pruning import prune
-from proxyhealth.models import Channel, Delivery, Gap, Outage, Transition, Watch
+from proxyhealth.models import Alarm, Channel, Delivery, Gap, Outage, Transition, Watch
 from tests.support.proxies import wait_for
 from tests.support.values import NOW, refuse_queries
 
@@ -242,3 +242,17 @@ def test_command__without_a_history(last_round):
 def test_command__database_down():
     with connection.execute_wrapper(refuse_queries), pytest.raises(CommandError, match="cannot be used"):
         command()
+
+
+def test_prune__deletes_old_alarms(last_round):
+    old, recent, open_alarm = (
+        Alarm.objects.create(kind="redis", began_at=NOW - timedelta(days=500), ended_at=ended_at)
+        for ended_at in (NOW - timedelta(days=401), NOW - timedelta(days=399), None)
+    )
+    channel = Channel.objects.create(name="ops", kind="webhook", target="", listens_since=NOW)
+    Delivery.objects.create(channel=channel, alarm=old, created_at=NOW)
+    prune(dry_run=True)
+    assert Alarm.objects.count() == 3
+    prune()
+    assert set(Alarm.objects.all()) == {recent, open_alarm}
+    assert not Delivery.objects.exists()
