@@ -12,13 +12,15 @@ from contextlib import suppress
 import pytest
 
 from project.control import send
-from project.fleet import FLEET, REDIS_PORT
+from project.fleet import FLEET, MAIL_PORT, REDIS_PORT
 from tests.support.demo import Demo, copy_checkout, free_ports, processes_in, run_module
 from tests.support.proxies import wait_for
 
 NAMES = "Valid names: paris, sao-paulo, sydney, tokyo, mumbai, cape-town"
 STARTED = " web    | started (pid "
-COMMANDS = "Valid commands: stop-redis, stop-worker, stop-beat, stop-web, stop-proxy NAME=paris"
+COMMANDS = (
+    "Valid commands: stop-redis, stop-mail, stop-worker, stop-beat, stop-web, stop-proxy NAME=paris"
+)
 
 
 def control(folder, target, **values):
@@ -88,7 +90,7 @@ def test_control__only_the_owner_can_connect(demo):
     assert path.is_socket()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     used = {member.port for member in FLEET if member.behaviour not in ("refusing", "unregistered")}
-    for offset in {*range(1, 10)} - used - {REDIS_PORT}:
+    for offset in {*range(1, 10)} - used - {REDIS_PORT, MAIL_PORT}:
         with socket.socket() as connection:
             assert connection.connect_ex(("127.0.0.1", demo.port + offset)) != 0
 

@@ -65,10 +65,11 @@ def test_run__prints_urls_and_credentials(demo):
     log = demo.log.read_text()
     for text in (
         "make run: made up a day of history",
-        "make run: starting redis, worker, beat, web. Press Ctrl-C to stop.",
+        "make run: starting redis, mail, worker, beat, web. Press Ctrl-C to stop.",
         f"home page     {demo.base}/",
         f"region picker {demo.base}/regions/",
         f"health page   {demo.base}/admin/proxyhealth/workspaceproxy/health/",
+        f"mailbox       {demo.base}/mailbox/",
         f"metrics       {demo.base}/metrics",
         "try it        make stop-proxy NAME=paris, make stop-worker, ",
         "Prometheus    make prometheus",
@@ -149,7 +150,7 @@ def error_of_run(folder, **values):
 def test_run__invalid_port(tmp_path, port):
     copy_checkout(tmp_path)
     message = error_of_run(tmp_path, PORT=port)
-    assert message == f"make run: PORT must be a number from 1 to 65527, not {port!r}\n"
+    assert message == f"make run: PORT must be a number from 1 to 65526, not {port!r}\n"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,7 @@ def test_run__external_redis_and_database(tmp_path, valkey):
         PORT=port,
         REDIS_URL=f"redis://:hunter2@127.0.0.1:{valkey.port}/1",  # it needs none, and accepts any
         DATABASE_URL=f"sqlite:///{tmp_path}/own.sqlite3",
+        EMAIL_URL="smtp://me:hunter2@127.0.0.1:9",
     )
     with log:
         process = subprocess.Popen(
@@ -203,11 +205,12 @@ def test_run__external_redis_and_database(tmp_path, valkey):
     wait_for(lambda: processes_in(tmp_path) == [], 10)
     text = (tmp_path / "run.log").read_text()
     assert text.rstrip().endswith("make run: stopped")
-    assert "starting worker, beat, web." in text
+    assert "starting worker, beat, web." in text, "EMAIL_URL is set"
     assert "(embedded)" not in text
     assert "demo / demo" not in text
     made_up = "SELECT * FROM proxyhealth_transition WHERE report LIKE '%Made up%'"
     assert rows_of(tmp_path / "own.sqlite3", made_up) == []
+    assert rows_of(tmp_path / "own.sqlite3", "SELECT * FROM proxyhealth_channel") == []
     assert not list(tmp_path.rglob("d*.sqlite3"))
     assert f"Redis         redis://***@127.0.0.1:{valkey.port}/1" in text
     assert "hunter2" not in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import django
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
@@ -83,6 +84,9 @@ def test_check_deploy__is_clean_with_the_documented_environment(load, tmp_path, 
         ),
         (PRODUCTION, {"DATABASE_URL": "db.sqlite3"}, "DATABASE_URL must begin with a scheme like"),
         (PRODUCTION, {"DATABASE_URL": "postgres://u:p/w@h/d"}, "DATABASE_URL cannot be read. Percent-encode"),
+        (PRODUCTION, {"EMAIL_URL": "mail.example.com"}, "EMAIL_URL must begin with a scheme like smtp:// or "),
+        (PRODUCTION, {"EMAIL_URL": "smtp://u:p/w@h"}, "EMAIL_URL cannot be read. Percent-encode"),
+        (PRODUCTION, {"EMAIL_URL": "smtp://h?timeout=1"}, "EMAIL_URL must not contain a ?"),
         (PRODUCTION, {"SECRET_KEY_FILE": "/nowhere/key"}, "SECRET_KEY_FILE: /nowhere/key cannot be read"),
     ],
 )
@@ -103,6 +107,17 @@ def test_debug__is_for_this_machine_alone(load):
 
 REDIS = "rediss://:pass%20word@valkey.example.com:6380/1"
 POSTGRES = "postgres://u:pass%20word@db.example.com:5432/proxies?sslmode=verify-full"
+
+
+
+def mail_of(settings):
+    """Return what the settings say about the mail server, whatever this version of Django calls it."""
+    if django.VERSION >= (6, 1):
+        options = settings.MAILERS["default"]["OPTIONS"]
+        return list(options.values())
+    names = ("HOST", "PORT", "HOST_USER", "HOST_PASSWORD", "USE_TLS", "USE_SSL", "TIMEOUT")
+    return [getattr(settings, f"EMAIL_{name}") for name in names]
+
 
 VALUES = {
     "PROXYHEALTH_RUNBOOK_URL": (
@@ -175,6 +190,23 @@ VALUES = {
         lambda s: s.PROXYHEALTH.get("PRIMARY", {}).get("url"),
         "https://a",
     ),
+    "PROXYHEALTH_BASE_URL": ("https://a", lambda s: s.PROXYHEALTH["BASE_URL"], "https://a"),
+    "PROXYHEALTH_GROUP_INTERVAL": ("60", lambda s: s.PROXYHEALTH["GROUP_INTERVAL"], 60),
+    "PROXYHEALTH_HEARTBEAT_URLS": (
+        "http://a, http://b",
+        lambda s: s.PROXYHEALTH["HEARTBEAT_URLS"],
+        ["http://a", "http://b"],
+    ),
+    "EMAIL_URL": (
+        "smtp+tls://me:pass%20word@mail.example.com",
+        lambda s: mail_of(s),
+        ["mail.example.com", 587, "me", "pass word", True, False, 10],
+    ),
+    "DEFAULT_FROM_EMAIL": (
+        "ops@example.com",
+        lambda s: [s.DEFAULT_FROM_EMAIL, s.SERVER_EMAIL],
+        ["ops@example.com"] * 2,
+    ),
     "PROXYHEALTH_METRICS_TOKEN": ("token", lambda s: s.PROXYHEALTH["METRICS_TOKEN"], "token"),
 }
 
@@ -200,6 +232,13 @@ def test_variable__from_a_file(load, tmp_path):
     secret = tmp_path / "key"
     secret.write_text(f"{KEY}\n")
     assert load(PRODUCTION, SECRET_KEY="", SECRET_KEY_FILE=secret).SECRET_KEY == KEY
+
+
+def test_mail__other_schemes(load):
+    assert mail_of(load(PRODUCTION, EMAIL_URL="smtp+ssl://h:4650"))[:2] == ["h", 4650]
+    settings = load(PRODUCTION, EMAIL_URL="consolemail://")
+    values = str(getattr(settings, "MAILERS", "") or settings.EMAIL_BACKEND)
+    assert "django.core.mail.backends.console.EmailBackend" in values
 
 
 def test_password__may_begin_with_a_dollar(load):
