@@ -95,6 +95,7 @@ def test_wizard__fields_fit_the_kind(admin_client):
         assert 'name="target"' in text
         assert ('name="secret"' in text) == has_secret
         assert 'name="enabled"' not in text
+        assert text.count("checked") == len(BAD)
         assert 'value="Save and send a test"' in text
 
 

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.utils.text import capfirst
 
 from proxyhealth.admin.durations import HumanDurationField
 from proxyhealth.models import Channel, Transition
+from proxyhealth.models.notifications import default_statuses
 from proxyhealth.statuses import Status
 from proxyhealth.targets import new_secret, validate_target
 from proxyhealth.validators import validate_text
@@ -49,6 +51,7 @@ class ChannelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for typ
     )
     statuses = forms.MultipleChoiceField(
         choices=list(STATUSES.items()),
+        initial=default_statuses,
         label="Which statuses",
         widget=forms.CheckboxSelectMultiple,
         help_text="The begin of each of these is told. The end of what was told is always told.",
@@ -83,9 +86,9 @@ class ChannelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for typ
             self.fields["name"].help_text = "As messages and pages call this channel."
         if target := self.fields.get("target"):
             target.required = is_new
-            target.label, target.help_text = self.target_label, self.target_help
+            target.label, target.help_text = capfirst(self.target_label), self.target_help
             if not is_new:
-                target.label = f"Replace the {target.label}"
+                target.label = f"Replace the {self.target_label}"
                 target.help_text = f"Empty: keep the present one. {target.help_text}"
 
     def clean_target(self) -> str:
