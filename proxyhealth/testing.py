@@ -48,9 +48,9 @@ _USUAL_REASONS = {Status.UNHEALTHY: Reason.REPORT_ERRORS, Status.UNREACHABLE: Re
 class FakeStatus:
     """The status of one proxy, with details. Those that are not given have usual values.
 
-    ``url`` and ``labels`` count only without a row. ``checked_at`` is by default that of the snapshot, and ``since``, the
-    time when the status began, is ``checked_at``. ``raw`` is the result of a later probe that contradicts the
-    status, and is not confirmed.
+    ``url`` and ``labels`` count only without a row. ``checked_at`` is by default that of the snapshot, and
+    ``since``, the time when the status began, is ``checked_at``. ``raw`` is the result of a later probe that
+    contradicts the status, and is not confirmed.
     """
 
     status: str

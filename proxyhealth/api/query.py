@@ -33,8 +33,9 @@ _TOKEN_CURSOR = re.compile("[0-9]{1,18}")
 class Selection:
     """The requested part of a list; by default, all of it.
 
-    ``labels`` are in lower case; a proxy needs all of them. ``text`` is case-folded. ``after`` is the key of the proxy that precedes the page: None for the first
-    page, empty after the primary region. A page after another one always has a ``limit``.
+    ``labels`` are in lower case; a proxy needs all of them. ``text`` is case-folded. ``after`` is the key of
+    the proxy that precedes the page: None for the first page, empty after the primary region. A page after
+    another one always has a ``limit``.
     """
 
     statuses: frozenset[Status] = frozenset()

@@ -18,9 +18,7 @@ from tests.support.proxies import wait_for
 
 NAMES = "Valid names: paris, sao-paulo, sydney, tokyo, mumbai, cape-town"
 STARTED = " web    | started (pid "
-COMMANDS = (
-    "Valid commands: stop-redis, stop-mail, stop-worker, stop-beat, stop-web, stop-proxy NAME=paris"
-)
+COMMANDS = "Valid commands: stop-redis, stop-mail, stop-worker, stop-beat, stop-web, stop-proxy NAME=paris"
 
 
 def control(folder, target, **values):

@@ -84,7 +84,11 @@ def test_check_deploy__is_clean_with_the_documented_environment(load, tmp_path, 
         ),
         (PRODUCTION, {"DATABASE_URL": "db.sqlite3"}, "DATABASE_URL must begin with a scheme like"),
         (PRODUCTION, {"DATABASE_URL": "postgres://u:p/w@h/d"}, "DATABASE_URL cannot be read. Percent-encode"),
-        (PRODUCTION, {"EMAIL_URL": "mail.example.com"}, "EMAIL_URL must begin with a scheme like smtp:// or "),
+        (
+            PRODUCTION,
+            {"EMAIL_URL": "mail.example.com"},
+            "EMAIL_URL must begin with a scheme like smtp:// or ",
+        ),
         (PRODUCTION, {"EMAIL_URL": "smtp://u:p/w@h"}, "EMAIL_URL cannot be read. Percent-encode"),
         (PRODUCTION, {"EMAIL_URL": "smtp://h?timeout=1"}, "EMAIL_URL must not contain a ?"),
         (PRODUCTION, {"SECRET_KEY_FILE": "/nowhere/key"}, "SECRET_KEY_FILE: /nowhere/key cannot be read"),
@@ -107,7 +111,6 @@ def test_debug__is_for_this_machine_alone(load):
 
 REDIS = "rediss://:pass%20word@valkey.example.com:6380/1"
 POSTGRES = "postgres://u:pass%20word@db.example.com:5432/proxies?sslmode=verify-full"
-
 
 
 def mail_of(settings):
@@ -189,13 +192,6 @@ VALUES = {
         "https://a",
         lambda s: s.PROXYHEALTH.get("PRIMARY", {}).get("url"),
         "https://a",
-    ),
-    "PROXYHEALTH_BASE_URL": ("https://a", lambda s: s.PROXYHEALTH["BASE_URL"], "https://a"),
-    "PROXYHEALTH_GROUP_INTERVAL": ("60", lambda s: s.PROXYHEALTH["GROUP_INTERVAL"], 60),
-    "PROXYHEALTH_HEARTBEAT_URLS": (
-        "http://a, http://b",
-        lambda s: s.PROXYHEALTH["HEARTBEAT_URLS"],
-        ["http://a", "http://b"],
     ),
     "EMAIL_URL": (
         "smtp+tls://me:pass%20word@mail.example.com",
