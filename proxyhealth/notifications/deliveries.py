@@ -52,10 +52,11 @@ def _deliveries(
             continue
         for channel in channels:
             key = (channel.pk, outage.pk if outage else None)
-            if not _is_heard(channel, row, labels.get(row.proxy_uuid, {})):
-                continue
-            # A channel that was told of an outage is told of its end, and of a change of its status.
-            if row.after in channel.statuses or (outage and last.get(key) in BAD_STATUSES):
+            # A channel that was told of an outage is told of its end, and of a change of its status, also if
+            # it is no longer told of that proxy otherwise.
+            told = outage is not None and last.get(key) in BAD_STATUSES
+            is_new = row.after in channel.statuses and _is_heard(channel, row, labels.get(row.proxy_uuid, {}))
+            if told or is_new:
                 last[key] = row.after
                 yield Delivery(
                     channel=channel,

@@ -72,6 +72,13 @@ def test_made__only_for_proxies_of_the_channel(receiver):
     ]
 
 
+def test_made__end_though_the_channel_chooses_other_proxies_now(channel, proxy):
+    change(proxy, "unhealthy")
+    Channel.objects.update(proxies="eu-*", statuses=[])
+    change(proxy, "ok", "unhealthy")
+    assert [after for *_, after in made()] == ["unhealthy", "ok"]
+
+
 def test_made__not_for_a_disabled_channel(receiver, proxy):
     make_channel(receiver, enabled=False)
     change(proxy, "unhealthy")
