@@ -190,7 +190,7 @@ def test_ten_thousand__complete_and_in_order(viewer, django_assert_num_queries):
         take_token(),
         full_round=a_round(),
     )
-    with django_assert_num_queries(6):
+    with django_assert_num_queries(8):
         body = viewer.get(LIST).json()
     assert [region["name"] for region in body["regions"]] == [f"proxy-{i:05}" for i in range(10_000)]
     assert all(region["healthy"] for region in body["regions"])

@@ -35,6 +35,8 @@ def test_list__shape(viewer, paris):
             "report": {"errors": ["kaputt"], "warnings": ["warm"]},
             "checked_at": f"{snapshot.checked_at:%Y-%m-%dT%H:%M:%S.%f}Z",
             "since": f"{health.health_status()[paris.pk].since:%Y-%m-%dT%H:%M:%S.%f}Z",
+            "silenced": None,
+            "acknowledged": None,
         },
         "created_at": f"{paris.created_at:%Y-%m-%dT%H:%M:%S.%f}Z",
         "updated_at": f"{paris.updated_at:%Y-%m-%dT%H:%M:%S.%f}Z",
@@ -73,6 +75,8 @@ def test_list__new_proxy_is_unknown(viewer):
         "checked_at": None,
         "latency_ms": None,
         "since": None,
+        "silenced": None,
+        "acknowledged": None,
     }
 
 
@@ -83,9 +87,9 @@ def test_list__without_deleted_proxies(viewer, paris):
 
 def test_list__makes_no_query_between_changes(viewer, configure, django_assert_num_queries):
     WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{i}") for i in range(50))
-    with django_assert_num_queries(6):  # session, user, two for permissions, fingerprint, rows
+    with django_assert_num_queries(8):  # session, user, two for permissions, fingerprint, rows, two for marks
         assert len(viewer.get(LIST).json()["regions"]) == 50
-    with django_assert_num_queries(5):  # after READ_INTERVAL: the fingerprint
+    with django_assert_num_queries(7):  # after READ_INTERVAL: the fingerprint and the marks
         viewer.get(LIST)
     configure(READ_INTERVAL=60)
     viewer.get(LIST)
@@ -285,7 +289,7 @@ def test_atomic_requests__do_not_apply(viewer, monkeypatch, django_assert_num_qu
     configure(PUBLIC_REGIONS=True)
     viewer.get(REGIONS)
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
-    with django_assert_num_queries(1):  # the fingerprint, and no savepoint
+    with django_assert_num_queries(3):  # the fingerprint and the marks, and no savepoint
         assert viewer.get(REGIONS).status_code == 200
 
 
