@@ -142,6 +142,8 @@ def test_runbook__quoted_log_lines_exist_in_the_code():
         "no thread can be started: ",
         "an error of proxyhealth, or of how it is set up: ",
         "there is no result of it",
+        "a channel is served later",
+        "message not sent, ",
         "Prober offline",
         "proxies is run by one process: Celery has no result backend for chords",
     )
@@ -168,7 +170,7 @@ def test_docs__links_to_headings_have_targets(name):
 
 def test_metrics__every_series_is_documented_and_used():
     documented = table_of("The series")
-    assert len(documented) == len(set(documented)) == 24
+    assert len(documented) == len(set(documented)) == 27
     assert scraped_series_in(all_queries()) == set(documented)
 
 

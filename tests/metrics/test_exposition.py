@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxyhealth import health
 from proxyhealth.metrics import exposition
 from proxyhealth.metrics.collector import ProxyGauge
-from proxyhealth.models import WorkspaceProxy
+from proxyhealth.models import Channel, WorkspaceProxy
 from proxyhealth.rounds import dispatch
 from proxyhealth.rounds.recheck import run_check
 from proxyhealth.statuses import Reason
@@ -136,6 +136,7 @@ def test_document__series_types_and_labels(serve):
     WorkspaceProxy.objects.create(name="dead", url="http://127.0.0.1:1")
     health.force_update()
     commit_statuses(make_status(make_proxy("tls"), tls_expires_at=datetime(2030, 1, 1, tzinfo=UTC)))
+    Channel.objects.create(name="ops", listens_since=datetime.now(UTC))
     served = {}
     for family in REGISTRY.collect():
         if family.name.startswith("proxyhealth_"):
