@@ -1,8 +1,9 @@
-"""The signal receiver that requests a check of saved and deleted proxies, after the commit."""
+"""The signal receivers, after the commit: checks of changed proxies, and looks at what waits to be told."""
 
 import logging
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -12,8 +13,9 @@ from django.dispatch import receiver
 
 from proxyhealth import isolation
 from proxyhealth.api import inventory
-from proxyhealth.models import WorkspaceProxy
-from proxyhealth.rounds.dispatch import request_check
+from proxyhealth.models import Channel, Silence, WorkspaceProxy
+from proxyhealth.notifications import sending
+from proxyhealth.rounds.dispatch import request_check, request_delivery
 
 logger = logging.getLogger(__name__)
 
@@ -57,3 +59,18 @@ def check_on_commit(instance: WorkspaceProxy, using: str, **kwargs: Any) -> None
     except transaction.TransactionManagementError:
         # Without autocommit, Django does not report commits. The save must succeed all the same.
         logger.warning("without autocommit, a saved proxy is checked by the next round")
+
+
+@receiver([post_save, post_delete], sender=Silence, dispatch_uid="proxyhealth")
+@receiver(post_save, sender=Channel, dispatch_uid="proxyhealth")
+def deliver_on_commit(using: str, **kwargs: Any) -> None:
+    """Request a look at the deliveries that wait, when a change of what they wait for commits."""
+    if isolation.is_isolated():
+        return
+    with suppress(transaction.TransactionManagementError):  # without autocommit, the next round does so
+        transaction.on_commit(_deliver, using=using, robust=True)
+
+
+def _deliver() -> None:
+    sending.look_again()
+    request_delivery(0)

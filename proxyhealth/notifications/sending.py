@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -71,6 +72,16 @@ def seconds_until_due() -> float | None:
     if not moments:
         return None
     return 0.0 if any(map(is_due, moments)) else (min(moments) - timezone.now()).total_seconds()
+
+
+def look_again() -> None:
+    """Make all deliveries due that wait, because a silence or a channel was changed.
+
+    Raise ``HistoryUnavailable``.
+    """
+    with using_database_of(Delivery) as alias:
+        waiting = Delivery.objects.using(alias).pending().filter(message__isnull=True)
+        waiting.update(next_attempt_at=timezone.now())
 
 
 def may_remind() -> bool:
@@ -178,15 +189,15 @@ def _serve(alias: str, pk: int, claim: UUID) -> None:
         channel = Channel.objects.using(alias).filter(pk=pk, claim=claim).first()
         if channel and (message := next_message(alias, channel)):
             _send(alias, channel, message)
-        _release(alias, pk, claim)
     except ClaimLost:
         logger.info("the claim of a channel was lost, another process serves it channel=%d", pk)
     except DatabaseError as error:
         close_if_broken(alias)
-        # The claim expires, and the message is sent again.
         logger.warning("a channel is served later channel=%d error=%s", pk, without_passwords(error))
     except Exception:
         logger.exception("a channel cannot be served channel=%d", pk)
+    with suppress(DatabaseError):  # the claim expires
+        _release(alias, pk, claim)
 
 
 def _send(alias: str, channel: Channel, message: Message) -> None:

@@ -107,11 +107,15 @@ def _recheck_expiry(seconds: float) -> int:
     return int(1000 * seconds) + _RECHECK_GRACE
 
 
-# Milliseconds before its time at which the task of a claim may run already, by the clock of its worker.
+# Milliseconds by which a task may run early or late, by the clock of its worker.
+_LATE = 2_000
+
 _CLAIM_DELIVERY = """
 local left = redis.call('PTTL', KEYS[1])
--- One above ours comes later, or is from before the clock was set back.
-if left > 2000 and left <= tonumber(ARGV[2]) then
+local wanted, late = tonumber(ARGV[2]), tonumber(ARGV[3])
+-- One that is almost over belongs to a task that runs now. One that is much later is not for what is due before,
+-- or it is from before the clock was set back.
+if left > late and left <= wanted + late then
   -- A client that lost the reply runs the script again.
   return redis.pcall('GET', KEYS[1]) == ARGV[1] and 1 or 0
 end
@@ -125,7 +129,8 @@ def claim_delivery(seconds: float) -> bool:
 
     Another one may be about to run before that, and will then request the next. Raise ``StoreError``.
     """
-    return bool(run_script(_CLAIM_DELIVERY, ["delivery"], uuid4().hex, max(1, round(1_000 * seconds))))
+    milliseconds = max(1, round(1_000 * seconds))
+    return bool(run_script(_CLAIM_DELIVERY, ["delivery"], uuid4().hex, milliseconds, _LATE))
 
 
 def take_pending() -> set[UUID]:
