@@ -302,7 +302,7 @@ class Settings:
     TLS_EXPIRY_WARNING = _Setting(14, _days)
     """Days before the expiry of a certificate at which warnings begin. 0 turns them off."""
     ADDRESS_DENY = _Setting(LINK_LOCAL_NETWORKS + METADATA_NETWORKS, _networks)
-    """Networks that probes must not connect to."""
+    """Networks that probes and webhooks must not connect to."""
     ADDRESS_ALLOW = _Setting((), _networks)
     """Only networks that probes may connect to, unless empty. Takes precedence over ADDRESS_DENY."""
     CANARY_URLS = _Setting((), _urls)

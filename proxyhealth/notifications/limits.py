@@ -50,7 +50,13 @@ def within_limit(channel: int | None, call: Callable[[], T]) -> T:
             with calls.lock:
                 calls.running.discard(channel)
 
-    threading.Thread(target=work, name=f"proxyhealth channel {channel}", daemon=True).start()
+    thread = threading.Thread(target=work, name=f"proxyhealth channel {channel}", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # this machine has no more threads
+        with calls.lock:
+            calls.running.discard(channel)
+        raise
     try:
         return future.result(TIMEOUT)
     except TimeoutError:
