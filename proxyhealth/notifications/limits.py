@@ -42,13 +42,16 @@ def within_limit(channel: int | None, call: Callable[[], T]) -> T:
 
     def work() -> None:
         try:
-            future.set_result(call())
+            try:
+                result = call()
+            finally:
+                connections.close_all()  # those of this thread: some email backends write to the database
+                with calls.lock:
+                    calls.running.discard(channel)
         except BaseException as error:
             future.set_exception(error)
-        finally:
-            connections.close_all()  # those of this thread: some email backends write to the database
-            with calls.lock:
-                calls.running.discard(channel)
+        else:
+            future.set_result(result)
 
     thread = threading.Thread(target=work, name=f"proxyhealth channel {channel}", daemon=True)
     try:

@@ -58,10 +58,8 @@ _LOCAL_BACKENDS = tuple(
 
 def check_email(**kwargs: Any) -> list[CheckMessage]:
     """Warn of a backend whose mails reach nobody, but only in ``manage.py check --deploy``."""
-    if hasattr(settings, "MAILERS"):  # since Django 6.1
-        backend = settings.MAILERS.get("default", {}).get("BACKEND")
-    else:
-        backend = settings.EMAIL_BACKEND
+    mailers = getattr(settings, "MAILERS", None)  # since Django 6.1
+    backend = settings.EMAIL_BACKEND if mailers is None else mailers.get("default", {}).get("BACKEND")
     if backend not in _LOCAL_BACKENDS:
         return []
     return [
