@@ -154,16 +154,17 @@ class _Record:
         return code, text
 
 
-def _answer(code: int, text: bytes | str) -> str:
+def _answer(code: int, text: bytes | str, length: int = 200) -> str:
     if code < 0:
         return "its answer is not SMTP"
     words = text.decode(errors="replace") if isinstance(text, bytes) else text
     kind = {4: " (temporary)", 5: " (permanent)"}.get(code // 100, "")
-    return f"{code}{kind} {clean(words, 200)}"
+    return f"{code}{kind} {clean(words, length)}"
 
 
 def _refusals(refused: Mapping[str, tuple[int, bytes]]) -> str:
-    shown = [f"{address}: {_answer(*answer)}" for address, answer in list(refused.items())[:_SHOWN_REFUSALS]]
+    items = list(refused.items())[:_SHOWN_REFUSALS]
+    shown = [f"{address}: {_answer(code, text, 80)}" for address, (code, text) in items]
     if more := len(refused) - len(shown):
         shown.append(f"and {more} more")
     return ", ".join(shown)

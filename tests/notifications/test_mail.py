@@ -4,6 +4,7 @@ import time
 
 import django
 import pytest
+import trustme
 from django.core import mail as django_mail
 from django.core.mail.backends.base import BaseEmailBackend
 
@@ -13,7 +14,7 @@ from tests.notifications.messages import mailing, make_change, make_message
 from tests.support.machine import at_most
 from tests.support.proxies import wait_for
 from tests.support.receivers import MailServer
-from tests.support.servers import Server, drip, hold, refusing, send, send_and_hold
+from tests.support.servers import Server, drip, hold, refusing, send, send_and_hold, server_context
 
 SMTP = "django.core.mail.backends.smtp.EmailBackend"
 
@@ -139,6 +140,21 @@ def test_mail__server_without_starttls(use_backend):
             transport.send(mailing(), make_message())
 
 
+def test_mail__untrusted_certificate(use_backend):
+    with Server(hold, tls=server_context(trustme.CA(), "127.0.0.1"), read=False) as server:
+        use_backend(port=server.port, use_ssl=True)
+        with pytest.raises(DeliveryFailed, match=r"TLS with the mail server .* failed: unable to get"):
+            transport.send(mailing(), make_message())
+
+
+def test_mail__many_recipients_refused(use_backend):
+    channel = mailing("\n".join(f"{number}@example.com" for number in range(20)))
+    with pytest.raises(DeliveryFailed) as failed:
+        deliver(use_backend, channel, RCPT="550 " + "No " * 200)
+    assert str(failed.value).endswith("…, and 17 more")
+    assert len(str(failed.value)) <= 500
+
+
 def test_mail__nobody_listens(use_backend):
     with refusing() as port:
         use_backend(port=port)
@@ -153,8 +169,8 @@ def test_mail__nobody_listens(use_backend):
 @pytest.mark.parametrize(
     ("script", "error"),
     [
-        (hold, "no answer from the mail server 127.0.0.1:{port} within 0.3 s"),
-        (drip(b"220 " + b"x" * 1_000, 0.05), "no answer within 1 s"),
+        (hold, "no answer from the mail server 127.0.0.1:{port} within 0.2 s"),
+        (drip(b"220 " + b"x" * 1_000, 0.05), "no answer within 0.4 s"),
         (send(b""), "the mail server 127.0.0.1:{port} closed the connection"),
         (
             send(b"HTTP/1.1 400 Bad Request\r\n"),
@@ -164,8 +180,8 @@ def test_mail__nobody_listens(use_backend):
     ids=["hangs", "trickles", "closes", "no SMTP"],
 )
 def test_mail__hostile_server(script, error, use_backend, monkeypatch):
-    monkeypatch.setattr(mail, "_STEP_TIMEOUT", 0.3)
-    monkeypatch.setattr(limits, "TIMEOUT", 1.0)
+    monkeypatch.setattr(mail, "_STEP_TIMEOUT", 0.2)
+    monkeypatch.setattr(limits, "TIMEOUT", 0.4)
     with Server(script, read=False) as server, at_most(2.5):
         use_backend(port=server.port)
         with pytest.raises(DeliveryFailed) as failed:
@@ -173,8 +189,9 @@ def test_mail__hostile_server(script, error, use_backend, monkeypatch):
     assert error.format(port=server.port) in str(failed.value)
 
 
-def test_mail__hang_after_acceptance_is_no_failure(use_backend):
+def test_mail__hang_after_acceptance_is_no_failure(use_backend, monkeypatch):
     """A server that accepts a mail, and then does not answer QUIT, has the mail."""
+    monkeypatch.setattr(mail, "_QUIT_TIMEOUT", 0.1)
     replies = b"220 test\r\n250 test\r\n250 OK\r\n250 OK\r\n354 Go\r\n250 Queued\r\n"
     with Server(send_and_hold(replies), read=False) as server, at_most(3):
         use_backend(port=server.port)

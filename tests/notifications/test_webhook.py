@@ -41,7 +41,7 @@ TOKEN = "T00secret/B00secret/x9hushhush"
 @pytest.fixture
 def impatient(monkeypatch):
     """A message may take less than a second, not ten."""
-    monkeypatch.setattr("proxyhealth.notifications.webhook.TIMEOUT", 0.4)
+    monkeypatch.setattr("proxyhealth.notifications.webhook.TIMEOUT", 0.2)
 
 
 def fail(channel, message=None):
@@ -125,6 +125,9 @@ def test_webhook__redirect_is_not_followed():
         "HTTP 301 Moved Permanently to 127.0.0.1; redirects are not followed, correct the URL"
     )
     assert not error.is_final
+    for location in ("/elsewhere", "http://[secret"):
+        error = refusal(redirect(location))
+        assert str(error) == "HTTP 302 Found; redirects are not followed, correct the URL"
 
 
 def test_webhook__410_is_final():
@@ -181,8 +184,8 @@ def test_webhook__echo_of_the_request_shows_no_secret():
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        (hold, "no answer within 0.4 s"),
-        (drip(response("slow"), 0.05), "no answer within 0.4 s"),
+        (hold, "no answer within 0.2 s"),
+        (drip(response("slow"), 0.05), "no answer within 0.2 s"),
         (flood(b"X-Filler: 1\r\n", start=b"HTTP/1.1 200 OK\r\n"), "got more than 100 headers"),
         (send(b""), "closed connection without response"),
         (send(b"HTTP/1.1 200 OK\r\nContent-"), "the connection was closed in the middle of the headers"),
@@ -197,7 +200,8 @@ def test_webhook__hostile_server(script, words, impatient):
     assert words in str(error)
 
 
-def test_webhook__success_does_not_wait_for_the_body():
+def test_webhook__success_does_not_wait_for_the_body(monkeypatch):
+    monkeypatch.setattr("proxyhealth.probing.bodies._BEGINNING_TIMEOUT", 0.1)
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nok"
     with WebhookReceiver(send_and_hold(answer)) as server, at_most(2):
         assert transport.send(webhook(server.url), make_message()) == "HTTP 200 OK: “ok”"
@@ -211,7 +215,7 @@ def test_post__server_that_reads_nothing():
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         at_most(2),
-        closing(connect(listener.getsockname()[1], 0.3)) as connection,
+        closing(connect(listener.getsockname()[1], 0.2)) as connection,
         pytest.raises(TimeoutError),
     ):
         connection.post("/", {}, b"x" * 20_000_000)
@@ -234,7 +238,7 @@ def test_webhook__nobody_listens(impatient):
     with refusing() as port:
         assert "Connection refused" in str(fail(webhook(f"http://127.0.0.1:{port}/{TOKEN}")))
     with silent() as port:
-        assert "no answer within 0.4 s" in str(fail(webhook(f"http://127.0.0.1:{port}/{TOKEN}")))
+        assert "no answer within 0.2 s" in str(fail(webhook(f"http://127.0.0.1:{port}/{TOKEN}")))
 
 
 def test_webhook__denied_address_gets_nothing(configure):
