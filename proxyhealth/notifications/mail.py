@@ -4,8 +4,8 @@ import logging
 import smtplib
 import socket
 import ssl
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from django.conf import settings
@@ -100,8 +100,8 @@ def _deliver(email: mail.EmailMultiAlternatives) -> str:
         backend = _backend()
         try:
             backend.open()
-            record = _Record(getattr(backend, "connection", None))
-            sent = backend.send_messages([email])
+            with _recording(getattr(backend, "connection", None)) as record:
+                sent = backend.send_messages([email])
         finally:
             _close(backend)
     except Exception as error:
@@ -116,7 +116,7 @@ def _backend() -> Any:
     mailers = getattr(mail, "mailers", None)  # since Django 6.1
     backend: Any = mail.get_connection() if mailers is None else mailers.default
     timeout = getattr(backend, "timeout", 0)
-    if timeout is None or timeout > _STEP_TIMEOUT:
+    if timeout is None or (isinstance(timeout, int | float) and timeout > _STEP_TIMEOUT):
         backend.timeout = _STEP_TIMEOUT
     return backend
 
@@ -132,26 +132,39 @@ def _close(backend: Any) -> None:
 
 
 class _Record:
-    """The answers to one mail over SMTP. Django's backend discards them, also that of a refused recipient."""
+    """The answer to one mail over SMTP, or an empty text."""
 
-    def __init__(self, smtp: object) -> None:
-        self.answer = ""
-        if isinstance(smtp, smtplib.SMTP):
-            self._sendmail, self._data = smtp.sendmail, smtp.data
-            smtp.sendmail = self._record_sendmail  # type: ignore[method-assign]
-            smtp.data = self._record_data  # type: ignore[assignment, method-assign]
+    answer = ""
 
-    def _record_sendmail(self, *args: Any, **options: Any) -> Any:
-        refused = self._sendmail(*args, **options)
+
+@contextmanager
+def _recording(smtp: Any) -> Iterator[_Record]:
+    """Record the answers to a mail. Django's backend discards them, also that of a refused recipient."""
+    record = _Record()
+    if not isinstance(smtp, smtplib.SMTP):
+        yield record
+        return
+    sendmail, data = smtp.sendmail, smtp.data
+
+    def record_sendmail(*args: Any, **options: Any) -> Any:
+        refused = sendmail(*args, **options)
         if refused:
-            self.answer += f"; not accepted for {_refusals(refused)}"
+            record.answer += f"; not accepted for {_refusals(refused)}"
             logger.warning("recipients refused %s", _refusals(refused))
         return refused
 
-    def _record_data(self, *args: Any) -> Any:
-        code, text = self._data(*args)
-        self.answer = _answer(code, text)
+    def record_data(*args: Any) -> Any:
+        code, text = data(*args)
+        record.answer = _answer(code, text)
         return code, text
+
+    replaced = {"sendmail": record_sendmail, "data": record_data}
+    vars(smtp).update(replaced)
+    try:
+        yield record
+    finally:
+        for name in replaced:  # a backend may keep its connection for other mails
+            vars(smtp).pop(name, None)
 
 
 def _answer(code: int, text: bytes | str, length: int = 200) -> str:

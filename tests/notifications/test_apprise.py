@@ -9,6 +9,7 @@ import pytest
 
 from proxyhealth.exceptions import DeliveryFailed
 from proxyhealth.notifications import apprise_channel, forms, limits, transport
+from proxyhealth.notifications.messages import Event
 from tests.notifications.messages import apprise, make_change, make_message
 from tests.support.machine import at_most
 from tests.support.receivers import WebhookReceiver
@@ -115,3 +116,15 @@ def test_apprise__long_text_fits_into_the_time(pause, length, limit):
     assert limit - 20 < len(shortened) <= limit + 1
     assert shortened.endswith("\n…")
     assert apprise_channel._shortened("short", service) == "short"
+
+
+@pytest.mark.parametrize(
+    ("message", "type"),
+    [
+        (make_message(event=Event.TEST), "info"),
+        (make_message(make_change(), make_change(after="ok")), "failure"),
+        (make_message(make_change(after="ok")), "success"),
+    ],
+)
+def test_apprise__type_of_the_message(message, type):
+    assert apprise_channel._type_of(message) == type

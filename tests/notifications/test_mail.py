@@ -7,6 +7,7 @@ import pytest
 import trustme
 from django.core import mail as django_mail
 from django.core.mail.backends.base import BaseEmailBackend
+from django.core.mail.backends.smtp import EmailBackend as SMTPBackend
 
 from proxyhealth.exceptions import DeliveryFailed
 from proxyhealth.notifications import forms, limits, mail, transport
@@ -257,6 +258,30 @@ def test_mail__backend_without_smtp(use_backend):
         "accepted by django.core.mail.backends.locmem.EmailBackend"
     )
     assert len(django_mail.outbox) == 1
+
+
+class Kept(SMTPBackend):
+    """A backend that keeps its connection, and has a time limit of its own kind."""
+
+    kept = None
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.connection = Kept.kept
+        self.timeout = self.timeout if Kept.kept is None else (3, 10)
+
+    def close(self):
+        Kept.kept = self.connection
+
+
+def test_mail__backend_that_keeps_its_connection(use_backend):
+    with MailServer() as server:
+        use_backend(f"{__name__}.Kept", host="127.0.0.1", port=server.port)
+        for _ in range(3):
+            assert transport.send(mailing(), make_message()) == "250 OK"
+        assert "sendmail" not in vars(Kept.kept)
+        Kept.kept.close()
+    assert len(server.mails) == 3
 
 
 def test_mail__own_shorter_time_limit_stays(use_backend):
