@@ -1,7 +1,7 @@
 """What sections of a message are about, the worst first, with their words and colours."""
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy, ngettext_lazy
@@ -51,7 +51,9 @@ class Kind(enum.StrEnum):
 
     def headline(self, count: int, who: str, where: str) -> str:
         """Return a sentence about one proxy, or about ``count`` proxies."""
-        return str(_LOOKS[self].headline % {"count": count, "who": who, "where": where})
+        # A translation that depends on a number is chosen by "%".
+        headline: Any = _LOOKS[self].headline
+        return str(headline % {"count": count, "who": who, "where": where})
 
 
 _NAMES = {kind.value for kind in Kind} - {Kind.FLAPPING.value, Kind.OTHER.value}
@@ -61,7 +63,7 @@ _PLACES = {kind: place for place, kind in enumerate(Kind)}
 class _Look(NamedTuple):
     word: str | Promise
     colours: tuple[str, str]
-    headline: str
+    headline: Promise
 
 
 _RED, _ORANGE, _GREEN = ("#cf2f2f", "#a01c1c"), ("#c06c08", "#8a4b00"), ("#1d8a45", "#12622f")

@@ -63,6 +63,7 @@ class Detail:
     earlier: Sequence[str]
     url: str
     action: str
+    is_urgent: bool  # a person should acknowledge it
 
 
 @dataclass(frozen=True)
@@ -170,20 +171,18 @@ def _alert(kind: Kind, rows: Sequence[Row]) -> str:
 def _detail(row: Row, message: Message) -> Detail:
     change = row.change
     outage = outage_url(change)
+    is_urgent = bool(outage) and change.after in BAD_STATUSES
     return Detail(
         name=wording.isolated(row.name),
-        slug=row.slug if row.slug != row.name else "",
+        slug=row.slug if row.slug.lower() != row.name.lower() else "",
         badge=status_word(change.after),
         facts=facts(change, message),
         lines=_lines(change),
         earlier=_earlier(row.earlier),
         url=outage or proxy_url(change),
-        action=_action(change) if outage else _("Proxy"),
+        action=_("Acknowledge") if is_urgent else _("Outage") if outage else _("Proxy"),
+        is_urgent=is_urgent,
     )
-
-
-def _action(change: Change) -> str:
-    return _("Acknowledge") if change.after in BAD_STATUSES else _("Outage")
 
 
 def status_word(status: str) -> str:

@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
 
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -19,7 +20,7 @@ MAX_REASON = 64
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 # Each sentence says what was found, and what to do. docs/statuses.md has more.
-REASONS: Mapping[str, str] = {
+REASONS: Mapping[str, str | Promise] = {
     Reason.INVALID_URL: gettext_lazy(
         "The URL of the proxy is not valid, so nothing is sent to it. Correct the URL in the admin."
     ),
