@@ -1,7 +1,7 @@
 """The forms of a message: subject, plain text, HTML, JSON, headers, and a short text for chats.
 
 All times are in ``TIME_ZONE`` and all words in ``LANGUAGE_CODE``, whichever process makes the form. The same
-message has the same forms, so a repeat looks like the first attempt.
+message has the same forms.
 """
 
 import re

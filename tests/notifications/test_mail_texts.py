@@ -8,6 +8,7 @@ from html import unescape
 import pytest
 from django.utils import timezone, translation
 
+from proxyhealth.models import Outage, WorkspaceProxy
 from proxyhealth.notifications import forms, wording
 from proxyhealth.notifications.messages import Event
 from proxyhealth.report import HealthReport
@@ -166,14 +167,33 @@ def test_mail__without_use_tz_has_times_with_their_zone(say, settings):
     assert "03:00:00 UTC (40 s ago)" in say(message(begin(at=naive, since=naive)))
 
 
-def test_mail__links_to_outage_runbook_and_pages(configure):
+def test_mail__links_to_outage_proxy_and_runbook(configure):
     configure(BASE_URL=f"{BASE_URL}/", RUNBOOK_URL=RUNBOOK_URL)
-    sent = message(begin(outage=None), alarms=(alarm(),), bad=4)
+    sent = message(begin(outage=None), begin(2, outage=12), alarms=(alarm(),), bad=4)
     for form in (forms.plain(sent), forms.html(sent)):
         assert f"{BASE_URL}/admin/proxyhealth/workspaceproxy/{begin().proxy_id}/change/" in form
-        assert f"{BASE_URL}/admin/proxyhealth/workspaceproxy/health/" in form
+        assert f"{BASE_URL}/admin/proxyhealth/outage/12/change/" in form
+        assert form.count("Acknowledge") == 1
         for alert in ("proxyunreachable", "snapshotstale", "manyproxiesfailing"):
             assert f"{RUNBOOK_URL}#proxyhealth{alert}" in form
+
+
+def test_mail__has_links_that_open(configure, admin_client, sent):
+    configure(BASE_URL=BASE_URL)
+    paris = WorkspaceProxy.objects.create(name="paris")
+    outage = Outage.objects.create(
+        proxy=paris,
+        proxy_uuid=paris.id,
+        proxy_name="paris",
+        status="unreachable",
+        began_at=ago(hours=1),
+        token=1,
+    )
+    changes = [begin(1, outage=outage.pk), begin(2, proxy_id=paris.id, outage=None)]
+    links = set(re.findall(r'href="([^"]+)"', forms.html(message(*changes))))
+    assert len(links) >= 5
+    for link in links:
+        assert admin_client.get(unescape(link).removeprefix(BASE_URL)).status_code == 200, link
 
 
 def test_mail__without_addresses_has_no_links():

@@ -35,7 +35,6 @@ def test_payload__is_the_example_of_the_document(configure):
     (text,) = re.findall(r"```json\n(\{\n  \"id\".*?)```", DOCUMENT, re.DOTALL)
     documented = json.loads(text)
     sent = json.loads(json.dumps(forms.payload(example())))
-    sent["changes"][0]["url"] = f"{BASE_URL}/admin/proxyhealth/outage/12/change/"
     assert documented | {"text": ""} == sent | {"text": ""}
     assert sent["text"].startswith(documented["text"].rstrip("…"))
 
