@@ -4,12 +4,15 @@ All times are in ``TIME_ZONE`` and all words in ``LANGUAGE_CODE``, whichever pro
 message has the same forms.
 """
 
+import logging
 import re
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from django.conf import settings
+from django.template import Engine
 from django.template.loader import render_to_string
 from django.utils import timezone, translation
 from django.utils.translation import gettext as _
@@ -23,6 +26,8 @@ from proxyhealth.notifications.outline import Outline, Section, short_list
 from proxyhealth.notifications.outline import outline as make_outline
 from proxyhealth.notifications.wording import isolated
 from proxyhealth.texts import clean, cut
+
+logger = logging.getLogger(__name__)
 
 # What Discord shows. Others have room for more, but nobody reads it.
 MAX_SHORT = 1_900
@@ -51,14 +56,14 @@ def subject(message: Message) -> str:
 @_localized
 def plain(message: Message) -> str:
     """Return the whole message as plain text."""
-    text = render_to_string("proxyhealth/mail.txt", _context(message))
+    text = _render("proxyhealth/mail.txt", _context(message))
     return _EMPTY_LINES.sub("\n\n", text).strip() + "\n"
 
 
 @_localized
 def html(message: Message) -> str:
     """Return the whole message as HTML, without any address of a file that a mail client would load."""
-    return render_to_string("proxyhealth/mail.html", _context(message))
+    return _render("proxyhealth/mail.html", _context(message))
 
 
 @_localized
@@ -97,6 +102,21 @@ def _short_section(section: Section) -> list[str]:
     reasons = ", ".join(f"{each.code} ({each.proxies})" for each in section.reasons)
     names = short_list([row.slug for row in section.rows], _MAX_SHORT_NAMES)
     return [section.headline, names, reasons, section.runbook]
+
+
+def _render(name: str, context: dict[str, Any]) -> str:
+    """Render a template. One of the project that fails must not prevent a message."""
+    try:
+        return render_to_string(name, context)
+    except Exception:
+        logger.exception("the template %s cannot be rendered, that of the app is used instead", name)
+        return _own_templates().render_to_string(name, context)
+
+
+@cache
+def _own_templates() -> Engine:
+    folder = Path(__file__).parents[1] / "templates"
+    return Engine(dirs=[str(folder)], libraries={"i18n": "django.templatetags.i18n"})
 
 
 def _context(message: Message) -> dict[str, Any]:

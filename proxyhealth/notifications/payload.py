@@ -45,7 +45,7 @@ def _change(change: Change, room: int) -> dict[str, Any]:
         "reason": wording.reason_code(change.reason),
         "report": _report(change.report, room),
         "outage": change.outage,
-        "outage_seconds": change.outage_seconds,
+        "outage_seconds": None if change.outage_seconds is None else max(0.0, change.outage_seconds),
         "reminder": change.number,
         "flaps": change.flaps,
         "url": outage_url(change),

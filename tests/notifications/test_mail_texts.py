@@ -224,6 +224,45 @@ def test_mail__without_urls_of_the_project_has_no_links(configure, settings, cap
     assert "messages have no links" in caplog.text
 
 
+ENGINE = "django.template.backends.django.DjangoTemplates"
+BROKEN = {"proxyhealth/mail.txt": "{% load no_such %}", "proxyhealth/mail.html": "{{ message.id|no_such }}"}
+
+
+@pytest.mark.parametrize(
+    "templates",
+    [
+        [],
+        [{"BACKEND": ENGINE, "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", BROKEN)]}}],
+    ],
+    ids=["none", "broken"],
+)
+def test_mail__is_written_without_templates_of_the_project(say, settings, templates, caplog):
+    settings.TEMPLATES = templates
+    assert "paris is unreachable." in say(message(begin()))
+    assert "that of the app is used instead" in caplog.text
+
+
+def test_html__is_escaped_whatever_the_project_sets(settings):
+    settings.TEMPLATES = [{"BACKEND": ENGINE, "APP_DIRS": True, "OPTIONS": {"autoescape": False}}]
+    assert "<b>" not in forms.html(message(begin(display_name="<b>Paris</b>")))
+
+
+@pytest.mark.parametrize("language", ["de", "ar", "pl"])
+def test_mail__is_in_one_language(settings, language):
+    """No word of it is by accident in a catalog of Django."""
+    changes = [
+        begin(1),
+        end(2, "oslo"),
+        reminder(3, "rome"),
+        begin(4, "x", flaps=6),
+        begin(5, after="removed"),
+    ]
+    sent = message(*changes, alarms=(alarm(), alarm(ended=True, number=2)))
+    english = forms.plain(sent)
+    settings.LANGUAGE_CODE = language
+    assert forms.plain(sent) == english
+
+
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason])
 def test_reason__has_a_sentence(reason):
     sentence = wording.reason_sentence(reason)
