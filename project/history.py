@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 
 from project.startup import DEMO_MODE, WITH_HISTORY
+from proxyhealth.history import outages
 from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
@@ -89,7 +90,7 @@ def make_up_history(end: datetime) -> bool:
     if any(model._default_manager.exists() for model in (Transition, Gap, Watch)):
         return False
     with transaction.atomic():
-        Transition.objects.bulk_create(_transitions(end))
+        outages.record(DEFAULT_DB_ALIAS, Transition.objects.bulk_create(_transitions(end)))
         Gap.objects.create(
             start=end - GAP_START,
             end=end - GAP_END,

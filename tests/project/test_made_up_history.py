@@ -11,7 +11,8 @@ from project.fleet import FLEET
 from project.history import MARK, make_up_history, make_up_probes
 from project.run import _prepare_fleet
 from project.startup import DEMO_MODE, WITH_HISTORY
-from proxyhealth.models import Gap, Transition, Watch
+from proxyhealth.models import Gap, Outage, Transition, Watch
+from proxyhealth.models.outages import BAD_STATUSES
 from proxyhealth.statuses import Status
 from proxyhealth.storage.probes import read_probes
 
@@ -53,6 +54,16 @@ def test_made_up_history__ends_as_the_fleet_is(history):
         assert (history[name][-1].after, history[name][-1].reason) == (member.status, member.reason)
     last = {row.proxy_name: row for row in Transition.objects.last_of_each()}
     assert last == {name: rows[-1] for name, rows in history.items()}
+
+
+def test_made_up_history__has_the_outages_of_its_rows(history):
+    """Otherwise the first mail of the demo would say that nothing else is in an outage."""
+    failing = {name for name, member in MEMBERS.items() if member.status in BAD_STATUSES}
+    assert failing
+    assert set(Outage.objects.open().values_list("proxy_name", flat=True)) == failing
+    rows = [row for rows in history.values() for row in rows]
+    begins = {row.token for row in rows if row.after in BAD_STATUSES and row.before not in BAD_STATUSES}
+    assert {outage.token for outage in Outage.objects.all()} == begins
 
 
 def test_made_up_history__times_fit_the_gap(history):
