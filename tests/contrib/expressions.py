@@ -81,6 +81,7 @@ EMPTY_WHEN_HEALTHY = {
     *(f"rules: {name}" for name in ALERTS),
     "rules: job_proxy:proxyhealth_failing_since:rounds",
     "rules: job_proxy:proxyhealth_failing_since:timestamp_seconds",
+    "rules: job_proxy:proxyhealth_silenced:max",
     *(
         f"dashboard: {name}"
         for name in (
