@@ -3,7 +3,8 @@
 Only :func:`force_update` waits for proxies. While Redis is down, reads return the last copy of this process,
 marked as stale. A process without a copy then reads the last confirmed statuses from the database, in a
 thread. Of the reads, only :func:`statuses_of`, :func:`uptime` and :func:`uptimes` query the database for
-their caller, and raise its errors, and only :func:`recent_probes` asks Redis each time. All of them raise
+their caller, and raise its errors. :func:`silenced` may query it, too, but raises none of them. Only
+:func:`recent_probes` asks Redis each time. All of them raise
 ``ImproperlyConfigured`` for an invalid setting, which ``manage.py check`` reports.
 
 Each function has a version for async code, whose name begins with ``a`` and which does not block the event
@@ -14,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +30,7 @@ from proxyhealth.history.outages import acknowledge, unacknowledge
 from proxyhealth.history.uptime import Uptimes
 from proxyhealth.models import Outage, WorkspaceProxy, WorkspaceProxyQuerySet
 from proxyhealth.models.outages import OutageQuerySet
+from proxyhealth.notifications import silences
 from proxyhealth.report import HealthReport
 from proxyhealth.rounds import runner, steps
 from proxyhealth.rounds.dispatch import request_check
@@ -52,6 +55,7 @@ __all__ = [
     "aproxy_hosts",
     "arecent_probes",
     "arequest_check",
+    "asilenced",
     "asnapshot",
     "astatus_of",
     "astatuses_of",
@@ -64,6 +68,7 @@ __all__ = [
     "proxy_hosts",
     "recent_probes",
     "request_check",
+    "silenced",
     "snapshot",
     "status_of",
     "statuses_of",
@@ -254,6 +259,21 @@ async def aacknowledge(outage: Outage | int, by: Any = None, note: str = "") -> 
 async def aunacknowledge(outage: Outage | int) -> bool:
     """Return what :func:`unacknowledge` returns."""
     return await sync_to_async(unacknowledge)(outage)
+
+
+def silenced() -> Mapping[UUID, datetime]:
+    """Return the time until which each silenced proxy of the snapshot is silenced, by id.
+
+    Read the silences from the database, at most once per ``READ_INTERVAL``. While the database fails, those
+    that this process has read last count.
+    """
+    proxies = (status.proxy for status in reader.read().statuses.values())
+    return silences.current().of(proxies, datetime.now(UTC))
+
+
+async def asilenced() -> Mapping[UUID, datetime]:
+    """Return what :func:`silenced` returns."""
+    return await sync_to_async(silenced)()
 
 
 def join(proxy: Proxy, status: ProxyStatus | None) -> ProxyStatus:

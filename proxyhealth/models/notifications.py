@@ -228,9 +228,10 @@ class Silence(models.Model):
             raise ValidationError(faults)
 
     def _faults_of_times(self) -> dict[str, str]:
-        if not (isinstance(self.starts, datetime) and isinstance(self.ends, datetime)):
+        given: list[Any] = [self.starts, self.ends]
+        if not all(isinstance(moment, datetime) for moment in given):
             return {}  # an error of its own
-        starts, ends = aware(self.starts), aware(self.ends)
+        starts, ends = map(aware, given)
         if ends <= starts:
             return {"ends": "It must end after it starts."}
         if ends - starts > self.MAX_LENGTH:
