@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
@@ -24,9 +25,11 @@ from django.utils.timesince import timesince
 from django.views.decorators.http import require_POST
 
 from proxyhealth import access, health
+from proxyhealth.admin import silences
+from proxyhealth.admin.labels import LabelsField, labels_as_html
 from proxyhealth.display import number, quantity, time_tag
 from proxyhealth.models import Transition, WorkspaceProxy
-from proxyhealth.snapshot import ProxyStatus
+from proxyhealth.snapshot import ProxyStatus, labels_of
 from proxyhealth.statuses import Status
 from proxyhealth.texts import clean
 
@@ -34,6 +37,9 @@ from proxyhealth.texts import clean
 BY_URGENCY = (Status.UNREACHABLE, Status.UNHEALTHY, Status.UNKNOWN, Status.UNREGISTERED, Status.OK)
 
 ROWS_PER_PAGE = 200
+
+# Proxies whose names the address of a form may have: servers limit its length.
+_MAX_SILENCED = 50
 
 # Seconds that a page waits for the broker to accept a task.
 _BROKER_TIMEOUT = 0.5
@@ -59,15 +65,20 @@ class DeletedFilter(admin.SimpleListFilter):
         yield from choices
 
 
+class ProxyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type checkers only
+    labels = LabelsField()
+
+
 @admin.register(WorkspaceProxy)
 class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for type checkers only
-    list_display = ("shown_name", "status", "reason", "latency", "last_check", "shown_url")
+    form = ProxyForm
+    list_display = ("shown_name", "status", "reason", "latency", "last_check", "shown_url", "shown_labels")
     list_filter = (DeletedFilter,)
     search_fields = ("name", "display_name", "url")
     readonly_fields = ("id", "created", "updated")
-    actions = ("check_now",)
+    actions = ("check_now", "silence")
     fieldsets = (
-        (None, {"fields": ("name", "display_name", "icon")}),
+        (None, {"fields": ("name", "display_name", "icon", "labels")}),
         ("Location", {"fields": ("url", "wildcard_hostname", "version")}),
         ("Lifecycle", {"fields": ("deleted", "id", "created", "updated")}),
     )
@@ -111,6 +122,10 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
     def shown_url(self, row: WorkspaceProxy) -> SafeString | str:
         return format_html('<bdi dir="ltr">{}</bdi>', clean(row.url, 200)) if row.url else ""
 
+    @admin.display(description="labels", empty_value="")
+    def shown_labels(self, row: WorkspaceProxy) -> SafeString:
+        return labels_as_html(labels_of(row.labels))
+
     @admin.display(description="status")
     def status(self, row: WorkspaceProxy) -> SafeString:
         status = health.status_of(row)
@@ -141,6 +156,19 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
         ids = list(queryset.values_list("pk", flat=True))
         proxies = "proxy is" if len(ids) == 1 else "proxies are"
         self._request_check(request, ids, f"{number(len(ids))} {proxies}")
+
+    def has_silence_permission(self, request: HttpRequest) -> bool:
+        return bool(silences.add_url(self.admin_site, request))
+
+    @admin.action(description="Silence…", permissions=["silence"])
+    def silence(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> HttpResponse | None:
+        names = list(queryset.values_list("name", flat=True)[: _MAX_SILENCED + 1])
+        if len(names) > _MAX_SILENCED:
+            text = f"Choose at most {_MAX_SILENCED} proxies, or silence them by a pattern or a label."
+            self.message_user(request, text, messages.WARNING)
+            return None
+        lines = urlencode({"proxies": "\n".join(names)})
+        return HttpResponseRedirect(f"{silences.add_url(self.admin_site, request)}?{lines}")
 
     def _request_check(self, request: HttpRequest, ids: Iterable[UUID] | None, subject: str) -> None:
         health.request_check(ids)
@@ -189,7 +217,11 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        context = {"changes_url": self._changes_url(request, object_id), **(extra_context or {})}
+        context = {
+            "changes_url": self._changes_url(request, object_id),
+            "silence_url": silences.add_url(self.admin_site, request),
+            **(extra_context or {}),
+        }
         return super().change_view(request, object_id, form_url, context)
 
     def _changes_url(self, request: HttpRequest, id: str) -> str:
@@ -251,6 +283,9 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
             raise PermissionDenied
         snapshot = health.snapshot()
         statuses = health.statuses_of(WorkspaceProxy.objects.primary().active(), snapshot)
+        label = clean(request.GET.get("label", ""), 130)
+        if label:
+            statuses = [status for status in statuses if _has_label(status, label)]
         counts = Counter(status.status for status in statuses)
         chosen = clean(request.GET.get("status", ""), 64)
         rows = [status for status in statuses if chosen in ("", status.status)]
@@ -263,6 +298,8 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
             "counts": [(status, counts[status]) for status in BY_URGENCY],
             "total": len(statuses),
             "chosen": chosen,
+            "label": label,
+            "others": f"&{urlencode({'label': label})}" if label else "",
             "page": Paginator(rows, ROWS_PER_PAGE).get_page(request.GET.get("page")),
             "may_check": self.has_change_permission(request),
         }
@@ -284,6 +321,10 @@ def _since(status: ProxyStatus) -> str:
         time_tag(status.since),
         timesince(status.since),
     )
+
+
+def _has_label(status: ProxyStatus, label: str) -> bool:
+    return label.lower() in (f"{key}:{value}".lower() for key, value in status.proxy.labels.items())
 
 
 def _urgency(status: ProxyStatus) -> tuple[int, bool, str]:

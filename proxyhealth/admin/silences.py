@@ -1,0 +1,253 @@
+"""The admin of the silences."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from zoneinfo import available_timezones
+
+from django import forms
+from django.conf import settings
+from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import ValidationError
+from django.db import router
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.urls import URLPattern, reverse
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from proxyhealth import access
+from proxyhealth.admin.granted import GrantedAdmin
+from proxyhealth.display import number, time_tag
+from proxyhealth.models import Silence, WorkspaceProxy
+from proxyhealth.notifications.silences import Times
+from proxyhealth.selectors import Selector
+from proxyhealth.snapshot import labels_of
+from proxyhealth.texts import clean
+from proxyhealth.utils import aware
+
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+# Names in a text about proxies. More than these make it too long to read.
+_MAX_NAMES = 5
+
+_USUAL_LENGTH = timedelta(hours=1)
+
+
+@lru_cache(maxsize=1)
+def _time_zones() -> list[tuple[str, str]]:
+    return [("", "—"), *((name, name.replace("_", " ")) for name in sorted(available_timezones()))]
+
+
+class SilenceForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type checkers only
+    weekdays = forms.TypedMultipleChoiceField(
+        choices=list(enumerate(WEEKDAYS)),
+        coerce=int,
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text="None: the silence is in force without a pause from its start to its end.",
+    )
+    time_zone = forms.ChoiceField(
+        choices=_time_zones,
+        required=False,
+        help_text="The clocks that “from” and “until” are read from. Daylight saving time counts.",
+    )
+
+    class Meta:
+        help_texts = {  # noqa: RUF012  the shape that Django expects
+            "begin": "Empty, with “until”: all day.",
+            "end": "If it is not later than “from”, it is on the next day.",
+        }
+        widgets = {"proxies": forms.Textarea(attrs={"rows": 4, "cols": 40})}  # noqa: RUF012
+
+
+class EndedFilter(admin.SimpleListFilter):
+    """A filter that hides the silences that have ended by default."""
+
+    title = "ended"
+    parameter_name = "ended"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "Yes"), ("all", "All")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() == "all":
+            return queryset
+        now = timezone.now()
+        return queryset.filter(ends__lte=now) if self.value() == "yes" else queryset.filter(ends__gt=now)
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        choices = super().choices(changelist)
+        yield {**next(choices), "display": "No"}
+        yield from choices
+
+
+class _SilenceList(ChangeList):
+    """A list whose rows know their proxies, which one query reads for all of them."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        proxies = _read_proxies() if self.result_list else []
+        for row in self.result_list:
+            row.chosen = _chosen(row, proxies)
+
+
+@admin.register(Silence)
+class SilenceAdmin(GrantedAdmin):
+    form = SilenceForm
+    list_display = ("reason", "state", "when", "shown_proxies", "matches", "created_by")
+    list_filter = (EndedFilter,)
+    list_select_related = ("created_by",)
+    search_fields = ("reason", "proxies")
+    ordering = ("ends", "pk")
+    actions = ("end_now",)
+    readonly_fields = ("state", "matches", "created")
+    fieldsets = (
+        (None, {"fields": ("proxies", "reason")}),
+        ("Time", {"fields": (("starts", "ends"),)}),
+        (
+            "Weekly repetition",
+            {
+                "fields": ("weekdays", ("begin", "end"), "time_zone"),
+                "description": "Within this time, the silence may be in force only on some days and hours.",
+            },
+        ),
+        ("Now", {"fields": ("state", "matches", "created")}),
+    )
+
+    class Media:
+        css = {"all": ("proxyhealth/health.css",)}  # noqa: RUF012  the shape that Django expects
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Silence]:
+        # A replica may lag behind a saved row.
+        return super().get_queryset(request).using(router.db_for_write(Silence))
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return _SilenceList
+
+    def get_urls(self) -> list[URLPattern]:
+        urls = super().get_urls()
+        for pattern in urls:
+            pattern.callback = access.page(pattern.callback)
+        return urls
+
+    def get_fieldsets(self, request: HttpRequest, obj: Silence | None = None) -> Any:
+        fieldsets = super().get_fieldsets(request, obj)
+        return fieldsets if obj else fieldsets[:-1]
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        now = timezone.now().replace(microsecond=0)
+        given = super().get_changeform_initial_data(request)
+        # Django cannot read times from an address.
+        return {
+            "time_zone": settings.TIME_ZONE,
+            **given,
+            "starts": now,
+            "ends": now + _USUAL_LENGTH,
+        }
+
+    def save_model(self, request: HttpRequest, obj: Silence, form: Any, change: bool) -> None:
+        if not change:
+            obj.created_by_id = request.user.pk
+        super().save_model(request, obj, form, change)
+        proxies = _read_proxies()
+        chosen = _chosen(obj, proxies)
+        text = (
+            f"{_of(len(chosen), len(proxies))}: {_names(chosen)}." if chosen else "It matches no proxy now."
+        )
+        self.message_user(request, text, messages.INFO if chosen else messages.WARNING)
+
+    @admin.action(description="End now", permissions=["change"])
+    def end_now(self, request: HttpRequest, queryset: QuerySet[Silence]) -> None:
+        now = timezone.now()
+        ended = [row for row in queryset if row.starts < now < row.ends]
+        for row in ended:
+            row.ends = now
+            row.save(update_fields=["ends"])
+            self.log_change(request, row, "Ended.")
+        if ended:
+            self.message_user(request, f"{_silences(len(ended))} ended.", messages.SUCCESS)
+        if others := len(queryset) - len(ended):
+            text = f"{_silences(others)} had not started, or had ended before. To cancel one, delete it."
+            self.message_user(request, text, messages.WARNING)
+
+    # The columns, which also show rows that skipped validation.
+
+    @admin.display(description="state")
+    def state(self, row: Silence) -> SafeString | str:
+        now = datetime.now(UTC)
+        try:
+            window = Times.of(row).window(now)
+        except ValidationError as error:
+            return format_html('<span class="proxyhealth-error">ignored: {}</span>', " ".join(error.messages))
+        if window is None:
+            return format_html("ended {}", time_tag(row.ends)) if aware(row.ends) <= now else "never again"
+        if window.start <= now:
+            return format_html("<strong>in force</strong> until {}", time_tag(window.stop))
+        return format_html("next: {} to {}", time_tag(window.start), time_tag(window.stop))
+
+    @admin.display(description="when")
+    def when(self, row: Silence) -> str:
+        if not row.weekdays or not isinstance(row.weekdays, list):
+            return "once"
+        days = ", ".join(WEEKDAYS[day][:3] for day in sorted(row.weekdays) if day in range(7))
+        times = "all day" if row.begin is None or row.end is None else f"{row.begin:%H:%M}–{row.end:%H:%M}"
+        return f"{days} {times} {row.time_zone}"
+
+    @admin.display(description="proxies")
+    def shown_proxies(self, row: Silence) -> SafeString:
+        lines = [line.strip() for line in row.proxies.splitlines() if line.strip()]
+        shown = [(clean(line, 64),) for line in lines[:_MAX_NAMES]]
+        rest = f" and {number(len(lines) - _MAX_NAMES)} more" if len(lines) > _MAX_NAMES else ""
+        return format_html("{}{}", format_html_join(", ", "<bdi>{}</bdi>", shown), rest)
+
+    @admin.display(description="matches now")
+    def matches(self, row: Any) -> str:
+        if hasattr(row, "chosen"):
+            return number(len(row.chosen))
+        proxies = _read_proxies()
+        chosen = _chosen(row, proxies)
+        text = _of(len(chosen), len(proxies))
+        return f"{text}: {_names(chosen)}" if chosen else text
+
+    @admin.display(description="created")
+    def created(self, row: Silence) -> SafeString:
+        return format_html("{} by {}", time_tag(row.created_at), row.created_by or "a program")
+
+
+def _read_proxies() -> Sequence[tuple[str, Any]]:
+    return list(WorkspaceProxy.objects.primary().active().values_list("name", "labels"))
+
+
+def _chosen(row: Silence, proxies: Iterable[tuple[str, Any]]) -> list[str]:
+    """Return the names of the proxies that a silence matches."""
+    selector = Selector.parse(row.proxies)
+    if selector.is_empty:  # the row is ignored
+        return []
+    return [name for name, labels in proxies if selector.matches(name, labels_of(labels))]
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(clean(name, 64) for name in names[:_MAX_NAMES])
+    return f"{shown} and {number(len(names) - _MAX_NAMES)} more" if len(names) > _MAX_NAMES else shown
+
+
+def _of(count: int, total: int) -> str:
+    return f"{number(count)} of {number(total)} proxies"
+
+
+def _silences(count: int) -> str:
+    return "1 silence" if count == 1 else f"{number(count)} silences"
+
+
+def add_url(site: admin.AdminSite, request: HttpRequest) -> str:
+    """Return the address of the form, or '' for a user who may not add a silence.
+
+    The lines of its parameter ``proxies`` are in the form.
+    """
+    if not site.is_registered(Silence) or not site.get_model_admin(Silence).has_add_permission(request):
+        return ""
+    return reverse(f"{site.name}:proxyhealth_silence_add")
