@@ -5,20 +5,21 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import requests
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import reverse
+from django.utils import timezone
 from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxyhealth import health
 from proxyhealth.metrics import exposition
 from proxyhealth.metrics.collector import ProxyGauge
-from proxyhealth.models import Channel, WorkspaceProxy
+from proxyhealth.models import Channel, Silence, WorkspaceProxy
 from proxyhealth.rounds import dispatch
 from proxyhealth.rounds.recheck import run_check
 from proxyhealth.statuses import Reason
@@ -88,7 +89,7 @@ def test_exposition__renders_only_changed_gauges():
     proxy = make_proxy()
     commit_statuses(make_status(proxy, latency=0.1))
     first, second = texts(), texts()
-    assert len(first) == 7
+    assert len(first) == 8
     assert all(second[name] is text for name, text in first.items())
     commit_statuses(make_status(proxy, latency=0.2))
     third = texts()
@@ -136,7 +137,9 @@ def test_document__series_types_and_labels(serve):
     WorkspaceProxy.objects.create(name="dead", url="http://127.0.0.1:1")
     health.force_update()
     commit_statuses(make_status(make_proxy("tls"), tls_expires_at=datetime(2030, 1, 1, tzinfo=UTC)))
-    Channel.objects.create(name="ops", listens_since=datetime.now(UTC))
+    Channel.objects.create(name="ops", listens_since=timezone.now())
+    now = timezone.now()
+    Silence.objects.create(proxies="*", starts=now, ends=now + timedelta(hours=1), reason="work")
     served = {}
     for family in REGISTRY.collect():
         if family.name.startswith("proxyhealth_"):

@@ -11,7 +11,6 @@ from django.db import connection
 from django.utils import timezone
 
 from proxyhealth.models import Silence
-from proxyhealth.notifications import silences
 from proxyhealth.notifications.silences import Silences, Times
 
 NIGHTLY = [0, 1, 2, 3, 4, 5, 6]
@@ -201,11 +200,6 @@ def test_union__all_days_of_a_week_end_with_the_silence():
 
 
 # Rows
-
-
-@pytest.fixture(autouse=True)
-def log_again():
-    silences._log_once.cache_clear()
 
 
 def save(minutes: float = 60, **values: object) -> Silence:
