@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from django.core.exceptions import ValidationError
 
+from proxyhealth.models import Channel, Silence
 from proxyhealth.selectors import Selector, validate_selectors
 
 
@@ -83,3 +84,11 @@ def test_validate__names_each_bad_line():
     with pytest.raises(ValidationError) as caught:
         validate_selectors("a b\nparis\nc d")
     assert [message.split(",")[0] for message in caught.value.messages] == ["Line 1", "Line 3"]
+
+
+@pytest.mark.parametrize("model", [Channel, Silence])
+def test_validate__channels_and_silences(model):
+    others = [field.name for field in model._meta.fields if field.name != "proxies"]
+    with pytest.raises(ValidationError, match="Line 1, “eu west”"):
+        model(proxies="eu west").clean_fields(exclude=others)
+    model(proxies="eu-*\nregion:eu").clean_fields(exclude=others)

@@ -49,7 +49,7 @@ class Migration(migrations.Migration):
                 ('kind', models.CharField(choices=[('email', 'Email'), ('webhook', 'Webhook'), ('apprise', 'Apprise')], max_length=16)),
                 ('target', models.TextField(max_length=4000)),
                 ('secret', models.CharField(blank=True, max_length=128)),
-                ('proxies', models.TextField(blank=True, max_length=10000)),
+                ('proxies', models.TextField(blank=True, max_length=10000, validators=[proxyhealth.selectors.validate_selectors])),
                 ('statuses', models.JSONField(default=proxyhealth.models.notifications.default_statuses)),
                 ('delay', models.PositiveIntegerField(default=0)),
                 ('remind_every', models.PositiveIntegerField(default=0)),

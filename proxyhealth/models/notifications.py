@@ -39,7 +39,7 @@ class Channel(models.Model):
     kind = models.CharField(max_length=16, choices=Kind.choices)
     target = models.TextField(max_length=4000)
     secret = models.CharField(max_length=128, blank=True)
-    proxies = models.TextField(blank=True, max_length=10_000)
+    proxies = models.TextField(blank=True, max_length=10_000, validators=[validate_selectors])
     statuses = models.JSONField(default=default_statuses)
     delay = models.PositiveIntegerField(default=0)  # seconds
     remind_every = models.PositiveIntegerField(default=0)  # seconds; 0: never
