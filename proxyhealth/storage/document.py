@@ -95,7 +95,7 @@ class Document:
     def newest(self) -> int:
         """The highest token of a commit that this document has."""
         tickets = (row["ticket"] for row in self.judgements.values())
-        newest: int = max(self.head["ticket"], *self.head["removed"].values(), *tickets)
+        newest: int = max((self.head["ticket"], *self.head["removed"].values(), *tickets))
         return newest
 
     @property

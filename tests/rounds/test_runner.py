@@ -9,6 +9,7 @@ from django.core.cache import caches
 from django.db import connection
 
 from proxyhealth.exceptions import ProberOffline, RoundFailed
+from proxyhealth.history.records import record_history
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.rounds import dispatch, runner, steps
 from proxyhealth.rounds.recheck import run_check
@@ -43,6 +44,14 @@ def test_run_round__checks_every_active_proxy(serve):
 def test_run_round__without_proxies_succeeds():
     assert runner.run_round() == "success"
     assert not reader.read().stale
+
+
+def test_run_round__without_proxies_keeps_the_document(caplog):
+    for _ in range(2):
+        runner.run_round()
+        record_history()
+    assert sum(reader.read().rounds.counts) == 2
+    assert "replaced" not in caplog.text
 
 
 def test_run_round__unregistered_proxy_gets_no_request(serve):
