@@ -1,4 +1,4 @@
-"""The signal receivers, after the commit: checks of changed proxies, and looks at what waits to be told."""
+"""The receivers of Django's signals: check saved proxies, look at what waits to be told, watch the prober."""
 
 import logging
 import threading
@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
+from django.core.signals import request_started
 from django.db import transaction
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import receiver
@@ -14,7 +15,7 @@ from django.dispatch import receiver
 from proxyhealth import isolation
 from proxyhealth.api import inventory
 from proxyhealth.models import Channel, Silence, WorkspaceProxy
-from proxyhealth.notifications import sending
+from proxyhealth.notifications import sending, watchdog
 from proxyhealth.rounds.dispatch import request_check, request_delivery
 
 logger = logging.getLogger(__name__)
@@ -74,3 +75,12 @@ def deliver_on_commit(using: str, **kwargs: Any) -> None:
 def _deliver() -> None:
     sending.look_again()
     request_delivery(0)
+
+
+@receiver(request_started, dispatch_uid="proxyhealth")
+def watch_prober(**kwargs: Any) -> None:
+    """Watch the prober from the first request of a web process on.
+
+    A thread that is started earlier would not be in the processes that gunicorn forks with ``--preload``.
+    """
+    watchdog.start()

@@ -21,7 +21,7 @@ from celery.states import FAILURE, SUCCESS
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import HistoryUnavailable, RoundFailed, StoreError
 from proxyhealth.history import announce, outages, pruning, records
-from proxyhealth.notifications import sending
+from proxyhealth.notifications import sending, watchdog
 from proxyhealth.rounds import broker, steps, worker
 from proxyhealth.rounds.dispatch import flush, request_delivery, request_task
 from proxyhealth.rounds.recheck import run_pending_check, run_recheck
@@ -215,6 +215,8 @@ _counted_ids: deque[str] = deque(maxlen=1_000)
 def _note_start(task_id: str, task: Any, **kwargs: Any) -> None:
     if _is_ours(task):
         _start_times[task_id] = time.monotonic()
+        if not task.request.is_eager:  # that may be a management command
+            watchdog.start()
 
 
 @task_postrun.connect

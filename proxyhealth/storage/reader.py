@@ -374,6 +374,12 @@ def has_nothing_to_serve() -> bool:
     return state.copy is None and not has_read
 
 
+def is_unreadable() -> bool:
+    """Return True if the last read of the cache failed, or does not end. Read nothing."""
+    copy = _reader.value
+    return copy.is_late or bool(copy.value and copy.value.condition is _Condition.UNREADABLE)
+
+
 class Activity(NamedTuple):
     """The contents of the cache at one moment; ``tasks`` are the runs of the Celery tasks, by name."""
 
