@@ -21,7 +21,8 @@ from proxyhealth.rounds import broker
 from proxyhealth.snapshot import ProxyStatus, RoundHistogram, Snapshot, convert
 from proxyhealth.statuses import Status
 from proxyhealth.storage import outbox, reader
-from proxyhealth.storage.reader import Activity, TaskRuns
+from proxyhealth.storage.counters import TaskRuns
+from proxyhealth.storage.reader import Activity
 from proxyhealth.task_names import TaskName
 from proxyhealth.texts import is_plain, without_controls
 from proxyhealth.utils import FrozenMapping

@@ -45,6 +45,14 @@ redis.call('DEL', KEYS[1])
 """
 
 
+class TaskRuns(NamedTuple):
+    """The runs of a Celery task by their outcome, and their total duration."""
+
+    success: int = 0
+    failure: int = 0
+    microseconds: int = 0
+
+
 class _Result(NamedTuple):
     outcome: str
     error: str

@@ -19,7 +19,7 @@ from proxyhealth.shared_copy import SharedCopy
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.storage import fallback
 from proxyhealth.storage.client import Cache, open_cache
-from proxyhealth.storage.counters import MAX_ERROR, find_refusal
+from proxyhealth.storage.counters import MAX_ERROR, TaskRuns, find_refusal
 from proxyhealth.storage.deployment import foreign_message, is_foreign
 from proxyhealth.storage.document import HEAD, HEAD_BYTES, PreviousLines, decode
 from proxyhealth.storage.lease import MAX_LEASE
@@ -38,14 +38,6 @@ _TIMEOUT = 1.0  # wait for another thread's read, before an overdue copy is retu
 _SCRAPE_TIMEOUT = 5.0  # the same for scrapes: a cache that hangs must not block all threads of a web server
 _RETRY_INTERVAL = 2.0  # pause in reads after the cache failed
 _TEST_INTERVAL = 2.0  # pause between tests of the cache while a round is overdue
-
-
-class TaskRuns(NamedTuple):
-    """The runs of a Celery task by their outcome, and their total duration."""
-
-    success: int = 0
-    failure: int = 0
-    microseconds: int = 0
 
 
 class CacheContents(NamedTuple):
