@@ -28,6 +28,7 @@ _FILE_PARAMETERS = frozenset(("keyfile", "pgpkey", "pgpprv", "pgppub", "subfile"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}(?=://.)")
 _DELIMITERS = re.compile(r"[/?&=#@:,;+\s]+")
+_SHOWN_ADDRESSES = 3  # masked
 _SHORTEST_SECRET = 4  # characters; shorter parts are words such as "v2"
 
 
@@ -115,10 +116,13 @@ def validate_target(kind: str, target: str) -> None:
 
 
 def masked_target(kind: str, target: str) -> str:
-    """Return what people are shown of a saved target. The path of a webhook may be a secret."""
+    """Return what people are shown of a saved target: enough to know which one it is."""
     match kind:
         case "email":
-            return ", ".join(filter(None, map(str.strip, re.split(r"[,;\n]", target))))
+            addresses = list(filter(None, map(str.strip, re.split(r"[,;\n]", target))))
+            shown = [re.sub(r"^(.).*(?=@)", r"\1…", address) for address in addresses[:_SHOWN_ADDRESSES]]
+            more = len(addresses) - len(shown)
+            return ", ".join(shown) + (f", and {more} more" if more else "")
         case "webhook":
             try:
                 url, path, user = parse_webhook(target)

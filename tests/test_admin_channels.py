@@ -14,7 +14,8 @@ from django.utils import timezone
 from proxyhealth.admin import channels
 from proxyhealth.admin.durations import duration_text, parse_duration
 from proxyhealth.models import Channel, Delivery, Transition, WorkspaceProxy
-from tests.support.receiver import Receiver
+from tests.support.receivers import WebhookReceiver
+from tests.support.servers import response, send
 from tests.support.values import NOW
 
 pytestmark = pytest.mark.django_db
@@ -27,7 +28,7 @@ HIDDEN = "T0PSECRET"
 
 @pytest.fixture
 def receiver():
-    with Receiver() as receiver:
+    with WebhookReceiver() as receiver:
         yield receiver
 
 
@@ -105,16 +106,16 @@ def test_wizard__saves_and_sends_a_test(admin_client, receiver):
     text = post(admin_client, f"{ADD}?kind=webhook", data)
     channel = Channel.objects.get()
     assert "The test was sent in 0." in text
-    assert len(receiver.requests) == 1
+    assert len(receiver.received) == 1
     assert (channel.kind, channel.enabled, channel.statuses) == ("webhook", True, BAD)
     assert before <= channel.listens_since <= timezone.now()
     assert channel.last_success_at >= before
     assert address(channel) in text
 
 
-def test_wizard__failed_test_says_so_and_keeps_the_channel(admin_client, receiver):
-    receiver.status = 500
-    text = post(admin_client, f"{ADD}?kind=webhook", form(target=receiver.url, _test="1"))
+def test_wizard__failed_test_says_so_and_keeps_the_channel(admin_client):
+    with WebhookReceiver(send(response(status="500 Oh no"))) as receiver:
+        text = post(admin_client, f"{ADD}?kind=webhook", form(target=receiver.url, _test="1"))
     assert "The test failed after 0." in text
     assert "500" in text
     channel = Channel.objects.get()
@@ -367,7 +368,7 @@ def test_test__needs_a_post_with_the_permission(admin_client, receiver):
     assert staff("view_channel", "add_channel").post(path).status_code == 403
     assert admin_client.post(f"{LIST}999/test/").status_code == 404
     assert Client(enforce_csrf_checks=True).post(path).status_code in (302, 403)
-    assert receiver.requests == []
+    assert receiver.received == []
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,6 +1,5 @@
 """What the pages say about a channel: its state in words, and the proxies that it tells about."""
 
-import re
 from datetime import datetime
 from typing import Any
 
@@ -15,14 +14,10 @@ from django.utils.timesince import timesince
 from proxyhealth.display import name_of, number, time_tag
 from proxyhealth.models import Channel, Delivery, WorkspaceProxy
 from proxyhealth.selectors import Selector
-from proxyhealth.targets import masked_target
 from proxyhealth.texts import clean
 
 # Names that the form lists of the proxies that match.
 _MAX_NAMES = 10
-
-# Addresses of a mail that the pages show, masked.
-_MAX_ADDRESSES = 3
 
 
 def with_state(channels: Any) -> Any:
@@ -69,16 +64,6 @@ def _ago(moment: datetime) -> SafeString:
     return format_html(
         '<time datetime="{}">{} ago</time>', moment.isoformat(timespec="seconds"), timesince(moment, depth=1)
     )
-
-
-def masked(channel: Channel) -> str:
-    """Return what people are shown of a saved target: enough to know which one it is."""
-    if channel.kind != Channel.Kind.EMAIL:
-        return masked_target(channel.kind, channel.target)
-    addresses = list(filter(None, map(str.strip, re.split(r"[,;\n]", channel.target))))
-    shown = [re.sub(r"^(.).*(?=@)", r"\1…", address) for address in addresses[:_MAX_ADDRESSES]]
-    more = len(addresses) - len(shown)
-    return ", ".join(shown) + (f", and {more} more" if more else "")
 
 
 def matching(proxies: str) -> tuple[int, int, SafeString]:

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_POST
 
 from proxyhealth import access
 from proxyhealth.admin.channel_forms import FORMS, STATUSES, ChannelForm, kinds
-from proxyhealth.admin.channel_states import masked, matching, state_of, with_state
+from proxyhealth.admin.channel_states import matching, state_of, with_state
 from proxyhealth.admin.deliveries import what
 from proxyhealth.admin.durations import duration_text
 from proxyhealth.admin.granted import GrantedAdmin
@@ -27,7 +27,7 @@ from proxyhealth.display import number
 from proxyhealth.models import Channel, Delivery
 from proxyhealth.notifications import transport
 from proxyhealth.rounds import dispatch
-from proxyhealth.task_names import TaskName
+from proxyhealth.targets import masked_target
 from proxyhealth.texts import clean
 
 # Deliveries below the form.
@@ -63,7 +63,7 @@ class ChannelAdmin(GrantedAdmin):
 
     @admin.display(description="target")
     def shown_target(self, row: Channel) -> SafeString:
-        return format_html('<bdi dir="ltr">{}</bdi>', clean(masked(row), 200))
+        return format_html('<bdi dir="ltr">{}</bdi>', clean(masked_target(row.kind, row.target), 200))
 
     @admin.display(description="state")
     def state(self, row: Channel) -> SafeString:
@@ -133,7 +133,7 @@ class ChannelAdmin(GrantedAdmin):
             # Probably the fault is mended, so do not wait for the next attempt.
             deliveries = Delivery.objects.primary().filter(channel=obj).pending()
             if deliveries.filter(attempts__gt=0).update(next_attempt_at=timezone.now()):
-                transaction.on_commit(lambda: dispatch.request_task(TaskName.DELIVER), using=deliveries.db)
+                transaction.on_commit(lambda: dispatch.request_delivery(0), using=deliveries.db)
 
     def response_add(
         self, request: HttpRequest, obj: Channel, post_url_continue: str | None = None

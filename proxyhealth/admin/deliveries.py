@@ -18,7 +18,6 @@ from proxyhealth.admin.history import ReadOnlyAdmin, TimeFilter
 from proxyhealth.display import number, time_tag
 from proxyhealth.models import Channel, Delivery
 from proxyhealth.rounds import dispatch
-from proxyhealth.task_names import TaskName
 from proxyhealth.texts import clean
 
 _NOTHING = "Nothing is sent again: none of these has failed, or their channels are disabled."
@@ -132,7 +131,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         if not count:
             self.message_user(request, _NOTHING, messages.WARNING)
             return
-        dispatch.request_task(TaskName.DELIVER)
+        dispatch.request_delivery(0)
         what = "1 delivery is" if count == 1 else f"{number(count)} deliveries are"
         self.message_user(request, f"{what} sent again now.", messages.SUCCESS)
 
