@@ -6,22 +6,21 @@ status at the beginning of a window is known, sums over the transitions in the w
 becomes ``ok`` is so until the end, less the time from which it no longer is.
 """
 
+import json
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import neg, sub
-from typing import NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Self, TypeAlias
 from uuid import UUID
 
-from django.db.models import F, Min, Model, OuterRef, Q, QuerySet, Subquery, Sum
-from django.db.models.functions import Coalesce
+from django.db.models import BigIntegerField, F, OuterRef, Q, Subquery, Sum, TextField
+from django.db.models.functions import Coalesce, JSONArray
 
 from proxyhealth.conf import conf
 from proxyhealth.models import Gap, Transition, Watch, WorkspaceProxy
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.statuses import Status
 from proxyhealth.utils import FrozenMapping
-
-M = TypeVar("M", bound=Model)
 
 _SECOND = 1_000_000  # in the unit of tokens
 _DAY = 86_400 * _SECOND
@@ -46,9 +45,33 @@ class Uptime(NamedTuple):
         return self.up / self.known if self.known else None
 
 
-Uptimes = Mapping[str, Uptime]
+class Uptimes(Mapping[str, Uptime]):
+    """The uptime in each of the ``WINDOWS``. It has microseconds, and makes an ``Uptime`` when it is read."""
 
-NOTHING: Uptimes = FrozenMapping(dict.fromkeys(WINDOWS, Uptime(0.0, 0.0)))
+    __slots__ = ("known", "up")
+
+    def __init__(self, up: Sequence[int], known: Sequence[int]) -> None:
+        self.up = up
+        self.known = known
+
+    def __getitem__(self, name: str) -> Uptime:
+        index = _INDEX[name]
+        return Uptime(self.up[index] / _SECOND, self.known[index] / _SECOND)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(WINDOWS)
+
+    def __len__(self) -> int:
+        return len(WINDOWS)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+_INDEX = {name: index for index, name in enumerate(WINDOWS)}
+_ZEROS = [0] * len(WINDOWS)
+
+NOTHING = Uptimes(_ZEROS, _ZEROS)
 """The uptime of a proxy of which nothing is known, in each window."""
 
 
@@ -58,28 +81,24 @@ def uptimes(snapshot: Snapshot, ids: Iterable[UUID] | None = None) -> Mapping[UU
     ``ids`` are by default those of all rows of the proxies, also of deleted ones. Of ``snapshot``, only its
     times count: the statuses are those of the history.
     """
-    proxies = WorkspaceProxy.objects.primary().order_by()
-    ids = set(proxies.values_list("pk", flat=True) if ids is None else ids)
-    found = dict.fromkeys(ids, NOTHING)
     clock = _Clock.read(snapshot)
     if clock is None:
-        return FrozenMapping(found)
+        rows = WorkspaceProxy.objects.primary().order_by()
+        return FrozenMapping(
+            dict.fromkeys(rows.values_list("pk", flat=True) if ids is None else ids, NOTHING)
+        )
     period = clock.period()
-    up = _changes("ok_change", period, ids)
-    known = _changes("known_change", period, ids)
-    # A proxy that is only in ``up`` was always known, and one that is only in ``known`` was never ``ok``.
-    for id, changes in up.items():
-        if id in found:
-            found[id] = period.uptimes(changes, known.get(id))
-    for id, changes in known.items():
-        if id in found and id not in up:
-            found[id] = period.uptimes(_NEVER, changes)
-    unchanged = ids - up.keys() - known.keys()
-    kinds = {Status.OK.value: period.uptimes(_ALWAYS, None)}
-    kinds[Status.UNHEALTHY] = kinds[Status.UNREACHABLE] = period.uptimes(_NEVER, None)
+    found, unchanged = {}, []
+    for id, up, known in _read(_sums_of_all(period) if ids is None else _sums_of_some(period, list(ids))):
+        if up or known:
+            found[id] = period.uptimes(up, known)
+        else:
+            found[id] = NOTHING
+            unchanged.append(id)
+    kinds = {Status.OK.value: Uptimes(period.lengths, period.lengths)}
+    kinds[Status.UNHEALTHY] = kinds[Status.UNREACHABLE] = Uptimes(_ZEROS, period.lengths)
     for id, status in _first_statuses(period, unchanged):
-        if id in unchanged:
-            found[id] = kinds.get(status or "", NOTHING)
+        found[id] = kinds.get(status or "", NOTHING)
     return FrozenMapping(found)
 
 
@@ -91,13 +110,11 @@ def uptime_of(proxy_id: UUID, snapshot: Snapshot) -> Mapping[str, float | None]:
 
 def total(parts: Iterable[Uptimes]) -> Uptimes:
     """Return the sums of these uptimes in each of the ``WINDOWS``."""
-    parts = list(parts)
-    return FrozenMapping(
-        {
-            name: Uptime(sum(part[name].up for part in parts), sum(part[name].known for part in parts))
-            for name in WINDOWS
-        }
+    parts = [NOTHING, *parts]
+    columns = (
+        zip(*times, strict=True) for times in ([part.up for part in parts], [part.known for part in parts])
     )
+    return Uptimes(*(list(map(sum, column)) for column in columns))
 
 
 class _Clock(NamedTuple):
@@ -157,13 +174,9 @@ def _elapsed(watch: Watch, snapshot: Snapshot) -> int:
     return max(0, snapshot.watched + round(age * _SECOND) - watch.watched)
 
 
-# The changes of a proxy in the windows, to some statuses (1) and from them (-1): a number that has the same
-# remainder by 4 as the first change, the sum of the changes, and for each window the sum of those in it, each
-# multiplied by the known time until then.
-Changes: TypeAlias = Sequence[int]
-
-_ALWAYS: Changes = (-1, 0, *[0] * len(WINDOWS))
-_NEVER: Changes = (1, 0, *[0] * len(WINDOWS))
+# For each window the sum of the changes of a proxy in it, to some statuses (1) and from them (-1), each times
+# the known time from the beginning of the window until then. Without changes, it has no sums.
+Sums: TypeAlias = Sequence[int]
 
 
 class _Period(NamedTuple):
@@ -177,40 +190,68 @@ class _Period(NamedTuple):
     def begin(self) -> int:
         return min(self.begins)
 
-    def uptimes(self, up: Changes, known: Changes | None) -> Uptimes:
-        """Return the uptime of a proxy with these changes to ``ok``, and to the statuses that are known."""
-        knowns = self.lengths if known is None else list(map(min, self._times(known), self.lengths))
-        ups = map(min, self._times(up), knowns)
-        return dict(zip(WINDOWS, map(_in_seconds, ups, knowns), strict=True))
+    def uptimes(self, up: Sums, known: Sums) -> Uptimes:
+        """Return the uptime of a proxy with these changes to ``ok``, and to the statuses that are known.
 
-    def _times(self, changes: Changes) -> list[int]:
-        first, total, *sums = changes
-        is_now = total + (first % 4 == 3)
+        Only one of them may be empty. A proxy that is ``ok`` at times was always known if that never changed.
+        One whose being ``ok`` never changed was never ``ok`` if there are times in which it is not known.
+        """
+        knowns = list(map(min, self._times(known), self.lengths)) if known else self.lengths
+        # Rows that do not fit, for example after another program has deleted some, must not give more.
+        return Uptimes(list(map(min, self._times(up), knowns)) if up else _ZEROS, knowns)
+
+    def _times(self, sums: Sums) -> list[int]:
+        # 1 and -1 take turns. So the sum of the longest window is positive if the last one is 1.
+        is_now = sums[-1] > 0
         times = list(map(sub, self.lengths, sums) if is_now else map(neg, sums))
-        # Rows that do not fit, for example after Redis has lost its data, must not give negative times.
         return times if min(times) >= 0 else [max(part, 0) for part in times]
 
 
-def _in_seconds(up: int, known: int) -> Uptime:
-    return Uptime(up / _SECOND, known / _SECOND)
+# The sums of a proxy for ``ok``, and for the statuses that are known, as JSON. None without changes.
+_FIELDS = "ok_change", "known_change"
+Row: TypeAlias = tuple[UUID, str | None, str | None]
 
 
-def _changes(field: str, period: _Period, ids: Collection[UUID]) -> dict[UUID, Changes]:
-    """Return the changes of each proxy that has any."""
+def _sums(field: str, period: _Period) -> Any:
+    """Return a query for the ``sums`` of each ``proxy_uuid`` that has changes."""
     rows = Transition.objects.primary().filter(
         **{f"{field}__isnull": False}, watched__gt=period.begin, watched__lte=period.end
     )
-    groups = _only(ids, rows, "proxy_uuid").order_by().values("proxy_uuid")
-    times = {
-        f"time_{number}": Sum((F("watched") - begin) * F(field), filter=Q(watched__gt=begin), default=0)
-        for number, begin in enumerate(period.begins)
-    }
-    sums = groups.annotate(first=Min(F("token") * 4 + F(field)), total=Sum(field), **times)
-    return {id: changes for id, *changes in sums.values_list("proxy_uuid", "first", "total", *times)}
+    parts = [(begin, Q(watched__gt=begin) if begin > period.begin else None) for begin in period.begins]
+    sums = [
+        Sum((F("watched") - begin) * F(field), filter=filter, default=0, output_field=BigIntegerField())
+        for begin, filter in parts
+    ]
+    # As one text, which is faster to read than four numbers with a conversion each.
+    return rows.order_by().values("proxy_uuid").annotate(sums=JSONArray(*sums, output_field=TextField()))
 
 
-def _first_statuses(period: _Period, ids: Collection[UUID]) -> Iterable[tuple[UUID, str | None]]:
-    """Yield each of these proxies, and perhaps others, with its status at the beginning of the period.
+def _sums_of_all(period: _Period) -> Iterable[Row]:
+    # By the index for each proxy. A database that groups rows may read all of them instead.
+    of_proxy = (
+        Subquery(_sums(field, period).filter(proxy_uuid=OuterRef("pk")).values("sums")) for field in _FIELDS
+    )
+    return WorkspaceProxy.objects.primary().order_by().values_list("pk", *of_proxy)
+
+
+def _sums_of_some(period: _Period, ids: Sequence[UUID]) -> Iterable[Row]:
+    for batch in _batches(ids):
+        groups = (_sums(field, period).filter(proxy_uuid__in=batch) for field in _FIELDS)
+        up, known = (dict(group.values_list("proxy_uuid", "sums")) for group in groups)
+        for id in batch:
+            yield id, up.get(id), known.get(id)
+
+
+def _read(rows: Iterable[Row]) -> Iterator[tuple[UUID, Sums, Sums]]:
+    """Yield each proxy with its sums, which are empty if nothing changed, or all changed back at once."""
+    ids, *columns = list(zip(*rows, strict=True)) or [()] * 3
+    up, known = (json.loads(f"[{','.join(text or 'null' for text in column)}]") for column in columns)
+    for id, ups, knowns in zip(ids, up, known, strict=True):
+        yield id, ups if ups and ups[-1] else (), knowns if knowns and knowns[-1] else ()
+
+
+def _first_statuses(period: _Period, ids: Sequence[UUID]) -> Iterator[tuple[UUID, str | None]]:
+    """Yield each of these proxies that has a row with its status at the beginning of the period.
 
     A status of that time stays as it is, even if a transition is recorded just now.
     """
@@ -220,10 +261,12 @@ def _first_statuses(period: _Period, ids: Collection[UUID]) -> Iterable[tuple[UU
     later = (
         rows.filter(watched__gt=period.begin, watched__lte=period.end).order_by("token").values("before")[:1]
     )
-    proxies = _only(ids, WorkspaceProxy.objects.primary(), "pk").order_by()
-    return proxies.values_list("pk", Coalesce(Subquery(earlier), Subquery(later))) if ids else ()
+    status = Coalesce(Subquery(earlier), Subquery(later))
+    for batch in _batches(ids):
+        proxies = WorkspaceProxy.objects.primary().filter(pk__in=batch).order_by()
+        yield from proxies.values_list("pk", status)
 
 
-def _only(ids: Collection[UUID], rows: QuerySet[M], field: str) -> QuerySet[M]:
-    """Return the rows of these proxies, or all: databases limit the number of values in a query."""
-    return rows.filter(**{f"{field}__in": ids}) if len(ids) <= _MAX_VALUES else rows
+def _batches(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+    """Yield the ids in parts: databases limit the number of values in a query."""
+    return (ids[start : start + _MAX_VALUES] for start in range(0, len(ids), _MAX_VALUES))

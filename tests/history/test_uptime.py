@@ -216,7 +216,7 @@ def test_queries__are_few(django_assert_num_queries):
     for number in range(20):
         timeline.proxy((95 * DAY, "ok"), (number * 10 * DAY, "unreachable"))
     timeline.store()
-    with django_assert_num_queries(6):
+    with django_assert_num_queries(4):
         uptimes(timeline.snapshot())
 
 
