@@ -113,8 +113,8 @@ _LATE = 2_000
 _CLAIM_DELIVERY = """
 local left = redis.call('PTTL', KEYS[1])
 local wanted, late = tonumber(ARGV[2]), tonumber(ARGV[3])
--- One that is almost over belongs to a task that runs now. One that is much later is not for what is due before,
--- or it is from before the clock was set back.
+-- One that is almost over belongs to a task that runs now. One that is much later is not for what is due
+-- before, or it is from before the clock was set back.
 if left > late and left <= wanted + late then
   -- A client that lost the reply runs the script again.
   return redis.pcall('GET', KEYS[1]) == ARGV[1] and 1 or 0
