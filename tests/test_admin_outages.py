@@ -15,13 +15,15 @@ from django.utils import timezone
 
 from proxyhealth import health
 from proxyhealth.admin import history
-from proxyhealth.models import Channel, Delivery, Outage, Transition, WorkspaceProxy
+from proxyhealth.models import Channel, Delivery, Outage, Silence, Transition, WorkspaceProxy
+from proxyhealth.testing import fake_snapshot
 from tests.support.values import NOW
 from tests.test_admin_history import page, staff
 
 pytestmark = pytest.mark.django_db
 
 LIST = "/admin/proxyhealth/outage/"
+HEALTH = "/admin/proxyhealth/workspaceproxy/health/"
 HOUR = 3_600 * 1_000_000
 
 
@@ -271,3 +273,40 @@ def test_permissions__async_has_perm_is_denied(admin_client, monkeypatch, caplog
     monkeypatch.setattr("django.contrib.auth.models.User.has_perm", has_perm)
     assert admin_client.get(LIST).status_code == 403
     assert "has_perm() must be True or False, not of type coroutine." in caplog.text
+
+
+# The health page
+
+
+def test_health_page__links_to_open_outages_and_shows_silences(admin_client):
+    paris, oslo, lima = (
+        WorkspaceProxy.objects.create(name=name, url="http://127.0.0.1:1")
+        for name in ("paris", "oslo", "lima")
+    )
+    outage = insert(proxy=paris, acknowledged_at=NOW, acknowledged_name="<b>ana")
+    other = insert("oslo", oslo)
+    insert("lima", lima, hours=1)
+    now = timezone.now()
+    Silence.objects.create(proxies="lima", starts=now, ends=now + timedelta(hours=1), reason="work")
+    with fake_snapshot(paris="unreachable", oslo="unhealthy", lima="ok"):
+        text = page(admin_client, HEALTH)
+        assert (
+            f'<small><a href="{LIST}{outage.pk}/change/">acknowledged by <bdi>&lt;b&gt;ana</bdi></a></small>'
+            in text
+        )
+        assert f'<small><a href="{LIST}{other.pk}/change/">not acknowledged</a></small>' in text
+        assert text.count("<small>silenced until <time") == 1
+        assert text.count(LIST + str(outage.pk)) == 1
+        text = page(staff("view_workspaceproxy"), HEALTH)
+    assert f"{LIST}{other.pk}" not in text
+    assert "acknowledged" not in text
+
+
+def test_health_page__fixed_number_of_queries(admin_client, django_assert_num_queries):
+    """Session, user, rows, silences, and outages."""
+    with fake_snapshot():
+        for count in (1, 29):
+            for i in range(count):
+                insert(proxy=WorkspaceProxy.objects.create(name=f"p{count}-{i}", url="nonsense"))
+            with django_assert_num_queries(5):
+                page(admin_client, HEALTH)
