@@ -72,7 +72,7 @@ _SIGNALS_TIME = 5  # for which a task begins new signals, so that other tasks ha
 
 _PRUNING_TIME = 5  # likewise
 
-_DELIVERY_TIME = 2.0  # for which the task waits for channels
+_DELIVERY_TIME = 1.0  # for which the task waits for channels
 _DELIVERY_PAUSE = 1.0  # at least until the next run of the task
 
 

@@ -121,7 +121,7 @@ class Migration(migrations.Migration):
                 ('error', models.TextField(blank=True, editable=False)),
                 ('message', models.UUIDField(editable=False, null=True)),
                 ('message_at', models.DateTimeField(editable=False, null=True)),
-                ('flaps', models.PositiveIntegerField(default=0, editable=False)),
+                ('flaps', models.PositiveIntegerField(editable=False, null=True)),
                 ('created_at', models.DateTimeField(editable=False)),
                 ('sent_at', models.DateTimeField(editable=False, null=True)),
                 ('alarm', models.ForeignKey(editable=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='deliveries', to='proxyhealth.alarm')),
@@ -171,7 +171,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='delivery',
-            index=models.Index(condition=models.Q(('state', 'pending')), fields=['channel', 'next_attempt_at'], name='proxyhealth_delivery_due'),
+            index=models.Index(condition=models.Q(('next_attempt_at__isnull', False)), fields=['channel', 'next_attempt_at'], name='proxyhealth_delivery_due'),
         ),
         migrations.AddIndex(
             model_name='delivery',
@@ -187,7 +187,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='delivery',
-            index=models.Index(condition=models.Q(('flaps__gt', 0)), fields=['channel'], name='proxyhealth_delivery_flaps'),
+            index=models.Index(condition=models.Q(('flaps__isnull', False)), fields=['channel'], name='proxyhealth_delivery_flaps'),
         ),
         migrations.AddConstraint(
             model_name='delivery',

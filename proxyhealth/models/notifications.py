@@ -113,7 +113,8 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
         return self.using(router.db_for_write(self.model))
 
     def pending(self) -> Self:
-        return self.filter(state=Delivery.State.PENDING)
+        # Both say the same. SQLite uses no index whose condition has a value.
+        return self.filter(state=Delivery.State.PENDING, next_attempt_at__isnull=False)
 
 
 class Delivery(models.Model):
@@ -123,8 +124,8 @@ class Delivery(models.Model):
     is the change itself. For an alarm, 0 is its begin and 1 its end. Deliveries with the same ``message``
     are sent together, and again together under that id if the first attempt may have failed. The message
     was made at ``message_at``. ``flaps`` is the number of changes in the last minutes if it says that the
-    proxy is flapping, else 0. ``next_attempt_at`` is None unless the state is ``pending``. ``error`` is also
-    the reason of the state ``dropped``.
+    proxy is flapping, else None. ``next_attempt_at`` is None unless the state is ``pending``. ``error`` is
+    also the reason of the state ``dropped``.
     """
 
     class State(models.TextChoices):
@@ -148,7 +149,7 @@ class Delivery(models.Model):
     error = models.TextField(blank=True, editable=False)
     message = models.UUIDField(null=True, editable=False)
     message_at = models.DateTimeField(null=True, editable=False)
-    flaps = models.PositiveIntegerField(default=0, editable=False)
+    flaps = models.PositiveIntegerField(null=True, editable=False)
     created_at = models.DateTimeField(editable=False)
     sent_at = models.DateTimeField(null=True, editable=False)
 
@@ -172,7 +173,7 @@ class Delivery(models.Model):
         indexes: ClassVar[list[models.Index]] = [
             models.Index(
                 fields=["channel", "next_attempt_at"],
-                condition=models.Q(state="pending"),
+                condition=models.Q(next_attempt_at__isnull=False),
                 name="proxyhealth_delivery_due",
             ),
             models.Index(fields=["channel", "outage"], name="proxyhealth_delivery_outage"),
@@ -180,7 +181,9 @@ class Delivery(models.Model):
             models.Index(fields=["state", "id"], name="proxyhealth_delivery_state"),
             models.Index(fields=["created_at"], name="proxyhealth_delivery_created"),
             models.Index(
-                fields=["channel"], condition=models.Q(flaps__gt=0), name="proxyhealth_delivery_flaps"
+                fields=["channel"],
+                condition=models.Q(flaps__isnull=False),
+                name="proxyhealth_delivery_flaps",
             ),
         ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -95,11 +96,13 @@ def _write(alias: str, channel: Channel, decision: Plan, id: UUID | None) -> Non
 def _make_reminders(alias: str, channel: Channel) -> None:
     """Make a reminder of each open outage that the channel was told of, and not for ``remind_every``."""
     now = timezone.now()
-    rows: Any = channel.deliveries.using(alias).filter(
-        outage__in=Outage.objects.using(alias).open().filter(acknowledged_at__isnull=True)
+    rows: Any = (
+        channel.deliveries.using(alias)
+        .order_by()
+        .filter(outage__in=Outage.objects.using(alias).open().filter(acknowledged_at__isnull=True))
     )
     waiting = set(rows.pending().values_list("outage_id", flat=True))
-    told = rows.filter(state=Delivery.State.SENT).order_by().values("outage_id")
+    told = rows.filter(state=Delivery.State.SENT).values("outage_id")
     told = told.annotate(last=Max("sent_at"), number=Max("number"), transition=Max("transition_id"))
     latest = now - timedelta(seconds=channel.remind_every)
     due = told.filter(last__lte=latest).values_list("outage_id", "transition", "number")
@@ -124,7 +127,8 @@ def _make_reminders(alias: str, channel: Channel) -> None:
 def _message(alias: str, channel: Channel, id: UUID) -> Message | None:
     """Return the message with this id, or None if its deliveries were deleted meanwhile."""
     pending = channel.deliveries.using(alias).pending().filter(message=id)
-    deliveries = list(pending.select_related("transition", "outage", "alarm").order_by("pk"))
+    found = pending.select_related("transition", "outage", "alarm").order_by()
+    deliveries = sorted(found, key=attrgetter("pk"))
     if not deliveries:
         return None
     rows = [(each, each.transition) for each in deliveries if each.transition]
@@ -176,7 +180,7 @@ def _change(delivery: Delivery, row: Transition, proxy: Proxy | None) -> Change:
         reason=row.reason,
         report=_report(row.report),
         number=delivery.number,
-        flaps=delivery.flaps,
+        flaps=delivery.flaps or 0,
         flap_seconds=FLAP_TIME.total_seconds(),
         labels=proxy.labels if proxy else NO_LABELS,
     )

@@ -45,7 +45,7 @@ def _deliveries(
     alias: str, channels: Sequence[Channel], rows: Sequence[Transition], outages: Sequence[Outage | None]
 ) -> Iterator[Delivery]:
     labels = read_labels({row.proxy_uuid for row in rows})
-    last = _last_told(alias, channels, {outage.pk for outage in outages if outage})
+    last = _last_told(alias, {outage.pk for outage in outages if outage})
     now = timezone.now()
     for row, outage in zip(rows, outages, strict=True):
         if (row.before, row.after) in _FIRST:
@@ -80,13 +80,11 @@ def _first_look(channel: Channel, row: Transition) -> datetime:
     return min(max(now, row.at + pause), now + pause)
 
 
-def _last_told(
-    alias: str, channels: Collection[Channel], outages: Collection[int]
-) -> dict[tuple[int, int | None], str]:
+def _last_told(alias: str, outages: Collection[int]) -> dict[tuple[int, int | None], str]:
     """Return the status that each channel was, or will be, told last of each outage."""
     told: dict[tuple[int, int | None], str] = {}
     for batch in batches(list(outages)):
-        rows = Delivery.objects.using(alias).filter(channel__in=channels, outage__in=batch, number=0)
+        rows = Delivery.objects.using(alias).filter(outage__in=batch, number=0)
         rows = rows.exclude(state=Delivery.State.DROPPED).order_by("pk")
         for channel, outage, after in rows.values_list("channel_id", "outage_id", "transition__after"):
             told[channel, outage] = after

@@ -70,8 +70,10 @@ class Plan:
 
 def plan(alias: str, channel: Channel) -> Plan:
     """Return what to do with the pending deliveries of a channel that has no message on its way."""
-    pending = channel.deliveries.using(alias).pending().filter(message__isnull=True).order_by("pk")
-    rows = [Row(*values) for values in pending.filter(transition__isnull=False).values_list(*_COLUMNS)]
+    # Sorted and divided here: for that, SQLite would read all deliveries of the channel.
+    pending = channel.deliveries.using(alias).pending().filter(message__isnull=True).order_by()
+    found = sorted(pending.values_list(*_COLUMNS))
+    rows = [Row(*values) for values in found if values[_COLUMNS.index("transition__proxy_uuid")]]
     planner = _Planner.read(alias, channel, rows)
     proxies: dict[UUID, list[Row]] = defaultdict(list)
     for row in rows:
@@ -79,7 +81,7 @@ def plan(alias: str, channel: Channel) -> Plan:
     for same in proxies.values():
         planner.decide(same)
     # Neither silences nor delays apply to alarms.
-    alarms = pending.filter(alarm__isnull=False).values_list("pk", flat=True)
+    alarms = {pk for pk, *_ in found}.difference(row.pk for row in rows)
     planner.plan.tell.update(dict.fromkeys(alarms, 0))
     return planner.plan
 
@@ -191,9 +193,10 @@ def _count(times: Iterable[datetime], at: datetime) -> int:
 
 
 def _told(alias: str, channel: Channel, outages: Collection[int]) -> set[int]:
-    rows = channel.deliveries.using(alias).filter(state__in=_TOLD)
+    # Only by the outages: SQLite would read all deliveries of the channel, or of a state.
+    rows = Delivery.objects.using(alias).order_by().values_list("outage_id", "channel_id", "state")
     parts = [rows.filter(outage__in=batch) for batch in batches(list(outages))]
-    return {outage for part in parts for outage in part.values_list("outage_id", flat=True) if outage}
+    return {id for part in parts for id, pk, state in part if id and pk == channel.pk and state in _TOLD}
 
 
 def _crossings(alias: str, proxies: Collection[UUID], rows: Sequence[Row]) -> Mapping[UUID, list[datetime]]:
@@ -211,6 +214,6 @@ def _crossings(alias: str, proxies: Collection[UUID], rows: Sequence[Row]) -> Ma
 
 
 def _flapping_at(alias: str, channel: Channel) -> dict[UUID, datetime]:
-    rows: Any = channel.deliveries.using(alias).filter(flaps__gt=0, state__in=_TOLD).order_by()
+    rows: Any = channel.deliveries.using(alias).filter(flaps__isnull=False, state__in=_TOLD).order_by()
     last = rows.values("transition__proxy_uuid").annotate(last=Max("transition__at"))
     return dict(last.values_list("transition__proxy_uuid", "last"))
