@@ -6,6 +6,7 @@ Apprise is an extra: ``proxyhealth[apprise]``.
 import ipaddress
 import logging
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -18,7 +19,7 @@ from proxyhealth.models import Channel
 from proxyhealth.notifications import forms
 from proxyhealth.notifications.limits import within_limit
 from proxyhealth.notifications.messages import Event, Message
-from proxyhealth.probing.policy import AddressPolicy
+from proxyhealth.probing.policy import AddressPolicy, IPAddress
 from proxyhealth.statuses import Status
 from proxyhealth.targets import apprise_scheme, secret_parts, without_secrets
 from proxyhealth.texts import clean, without_passwords
@@ -95,10 +96,17 @@ def _service(apprise: Any, target: str) -> Any:
 
 def _require_permitted(host: object) -> None:
     """Refuse a denied address. A name is not looked up: for many services, it is a secret and no name."""
-    with suppress(ValueError):
-        address = ipaddress.ip_address(str(host).strip("[]"))
+    with suppress(ValueError, OSError):
+        address = _address(str(host).strip("[]"))
         if not AddressPolicy(conf.ADDRESS_DENY).permits(address):
             raise DeliveryFailed(f"ADDRESS_DENY refuses the address {address}")
+
+
+def _address(host: str) -> IPAddress:
+    """Return the address that is written as ``host``. Raise ``ValueError`` or ``OSError`` for a name."""
+    if ":" in host:
+        return ipaddress.ip_address(host)
+    return ipaddress.IPv4Address(socket.inet_aton(host))  # also 2852039166, as the resolver reads it
 
 
 def _shortened(body: str, service: Any) -> str:

@@ -85,8 +85,12 @@ def test_apprise__refused_url_is_not_sent(target):
     assert "the Apprise URL cannot be used" in fail(target)
 
 
-def test_apprise__denied_address_gets_nothing():
-    assert fail("ntfy://169.254.169.254/topic") == "ADDRESS_DENY refuses the address 169.254.169.254"
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "2852039166", "0xa9fea9fe", "169.254.43518", "[fd00:ec2::254]"]
+)
+def test_apprise__denied_address_gets_nothing(host):
+    error = fail(f"ntfy://{host}/topic")
+    assert error.startswith("ADDRESS_DENY refuses the address "), error
 
 
 def test_apprise__report_wakes_up_nobody():
