@@ -108,7 +108,14 @@ def _deliver(email: mail.EmailMultiAlternatives) -> str:
         raise DeliveryFailed(_without_password(_describe(error, backend), backend)) from None
     if sent == 0:
         raise DeliveryFailed(f"{_name_of(backend)} has not sent the mail; it may be set to fail silently")
-    return _without_password(record.answer or f"accepted by {_name_of(backend)}", backend)
+    answer = _without_password(record.answer or f"accepted by {_name_of(backend)}", backend)
+    if not record.refusals:
+        return answer
+    refusals = _without_password(record.refusals, backend)
+    logger.warning(
+        "mail not accepted for all message=%s error=%s", email.extra_headers["Message-ID"], refusals
+    )
+    return f"{answer}; not accepted for {refusals}"
 
 
 def _backend() -> Any:
@@ -132,9 +139,10 @@ def _close(backend: Any) -> None:
 
 
 class _Record:
-    """The answer to one mail over SMTP, or an empty text."""
+    """The answer to one mail over SMTP, and the recipients that were refused, or empty texts."""
 
     answer = ""
+    refusals = ""
 
 
 @contextmanager
@@ -148,9 +156,7 @@ def _recording(smtp: Any) -> Iterator[_Record]:
 
     def record_sendmail(*args: Any, **options: Any) -> Any:
         refused = sendmail(*args, **options)
-        if refused:
-            record.answer += f"; not accepted for {_refusals(refused)}"
-            logger.warning("recipients refused %s", _refusals(refused))
+        record.refusals = _refusals(refused)
         return refused
 
     def record_data(*args: Any) -> Any:

@@ -84,7 +84,7 @@ def test_mail__invalid_target_is_not_sent(target, use_backend):
         transport.send(mailing(target), make_message())
 
 
-def test_mail__some_recipients_refused(use_backend):
+def test_mail__some_recipients_refused(use_backend, caplog):
     """The others have the mail, so it is not sent again, and the answer names who has not."""
     replies = {"bob@example.com": "550 5.1.1 No such user", "amy@example.com": "452 4.2.2 Mailbox full"}
     channel = mailing("ops@example.com,bob@example.com,amy@example.com")
@@ -94,6 +94,7 @@ def test_mail__some_recipients_refused(use_backend):
         "250 OK; not accepted for bob@example.com: 550 (permanent) 5.1.1 No such user, "
         "amy@example.com: 452 (temporary) 4.2.2 Mailbox full"
     )
+    assert f"message={server.mails[0]['Message-ID']} error=bob@example.com: 550" in caplog.text
 
 
 @pytest.mark.parametrize(
