@@ -92,16 +92,14 @@ def headers(message: Message) -> dict[str, str]:
 
 
 def _short_section(section: Section) -> list[str]:
-    if len(section.rows) == 1:
-        detail = section.details[0] if section.details else None
-        reason = next((f"{each.code}: {each.sentence}" for each in section.reasons), "")
-        if detail is None:
-            return [section.headline, reason]
-        errors = [f"“{text}”" for kind, text in detail.lines if kind == "error"][:2]
-        return [section.headline, detail.facts, reason, *errors, section.runbook, detail.url]
-    reasons = ", ".join(f"{each.code} ({each.proxies})" for each in section.reasons)
-    names = short_list([row.slug for row in section.rows], _MAX_SHORT_NAMES)
-    return [section.headline, names, reasons, section.runbook]
+    if len(section.rows) > 1:
+        names = short_list([row.slug for row in section.rows], _MAX_SHORT_NAMES)
+        reasons = ", ".join(f"{each.code} ({each.proxies})" for each in section.reasons)
+        return [section.headline, names, reasons, section.runbook]
+    detail = section.details[0]
+    reasons = "\n".join(f"{each.code}: {each.sentence}" for each in section.reasons)
+    errors = [f"“{text}”" for kind, text in detail.lines if kind == "error"][:2]
+    return [section.headline, detail.facts, reasons, *errors, section.runbook, detail.url]
 
 
 def _render(name: str, context: dict[str, Any]) -> str:

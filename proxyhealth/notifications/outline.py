@@ -105,10 +105,6 @@ class Outline:
     summary: str
     summary_runbook: str
 
-    @property
-    def headlines(self) -> list[str]:
-        return [*(alarm.headline for alarm in self.alarms), *(each.headline for each in self.sections)]
-
 
 def outline(message: Message) -> Outline:
     """Return the outline of ``message``."""
@@ -273,12 +269,12 @@ def _group(reason: str, rows: Sequence[Row]) -> Group:
 
 def _compact(row: Row) -> str:
     change = row.change
-    notes = []
-    if change.outage_seconds and row.kind not in (Kind.UNREACHABLE, Kind.UNHEALTHY):
-        notes.append(wording.duration(change.outage_seconds))
+    note = ""
     if change.flaps:
-        notes.append(wording.times(change.flaps))
-    return f"{row.slug} ({', '.join(notes)})" if notes else row.slug
+        note = wording.times(change.flaps)
+    elif change.outage_seconds and row.kind not in (Kind.UNREACHABLE, Kind.UNHEALTHY):
+        note = wording.duration(change.outage_seconds)
+    return f"{row.slug} ({note})" if note else row.slug
 
 
 def _summary(message: Message) -> tuple[str, str]:

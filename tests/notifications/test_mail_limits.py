@@ -112,6 +112,11 @@ def test_storm__that_ends_names_all_lengths(storm):
     assert len(forms.html(sent).encode()) < 130_000
 
 
+def test_storm__of_flapping_proxies_names_their_changes():
+    changes = [begin(i, f"p{i}", flaps=14, outage_seconds=5.0) for i in range(30)]
+    assert "p20 (14 times), p21 (14 times)" in forms.plain(message(*changes))
+
+
 def test_storm__has_one_place_in_a_chat(storm, configure):
     configure(BASE_URL=BASE_URL, RUNBOOK_URL=RUNBOOK_URL)
     text = forms.short(message(*storm, total=2_500))

@@ -98,6 +98,7 @@ def test_mail__of_one_change(say, change, parts):
         ("no_rounds", True, ["Full rounds run again, after 4 min.", "2026-11-27 03:00:40 UTC"]),
         ("offline", True, ["The workers are online again, after 4 min."]),
         ("redis", True, ["Redis is within reach again, after 4 min."]),
+        ("new kind", False, ["The prober has failed for 4 min", "No worker responds."]),
     ],
 )
 def test_mail__of_an_alarm(say, kind, ended, parts):
@@ -151,6 +152,20 @@ def test_mail__of_a_proxy_that_failed_and_recovered_tells_its_state(say):
     assert "2026-11-27 02:00:40 UTC: unreachable (timeout)" in text
     assert "is unreachable" not in text
     assert "No proxy of this channel is in an outage now." in text
+
+
+def test_mail__of_many_changes_and_lines_tells_how_many_are_left_out(say):
+    changes = [begin(at=ago(minutes=30 - i), reason=f"r{i}") for i in range(8)]
+    report = HealthReport(tuple(f"error {i}" for i in range(4)), tuple(f"warning {i}" for i in range(4)))
+    text = say(message(*changes, begin(report=report)))
+    assert "… and 3 before 2026-11-27 02:33:40 UTC: unreachable (r3)" in text
+    assert "! warning 0 … and 3 more" in text
+    assert "r2" not in text
+
+
+def test_mail__from_a_clock_that_is_behind_has_no_negative_time(say):
+    text = say(message(begin(at=ago(seconds=-30), outage_seconds=-30.0)))
+    assert "unreachable since 2026-11-27 03:01:10 UTC; ok before" in text
 
 
 def test_mail__times_and_words_are_those_of_the_settings(say, settings):

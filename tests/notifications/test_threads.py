@@ -9,7 +9,7 @@ import pytest
 from django.core.mail import EmailMultiAlternatives
 
 from proxyhealth.notifications import forms
-from tests.notifications.made_up import BASE_URL, alarm, begin, end, message, reminder
+from tests.notifications.made_up import BASE_URL, alarm, begin, end, message, reminder, test_message
 
 
 def received(sent):
@@ -40,6 +40,12 @@ def test_thread__begin_reminder_and_end_refer_to_one_message():
 
 def test_thread__of_another_outage_is_another():
     assert received(message(begin(2)))["References"] != received(message(begin(1)))["References"]
+
+
+def test_thread__of_a_test_message_is_its_own():
+    mail = received(test_message())
+    assert mail["References"] is None
+    assert mail["Message-ID"]
 
 
 def test_thread__of_a_repeat_has_the_same_id():
