@@ -219,10 +219,8 @@ def _outage(change: Change) -> str:
     }
     if change.after not in BAD_STATUSES:
         return _("the outage lasted %(duration)s, from %(since)s") % values
-    if change.number:
-        return _("not usable for %(duration)s, since %(since)s") % values
     is_older = wording.seconds_between(change.since, change.at) > 0  # another bad status came before this one
-    return _("not usable since %(since)s") % values if is_older else ""
+    return _("not usable for %(duration)s, since %(since)s") % values if is_older else ""
 
 
 def _lines(change: Change) -> list[tuple[str, str]]:

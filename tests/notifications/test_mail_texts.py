@@ -57,7 +57,7 @@ def test_mail__says_what_since_when_why_and_what_before(say):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (reminder(), ["paris is still unreachable.", "not usable for 3 h, since 2026-11-27 00:00:40 UTC"]),
+        (reminder(), ["paris is still unreachable.", "unreachable since 2026-11-27 00:00:40 UTC (3 h ago)"]),
         (
             end(),
             ["paris is ok.", "unreachable before; the outage lasted 42 min, from 2026-11-27 02:18:35 UTC"],
@@ -65,7 +65,7 @@ def test_mail__says_what_since_when_why_and_what_before(say):
         (begin(before="unknown"), ["its status was not known before"]),
         (
             begin(before="unhealthy", since=ago(hours=2), outage_seconds=7160),
-            ["unhealthy before; not usable since 2026-11-27 01:00:40 UTC"],
+            ["unhealthy before; not usable for 1 h 59 min, since 2026-11-27 01:00:40 UTC"],
         ),
         (
             begin(flaps=14, flap_seconds=28 * 60),
