@@ -55,7 +55,7 @@ def _change(change: Change, room: int) -> dict[str, Any]:
 def _alarm(change: AlarmChange) -> dict[str, Any]:
     return {
         "alarm": change.alarm,
-        "kind": change.kind,
+        "kind": clean(change.kind, MAX_TEXT),
         "detail": clean(change.detail, 1_000),
         "began_at": rfc3339(aware(change.began_at)),
         "ended_at": change.ended_at and rfc3339(aware(change.ended_at)),
