@@ -4,9 +4,11 @@ Web servers and workers have it, so that somebody tells when no worker is left, 
 """
 
 import logging
+import math
 import threading
 import time
 from contextlib import suppress
+from datetime import datetime
 
 from django.db import connections
 
@@ -33,6 +35,8 @@ class View:
 
     def __init__(self, start: float = _START) -> None:
         self._begins_at = time.monotonic() + start
+        self._round: datetime | None = None
+        self._round_seen_at: float | None = None  # monotonic; None before the first look
         self._unread_since: float | None = None  # monotonic; None while the cache can be read
         self._last_round: int | None = None
         self._may_be_open = self._may_be_untold = True  # an alarm of an earlier process
@@ -51,6 +55,9 @@ class View:
 
     def _look(self) -> None:
         snapshot = reader.read_anew()
+        if snapshot.checked_at != self._round or self._round_seen_at is None:
+            self._round_seen_at = -math.inf if self._round_seen_at is None else time.monotonic()
+            self._round = snapshot.checked_at
         if not snapshot.stale:
             self._unread_since = None
             if self._may_be_open:
@@ -75,7 +82,10 @@ class View:
             seconds = self._seconds_unread(now)
             overdue = seconds - conf.STALE_AFTER
             kind = Alarm.Kind.REDIS if reader.is_unreadable() else Alarm.Kind.NO_ROUNDS
-        if overdue >= _PATIENCE and now >= self._begins_at:
+        # A clock of Redis that was set forward makes a snapshot stale at once. The next round corrects that.
+        latest = now - conf.STALE_AFTER / 2
+        is_sudden = self._round_seen_at is not None and self._round_seen_at > latest
+        if overdue >= _PATIENCE and now >= self._begins_at and not is_sudden:
             alarms.begin(kind, snapshot.stale_reason, seconds)
 
     def _seconds_unread(self, now: float) -> float:

@@ -142,6 +142,15 @@ def test_look__rolling_restart_tells_nobody(view, channel, configure, monkeypatc
     assert kinds() == []
 
 
+def test_look__clock_of_redis_set_forward(view, channel, configure):
+    run_round(configure)
+    view.look()
+    stop_rounds(configure)
+    configure(STALE_AFTER=60)  # so that a round which is a moment old looks like one of an hour ago
+    view.look()
+    assert kinds() == []
+
+
 def test_look__prober_offline(view, channel, configure):
     stop_rounds(configure)
     count_round("offline", "Prober offline: no canary responded.", take_token())
@@ -226,6 +235,15 @@ def test_begin__many_alarms_in_an_hour(channel):
     assert told(channel) == [0]
 
 
+def test_alarm__without_time_zones(channel, settings):
+    settings.USE_TZ = False
+    assert alarms.begin("redis", "", 60)
+    alarms.end()
+    alarm = Alarm.objects.get()
+    assert alarm.ended_at - alarm.began_at >= timedelta(seconds=60)
+    assert told(channel) == [0, 1]
+
+
 def test_end__clock_set_back(channel):
     Alarm.objects.create(kind="redis", began_at=timezone.now() + timedelta(hours=1))
     alarms.end()
@@ -261,6 +279,7 @@ def test_look__sends_until_the_begin_is_told(view, channel, configure, monkeypat
 
 PROCESS = """
 from threading import enumerate
+from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.test import RequestFactory
 
@@ -271,6 +290,7 @@ def request():
     environ = RequestFactory().get("/livez").environ
     assert list(application(environ, lambda *args: None))
 
+settings.ROOT_URLCONF = "proxyhealth.readiness.urls"  # takes less time
 application = get_wsgi_application()
 assert not watchdogs()
 request()
