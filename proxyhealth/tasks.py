@@ -15,13 +15,20 @@ from uuid import UUID
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import shared_task
-from celery.signals import task_failure, task_postrun, task_prerun, worker_init, worker_ready
+from celery.signals import (
+    task_failure,
+    task_postrun,
+    task_prerun,
+    worker_init,
+    worker_process_shutdown,
+    worker_ready,
+)
 from celery.states import FAILURE, SUCCESS
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import HistoryUnavailable, RoundFailed, StoreError
 from proxyhealth.history import announce, outages, pruning, records
-from proxyhealth.notifications import sending, watchdog
+from proxyhealth.notifications import heartbeats, sending, watchdog
 from proxyhealth.rounds import broker, steps, worker
 from proxyhealth.rounds.dispatch import flush, request_delivery, request_task
 from proxyhealth.rounds.recheck import run_pending_check, run_recheck
@@ -231,6 +238,12 @@ def _send_requests(task: Any, **kwargs: Any) -> None:
     """Send the requests of a run before its process may end."""
     if _is_ours(task):
         flush(timeout=1)
+
+
+@worker_process_shutdown.connect
+def _send_heartbeats(**kwargs: Any) -> None:
+    """Send the heartbeat of a process whose last task was a round, as with ``--max-tasks-per-child``."""
+    heartbeats.flush()  # such a process calls no function of atexit
 
 
 @task_failure.connect

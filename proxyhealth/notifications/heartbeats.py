@@ -84,8 +84,14 @@ class Heartbeats:
 
 _heartbeats = PerProcess(Heartbeats)
 
-# A short-lived process, such as a cron job that runs a round, ends with its daemon threads.
-atexit.register(lambda: _heartbeats.value.wait(_EXIT_TIMEOUT))
+
+def flush() -> None:
+    """Wait a moment for the heartbeats that run, in a process that ends: their threads would end with it."""
+    _heartbeats.value.wait(_EXIT_TIMEOUT)
+
+
+# For example, a cron job that runs a round.
+atexit.register(flush)
 
 
 def _try(url: str) -> str:

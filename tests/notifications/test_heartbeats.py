@@ -1,6 +1,9 @@
 """Heartbeats of real rounds at real HTTP servers."""
 
+import subprocess
+import sys
 import threading
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -102,7 +105,7 @@ def test_heartbeat__once_per_shared_round(listen, heart, serve, settings, monkey
 
 
 def test_heartbeat__hanging_url_delays_nothing(configure, heart, monkeypatch):
-    monkeypatch.setattr(heartbeats, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(heartbeats, "_TIMEOUT", 0.1)
     with silent() as port, Server(OK) as server:
         configure(HEARTBEAT_URLS=[f"http://127.0.0.1:{port}/{SECRET}", server.url])
         with at_most(0.2):
@@ -116,7 +119,7 @@ def test_heartbeat__hanging_url_delays_nothing(configure, heart, monkeypatch):
 
 
 def test_heartbeat__endless_response_ends(listen, heart, monkeypatch, caplog):
-    monkeypatch.setattr(heartbeats, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(heartbeats, "_TIMEOUT", 0.1)
     over = threading.Event()
 
     def trickle(sock):
@@ -192,3 +195,18 @@ def test_heartbeat__invalid_setting_fails_no_round(configure, caplog):
     assert not reader.read().stale
     assert "no heartbeat was sent: PROXYHEALTH['HEARTBEAT_URLS'] must be a list" in caplog.text
     assert SECRET not in caplog.text
+
+
+def test_heartbeat__of_a_process_that_ends():
+    def answer_late(sock):
+        time.sleep(0.1)
+        sock.sendall(response(b"OK"))
+        answered.set()
+
+    answered = threading.Event()
+    with Server(answer_late) as server:
+        code = (
+            f"from proxyhealth.notifications.heartbeats import _heartbeats as h; h.value.send({server.url!r})"
+        )
+        subprocess.run([sys.executable, "-c", code], timeout=30, check=True)
+        assert answered.is_set()

@@ -1,0 +1,52 @@
+"""Each full round of real workers sends one heartbeat, also if their processes live for one task."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.support.proxies import wait_for
+from tests.support.servers import Server, response
+
+INTERVAL = 3
+ROUNDS = 4
+DELAY = 1.5  # seconds until the service answers
+
+
+def answer_late(sock):
+    time.sleep(DELAY)
+    sock.sendall(response(b"OK"))
+
+
+@pytest.mark.fault("processes of one task, shared rounds, slow heartbeats")
+def test_heartbeat__one_per_round(deploy, verdict):
+    with Server(answer_late) as server:
+        settings = {"SHARD_SIZE": 2, "HEARTBEAT_URLS": [f"{server.url}/ping"]}
+        deployment = deploy(
+            interval=INTERVAL,
+            workers=2,
+            env={
+                "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
+                "PROXYHEALTH_SETTINGS": json.dumps(settings),
+            },
+        )
+        for worker in deployment.workers:
+            worker.command += " --max-tasks-per-child 1"
+        for name in ("lima", "oslo", "paris", "quito", "riga"):
+            deployment.add(name)
+        deployment.start()
+
+        def ended():
+            return sum("round end token=" in line for line in deployment.round_lines())
+
+        wait_for(lambda: ended() >= ROUNDS, 60, "rounds have ended")
+        deployment.beat.kill()
+        time.sleep(2 * DELAY + 1)
+        rounds, beats = ended(), len(server.paths)
+    logs = "".join(worker.log_text() for worker in deployment.workers)
+    assert "round shared" in logs
+    assert "heartbeat failed" not in logs
+    assert beats == rounds
+    verdict(f"{rounds} rounds, {beats} heartbeats")
