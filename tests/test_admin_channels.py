@@ -407,18 +407,23 @@ def test_form__shows_the_last_deliveries(admin_client, django_assert_num_queries
 
 def test_delete__does_not_list_the_deliveries(admin_client, monkeypatch, django_assert_max_num_queries):
     monkeypatch.setattr(channels, "MAX_ROWS", 20)
-    channel = make()
+    monkeypatch.setattr(channels, "_BATCH", 10)
+    channel, other = make(), make("other")
+    insert(other)
     for _ in range(30):
         insert(channel)
     path = f"{LIST}{channel.pk}/delete/"
     text = text_of(admin_client, path)
     assert "more than 20" in text
     assert "paris" not in text
-    with django_assert_max_num_queries(14):
+    with django_assert_max_num_queries(26):
         post(admin_client, path, {"post": "yes"})
+    assert Channel.objects.get() == other
+    assert Delivery.objects.get().channel == other
+    assert Transition.objects.count() == 31
+    action = {"action": "delete_selected", "_selected_action": [other.pk], "post": "yes"}
+    post(admin_client, LIST, action)
     assert not Channel.objects.exists()
-    assert not Delivery.objects.exists()
-    assert Transition.objects.count() == 30
 
 
 def test_delete__needs_the_permission(admin_client):

@@ -33,6 +33,9 @@ from proxyhealth.texts import clean
 # Deliveries below the form.
 _SHOWN_DELIVERIES = 20
 
+# Deliveries that one transaction deletes.
+_BATCH = 10_000
+
 # What the view is asked to do once its transaction has ended: nothing on the network may hold a transaction.
 _TEST = "_proxyhealth_test"
 
@@ -41,7 +44,6 @@ _TEST = "_proxyhealth_test"
 class ChannelAdmin(GrantedAdmin):
     list_display = ("name", "kind", "shown_target", "state", "pending")
     list_display_links = ("name",)
-    search_fields = ("name",)
     show_full_result_count = False
     change_list_template = "admin/proxyhealth/channel_list.html"
     change_form_template = "admin/proxyhealth/channel_form.html"
@@ -263,6 +265,28 @@ class ChannelAdmin(GrantedAdmin):
         model_count = {"channels": len(channels), "deliveries": deliveries}
         denied = set() if self.has_delete_permission(request) else {self.opts.verbose_name}
         return [str(channel) for channel in channels], model_count, denied, []
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        if request.POST and self.has_delete_permission(request):
+            self._delete_deliveries(self.get_queryset(request).filter(pk=object_id))
+        return super().delete_view(request, object_id, extra_context)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Channel]) -> None:
+        self._delete_deliveries(queryset)
+        super().delete_queryset(request, queryset)
+
+    def _delete_deliveries(self, channels: QuerySet[Channel]) -> None:
+        """Delete most deliveries before the channels, in short transactions: SQLite has one writer."""
+        ids = list(channels.values_list("pk", flat=True))
+        # None is added meanwhile.
+        Channel.objects.using(router.db_for_write(Channel)).filter(pk__in=ids).update(enabled=False)
+        for id in ids:
+            rows = Delivery.objects.primary().filter(channel=id).order_by("pk")
+            keys = rows.values_list("pk", flat=True)
+            while last := keys[_BATCH - 1 : _BATCH].first():
+                rows.filter(pk__lte=last).delete()
 
 
 _ALL = "By default, the begin and the end of each outage of each proxy, at once, without reminders."

@@ -67,6 +67,7 @@ class CreatedFilter(TimeFilter):
 class DeliveryAdmin(ReadOnlyAdmin):
     list_display = ("created", "shown_channel", "what", "shown_state", "attempts", "next", "shown_error")
     list_filter = (ChannelFilter, StateFilter, CreatedFilter)
+    list_per_page = 50
     actions = ("try_again",)  # type: ignore[assignment]  # the other lists have none
     fields = (
         "created",
