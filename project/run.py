@@ -264,12 +264,9 @@ def _prepare_channel() -> None:
     from proxyhealth.models import Channel
 
     if FOLDER in os.environ and os.environ.get(DEMO_MODE) and not Channel.objects.exists():
-        Channel.objects.create(
-            name="Demo mailbox",
-            kind=Channel.Kind.EMAIL,
-            target="operator@localhost",
-            listens_since=timezone.now(),
-        )
+        channel = Channel(name="Demo mailbox", kind=Channel.Kind.EMAIL, target="operator@localhost")
+        channel.listens_since = timezone.now()
+        Channel.objects.bulk_create([channel])  # as above
 
 
 def _prepare_user(external_database: bool) -> str:
