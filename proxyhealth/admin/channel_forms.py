@@ -11,6 +11,7 @@ from django.utils.text import capfirst
 from proxyhealth.admin.durations import HumanDurationField
 from proxyhealth.models import Channel, Transition
 from proxyhealth.models.notifications import default_statuses
+from proxyhealth.notifications.apprise_channel import validate_service
 from proxyhealth.statuses import Status
 from proxyhealth.targets import new_secret
 from proxyhealth.validators import validate_text
@@ -150,6 +151,12 @@ class AppriseForm(ChannelForm):
         "Such as slack://TokenA/TokenB/TokenC or tgram://Token/ChatID. The documentation of Apprise has the "
         "address of each service."
     )
+
+    def clean_target(self) -> str:
+        target = super().clean_target()
+        if "target" in self.changed_data:
+            validate_service(target)
+        return target
 
 
 FORMS: dict[str, type[ChannelForm]] = {form.kind: form for form in (EmailForm, WebhookForm, AppriseForm)}

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
+from django.core.exceptions import ValidationError
+
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import DeliveryFailed
 from proxyhealth.models import Channel
@@ -52,12 +54,23 @@ def send_apprise(channel: Channel, message: Message) -> str:
     return within_limit(channel.pk, lambda: _deliver(channel.target, message))
 
 
+def validate_service(target: str) -> None:
+    """Validate that Apprise can read ``target``, without sending anything. Raise ``ValidationError``."""
+    with suppress(ValueError):  # validate_target() reports it
+        apprise_scheme(target)
+        try:
+            with _capturing() as lines:
+                _service(_library(), target, lines)
+        except DeliveryFailed as error:
+            raise ValidationError(
+                "This target cannot be used: %(why)s.", code="invalid_target", params={"why": error}
+            ) from None
+
+
 def _deliver(target: str, message: Message) -> str:
     apprise = _library()
     with _capturing() as lines:
-        service = _service(apprise, target)
-        if service is None:
-            raise DeliveryFailed(_why(lines, target, "Apprise cannot read this URL"))
+        service = _service(apprise, target, lines)
         sender = apprise.Apprise(asset=service.asset)
         sender.add(service)
         ok = sender.notify(
@@ -80,17 +93,18 @@ def _library() -> ModuleType:
     return apprise  # type: ignore[no-any-return,unused-ignore]  # it is untyped if it is not installed
 
 
-def _service(apprise: Any, target: str) -> Any:
-    """Return the service of a URL, or None. Its URL can set neither files, nor retries, nor redirects."""
+def _service(apprise: Any, target: str, lines: list[str]) -> Any:
+    """Return the service of a URL, which cannot set retries and redirects. Raise ``DeliveryFailed``."""
     asset = apprise.AppriseAsset(storage_mode="memory", secure_logging=True, async_mode=False)
     asset.http_redirects = asset.pgp_autogen = asset.pem_autogen = False
     asset._service_timeout = 0.0  # ours ends the attempt; with its own, threads of a shared pool would hang
     service = apprise.Apprise.instantiate(target, asset=asset)
-    if service is not None:
-        _require_permitted(service.host)
-        service.redirects = service.optional = False
-        service.retry = 0
-        service.overflow_mode = apprise.OverflowMode.SPLIT
+    if service is None:
+        raise DeliveryFailed(_why(lines, target, "Apprise cannot read this URL"))
+    _require_permitted(service.host)
+    service.redirects = service.optional = False
+    service.retry = 0
+    service.overflow_mode = apprise.OverflowMode.SPLIT
     return service
 
 

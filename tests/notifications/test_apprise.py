@@ -6,7 +6,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from django.core.exceptions import ValidationError
 
+from proxyhealth.admin.channel_forms import AppriseForm
 from proxyhealth.exceptions import DeliveryFailed
 from proxyhealth.notifications import apprise_channel, forms, limits, transport
 from proxyhealth.notifications.messages import Event
@@ -54,6 +56,27 @@ def test_apprise__invalid_token_is_not_in_the_error():
     assert fail("slack://not-hunter2/x/y").startswith("Apprise cannot read this URL")
     assert "hunter2" not in fail("slack://not-hunter2/x/y")
     assert "Apprise cannot read this URL" in fail(f"nosuchservice://{TOKEN}")
+
+
+def test_validate_service__reads_the_url_only(monkeypatch):
+    apprise_channel.validate_service("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ")
+    apprise_channel.validate_service("syslog://localhost")  # validate_target() reports it
+    for target in ("slack://not-hunter2/x/y", "nosuchservice://hunter2", "ntfy://169.254.169.254/topic"):
+        with pytest.raises(ValidationError) as refused:
+            apprise_channel.validate_service(target)
+        assert refused.value.messages[0].startswith("This target cannot be used: ")
+        assert "hunter2" not in refused.value.messages[0]
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    with pytest.raises(ValidationError, match="Apprise is not installed"):
+        apprise_channel.validate_service("ntfy://topic")
+
+
+@pytest.mark.django_db
+def test_apprise_form__error_is_at_the_target():
+    data = {"name": "Chat", "target": "slack://not-hunter2/x/y", "statuses": ["unreachable"]}
+    (error,) = AppriseForm(data).errors["target"]
+    assert error.startswith("This target cannot be used: Apprise cannot read this URL")
+    assert not AppriseForm({**data, "target": "ntfy://topic"}).errors
 
 
 def test_apprise__url_cannot_hide_a_failure():

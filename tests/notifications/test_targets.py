@@ -135,6 +135,7 @@ def test_new_secret__is_random_and_recognizable():
     assert first != second
     assert first.startswith(SECRET_PREFIX)
     assert len(first.removeprefix(SECRET_PREFIX)) == 43, "256 bits"
+    assert len(f"{first} {second}") <= Channel._meta.get_field("secret").max_length, "while one is replaced"
 
 
 @pytest.mark.django_db
