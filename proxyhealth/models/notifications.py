@@ -66,7 +66,7 @@ class Channel(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save the channel. A webhook without a secret gets one."""
-        if self.kind == self.Kind.WEBHOOK and not self.secret:
+        if self.kind == self.Kind.WEBHOOK and not self.secret.strip():
             self.secret = new_secret()
         super().save(*args, **kwargs)
 

@@ -43,7 +43,7 @@ def send_webhook(channel: Channel, message: Message) -> str:
         webhook = parse_webhook(channel.target)
     except ValueError as error:
         raise DeliveryFailed(f"the URL of the webhook cannot be used: {error}") from None
-    if not channel.secret:
+    if not channel.secret.strip():
         raise DeliveryFailed("the channel has no secret to sign with; save it in the admin to make one")
     body = json.dumps(forms.payload(message), separators=(",", ":")).encode()
     headers = {

@@ -10,8 +10,11 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend as SMTPBackend
 
 from proxyhealth.exceptions import DeliveryFailed
+from proxyhealth.models import Delivery
 from proxyhealth.notifications import forms, limits, mail, transport
+from proxyhealth.notifications.sending import send_due
 from tests.notifications.messages import mailing, make_change, make_message
+from tests.notifications.story import change, make_channel, states
 from tests.support.machine import at_most
 from tests.support.proxies import wait_for
 from tests.support.receivers import MailServer
@@ -74,6 +77,27 @@ def test_mail__name_with_a_line_break_adds_no_header(use_backend):
     server, _ = deliver(use_backend, message=message)
     assert server.mails[0]["Bcc"] is None
     assert server.envelopes[0].rcpt_tos == ["ops@example.com"]
+
+
+def test_mail__begin_and_end_are_one_conversation(use_backend, proxy, receiver, later):
+    """From the history to the mailbox. A repeat has the same Message-ID, so a mailbox shows it once."""
+    make_channel(receiver, kind="email", target="ops@example.com")
+    replies = iter(["451 Try later"])
+    with MailServer(RCPT=lambda _: next(replies, "250 OK")) as server:
+        use_backend(port=server.port)
+        change(proxy, "unreachable")
+        send_due()
+        assert server.mails == []
+        message = Delivery.objects.get().message
+        later(60)
+        send_due()
+        change(proxy, "ok")
+        later(60)
+        send_due()
+    begin, end = server.mails
+    assert str(message) in begin["Message-ID"] != end["Message-ID"]
+    assert begin["References"] == end["References"]
+    assert states() == ["sent", "sent"]
 
 
 @pytest.mark.parametrize(
