@@ -43,6 +43,8 @@ def footer_links(message: Message) -> list[tuple[str, str]]:
             ("Open outages", _filtered("outage_changelist", "?state=open")),
             ("Silence proxies", admin_url("silence_add")),
         ]
+    if message.alarms:
+        pages.append(("Alarms", admin_url("alarm_changelist")))
     pages.append(("Channels", admin_url("channel_changelist")))
     return [(title, url) for title, url in pages if url]
 

@@ -16,7 +16,7 @@ from proxyhealth.report import HealthReport
 from proxyhealth.statuses import Reason, Status
 from tests.notifications.made_up import NOW, alarm, begin, message
 
-texts = some.text(some.characters(), max_size=200) | some.sampled_from(["paris", "%(who)s", "{{ x }}"])
+texts = some.text(some.characters(), max_size=60) | some.sampled_from(["paris", "%(who)s", "{{ x }}"])
 statuses = some.sampled_from([*Status, "removed"]) | texts
 times = some.timedeltas(timedelta(days=-400), timedelta(days=400)).map(lambda length: NOW - length)
 changes = some.builds(
@@ -39,7 +39,7 @@ changes = some.builds(
 alarms = some.builds(alarm, some.sampled_from(["no_rounds", "offline", "redis"]) | texts, some.booleans())
 messages = some.builds(
     lambda found, alarms, **values: message(*found, alarms=tuple(alarms), **values),
-    some.lists(changes, max_size=6),
+    some.lists(changes, max_size=4),
     some.lists(alarms, max_size=2),
     event=some.sampled_from(list(Event)),
     channel=texts,
@@ -48,7 +48,7 @@ messages = some.builds(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages)
 def test_any_message__has_all_forms(sent):
     subject = forms.subject(sent)
