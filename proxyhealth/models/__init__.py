@@ -7,7 +7,7 @@ from proxyhealth.models.history import (
     Watch,
 )
 from proxyhealth.models.notifications import Alarm, Channel, Delivery, Silence
-from proxyhealth.models.outages import Outage
+from proxyhealth.models.outages import Outage, OutageQuerySet
 from proxyhealth.models.proxies import Confirmed, WorkspaceProxy, WorkspaceProxyQuerySet
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Delivery",
     "Gap",
     "Outage",
+    "OutageQuerySet",
     "Silence",
     "Transition",
     "TransitionQuerySet",
