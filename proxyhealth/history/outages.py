@@ -67,15 +67,13 @@ class _Recorder:
         del self._open[outage.proxy_uuid]
 
     def save(self) -> None:
-        rows, changed = Outage.objects.using(self._alias), self._changed.values()
-        # First those that exist: a proxy has one open outage at most.
-        rows.bulk_update([outage for outage in changed if outage.pk], _CHANGING)
-        rows.bulk_create(
-            [outage for outage in changed if not outage.pk],
-            update_conflicts=True,
-            unique_fields=["proxy_uuid", "token"],
-            update_fields=_CHANGING,
-        )
+        new = [outage for outage in self._changed.values() if not outage.pk]
+        old = [outage for outage in self._changed.values() if outage.pk]
+        # First those that exist: a proxy has one open outage at most. bulk_update() takes eight times as long.
+        for rows, fields in ((old, ["pk"]), (new, ["proxy_uuid", "token"])):
+            Outage.objects.using(self._alias).bulk_create(
+                rows, update_conflicts=True, unique_fields=fields, update_fields=_CHANGING
+            )
 
 
 def _begun(row: Transition) -> Outage:
