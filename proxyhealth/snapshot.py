@@ -48,14 +48,13 @@ class Proxy:
     labels: Mapping[str, str] = NO_LABELS
 
     def to_json(self) -> dict[str, Any]:
-        data = {name: getattr(self, name) for name in Proxy.__slots__} | {
+        data = {name: getattr(self, name) for name in Proxy.__slots__[:-1]} | {
             "id": str(self.id),
             "created_at": rfc3339(self.created_at),
             "updated_at": rfc3339(self.updated_at),
-            "labels": dict(self.labels.items()),
         }
-        if not self.labels:
-            del data["labels"]  # most proxies of most fleets have none
+        if self.labels is not NO_LABELS:  # most proxies of most fleets have none
+            data["labels"] = dict(self.labels.items())
         return data
 
     @classmethod
@@ -79,7 +78,7 @@ class Proxy:
             bool(data.get("deleted", False)),
             parse_rfc3339(data.get("created_at")) or _NEVER,
             parse_rfc3339(data.get("updated_at")) or _NEVER,
-            labels_of(data.get("labels")),
+            labels_of(labels) if (labels := data.get("labels")) else NO_LABELS,
         )
 
 

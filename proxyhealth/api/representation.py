@@ -19,7 +19,7 @@ from django.utils.http import http_date, parse_etags
 
 from proxyhealth.conf import Primary
 from proxyhealth.notifications.marks import Acknowledgement
-from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
+from proxyhealth.snapshot import NO_LABELS, Proxy, ProxyStatus, Snapshot
 from proxyhealth.texts import clean, without_controls
 from proxyhealth.utils import rfc3339
 from proxyhealth.validators import (
@@ -155,7 +155,7 @@ def row_json(proxy: Proxy) -> dict[str, Any]:
         "updated_at": rfc3339(proxy.updated_at),
         "deleted": proxy.deleted,
         "version": proxy.version,
-        "labels": dict(proxy.labels.items()),
+        "labels": dict(proxy.labels.items()) if proxy.labels is not NO_LABELS else {},
     }
 
 

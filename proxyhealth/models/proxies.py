@@ -1,24 +1,26 @@
 """The proxies, and their values that threads can share."""
 
+import json
 import logging
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Self
 
 from django.conf import settings
 from django.db import models, router
-from django.db.models.functions import Lower
+from django.db.models.functions import Cast, Lower
 
 from proxyhealth.display import name_of
 from proxyhealth.models.history import Transition, Watch
 from proxyhealth.models.rows import read_rows
-from proxyhealth.snapshot import Proxy, labels_of
+from proxyhealth.snapshot import NO_LABELS, Proxy, labels_of
 from proxyhealth.texts import clean, is_suspicious
-from proxyhealth.utils import aware
+from proxyhealth.utils import FrozenMapping, aware
 from proxyhealth.validators import (
     MAX_URL_LENGTH,
     validate_icon,
@@ -31,7 +33,9 @@ from proxyhealth.validators import (
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = tuple(field.name for field in fields(Proxy))
+# The labels as text: almost all rows have one of a few texts, and need not be parsed.
+_LABELS_TEXT = Cast("labels", models.TextField())
+_COLUMNS = tuple(field.name if field.name != "labels" else "labels_text" for field in fields(Proxy))
 _TIMES = ("created_at", "updated_at")
 # Characters of all texts of a row, below which a long one needs no cut.
 _USUAL_LENGTH = 512
@@ -60,7 +64,8 @@ class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
 
     def as_proxies(self) -> list[Proxy]:
         """Return the rows, sorted by name, as values that threads can share. Omit and log unreadable ones."""
-        proxies, errors = read_rows(self.order_by(Lower("name")).values(*_COLUMNS), _to_proxies)
+        rows = self.order_by(Lower("name")).annotate(labels_text=_LABELS_TEXT).values(*_COLUMNS)
+        proxies, errors = read_rows(rows, _to_proxies)
         for error in errors:
             logger.error("a row of the proxies cannot be read, correct or delete it: %r", error)
         return proxies
@@ -75,7 +80,7 @@ class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
         names = ("after", "reason", "report", "at")
         columns = {f"last_{name}": models.Subquery(last.values(name)[:1]) for name in names}
         columns["round"] = models.Subquery(Watch.objects.values("token")[:1])
-        rows = self.order_by().annotate(**columns)
+        rows = self.order_by().annotate(labels_text=_LABELS_TEXT, **columns)
         return read_rows(rows.values_list(*_COLUMNS, *columns), _to_confirmed)
 
 
@@ -154,8 +159,9 @@ class WorkspaceProxy(models.Model):
 
     def as_proxy(self) -> Proxy:
         """Return the values of the row, as :meth:`WorkspaceProxyQuerySet.as_proxies` does."""
-        row = {column: getattr(self, column) for column in _COLUMNS}
-        proxy = Proxy(**_with_labels(row if settings.USE_TZ else _with_time_zone(row)))
+        row = {field.name: getattr(self, field.name) for field in fields(Proxy)}
+        row["labels"] = labels_of(row["labels"])
+        proxy = Proxy(**(row if settings.USE_TZ else _with_time_zone(row)))
         with suppress(TypeError):  # bytes, which raw SQL has stored
             return _bounded(proxy)
         return proxy
@@ -200,8 +206,17 @@ def _bounded(proxy: Proxy) -> Proxy:
 
 
 def _with_labels(row: dict[str, Any]) -> dict[str, Any]:
-    row["labels"] = labels_of(row["labels"])
+    text = row.pop("labels_text")
+    row["labels"] = _parse_labels(text) if text != "{}" else NO_LABELS
     return row
+
+
+@lru_cache(maxsize=1_024)
+def _parse_labels(text: str) -> FrozenMapping[str, str]:
+    try:
+        return labels_of(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return NO_LABELS
 
 
 def _with_time_zone(row: dict[str, Any]) -> dict[str, Any]:
