@@ -4,9 +4,11 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from django.db import Error as DatabaseError
 from django.db import connections, router
 from django.db.models import Count, Min, OuterRef, Subquery
 from django.db.models.functions import Coalesce
@@ -101,5 +103,7 @@ def read() -> Sequence[Backlog]:
         return ()
     alias = router.db_for_write(Delivery)
     if connections[alias].in_atomic_block:
-        return _query(alias)  # only this thread sees the rows of its transaction
+        with suppress(DatabaseError):
+            return _query(alias)  # only this thread sees the rows of its transaction
+        return ()
     return _copy.value.read(alias)

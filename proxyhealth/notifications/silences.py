@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Self
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -243,19 +243,20 @@ class _Thread:
         self._running: Future[Silences] | None = None
 
     def read(self) -> Silences:
+        try:
+            return self._start().result(_TIMEOUT)
+        except (TimeoutError, RuntimeError) as error:  # RuntimeError: no more threads
+            _log_once(f"the silences cannot be read in time, those that were read last count: {error!r}")
+            return _copy.value.value or Silences()
+
+    def _start(self) -> "Future[Silences]":
         with self._lock:
             if self._running is None or self._running.done():
-                self._running = Future()
-                args = (self._running,)
-                threading.Thread(
-                    target=self._run, args=args, name="proxyhealth silences", daemon=True
-                ).start()
-            running = self._running
-        try:
-            return running.result(_TIMEOUT)
-        except TimeoutError:
-            _log_once("the silences cannot be read, the database does not respond")
-            return _copy.value.value or Silences()
+                future: Future[Silences] = Future()
+                run = partial(self._run, future)
+                threading.Thread(target=run, name="proxyhealth silences", daemon=True).start()
+                self._running = future
+            return self._running
 
     def _run(self, future: "Future[Silences]") -> None:
         try:
