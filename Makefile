@@ -109,12 +109,12 @@ dist: $(VENV)/.installed-dev
 api-types: node_modules/.installed
 	$(BIN)/node node_modules/.bin/openapi-typescript proxyhealth/api/openapi.json --output proxyhealth/api/openapi.d.ts --root-types --root-types-no-schema-prefix
 
-.PHONY: stop-redis stop-worker stop-beat stop-web start-redis start-worker start-beat start-web
+.PHONY: stop-redis stop-worker stop-beat stop-mail stop-web start-redis start-worker start-beat start-mail start-web
 ## Stop a part of the running demo; a proxy: make stop-proxy NAME=paris
-stop-proxy stop-redis stop-worker stop-beat stop-web: $(VENV)/.installed
+stop-proxy stop-redis stop-worker stop-beat stop-mail stop-web: $(VENV)/.installed
 	@$(BIN)/python -m project.control $@
 ## Start it again
-start-proxy start-redis start-worker start-beat start-web: $(VENV)/.installed
+start-proxy start-redis start-worker start-beat start-mail start-web: $(VENV)/.installed
 	@$(BIN)/python -m project.control $@
 
 # An unknown part: the command lists the valid ones.
