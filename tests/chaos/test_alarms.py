@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.chaos.deployment import GUNICORN
+from tests.chaos.fleet import ChaosProxy
 from tests.notifications.story import Receiver
 from tests.support.proxies import wait_for
 
@@ -75,9 +76,12 @@ class Site:
 
 @pytest.fixture
 def run(deploy, webhook):
-    def run(**options):
-        env = {"PROXYHEALTH_GROUP_INTERVAL": "0", **options.pop("env", {})}
-        return Site(deploy(interval=INTERVAL, env=env, **options), webhook)
+    def run(*proxies, env=None, **options):
+        env = {"PROXYHEALTH_GROUP_INTERVAL": "0", **(env or {})}
+        deployment = deploy(interval=INTERVAL, env=env, **options)
+        for name in proxies:
+            deployment.add(name)
+        return Site(deployment, webhook)
 
     return run
 
@@ -122,6 +126,24 @@ def test_redis_away__told_once(run, verdict):
     # The worker may wait for 30 s until it connects again.
     ended = site.wait_until_told("redis+", "redis", seconds=90)
     verdict(f"told after {begun:.1f} s (limit {LIMIT} s), once; its end {ended:.1f} s after the start")
+
+
+@pytest.mark.fault("prober offline for long")
+def test_prober_offline__told_once(run, verdict):
+    canary = ChaosProxy("canary")
+    try:
+        site = run("lima", "oslo", env={"PROXYHEALTH_CANARY_URLS": canary.url})
+        servers = [canary, *site.deployment.proxies.values()]
+        for server in servers:
+            server.stop()
+        begun = site.wait_until_told("offline+")
+        for server in servers:
+            server.start()
+        ended = site.wait_until_told("offline+", "offline")
+    finally:
+        canary.stop()
+    assert not any(body["changes"] for body in site.webhook.bodies)  # nothing is known of the proxies
+    verdict(f"told after {begun:.1f} s (limit {LIMIT} s), once; its end after {ended:.1f} s")
 
 
 @pytest.mark.fault("rolling restart of everything")
