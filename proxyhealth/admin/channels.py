@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
-from django.db import router, transaction
+from django.db import router
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -26,7 +26,6 @@ from proxyhealth.admin.history import MAX_ROWS
 from proxyhealth.display import number
 from proxyhealth.models import Channel, Delivery
 from proxyhealth.notifications import transport
-from proxyhealth.rounds import dispatch
 from proxyhealth.targets import masked_target
 from proxyhealth.texts import clean
 
@@ -134,8 +133,7 @@ class ChannelAdmin(GrantedAdmin):
         if change and changed & {"target", "secret"}:
             # Probably the fault is mended, so do not wait for the next attempt.
             deliveries = Delivery.objects.primary().filter(channel=obj).pending()
-            if deliveries.filter(attempts__gt=0).update(next_attempt_at=timezone.now()):
-                transaction.on_commit(lambda: dispatch.request_delivery(0), using=deliveries.db)
+            deliveries.filter(attempts__gt=0).update(next_attempt_at=timezone.now())
 
     def response_add(
         self, request: HttpRequest, obj: Channel, post_url_continue: str | None = None
