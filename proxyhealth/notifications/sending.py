@@ -283,4 +283,5 @@ def _pause(age: float, demanded: float | None) -> float:
     """Return the seconds until the next attempt of a message that is ``age`` seconds old."""
     if demanded is not None:
         return min(max(demanded, _SHORTEST_PAUSE), LONGEST_PAUSE)
-    return min(max(age / 100, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+    # After an hour away: at most 18 s, then the rest of the channel, and all that is left, within a minute.
+    return min(max(age / 200, _SHORTEST_PAUSE), _LONGEST_PAUSE)

@@ -87,7 +87,7 @@ def test_sent__pauses_grow_with_the_age(channel, receiver, proxy, later):
         later(age)
         send_due()
         pauses.append(round(send_due()))
-    assert pauses == [5, 10, 36, 756]
+    assert pauses == [5, 5, 18, 378]
 
 
 def test_sent__retry_after_is_respected(channel, receiver, proxy):
