@@ -20,7 +20,7 @@ from proxyhealth import isolation
 from proxyhealth.api import inventory, listing
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.notifications import silences
+from proxyhealth.notifications import backlog, silences
 from proxyhealth.readiness import parts
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import Proxy, ProxyStatus, RoundHistogram, Snapshot
@@ -355,5 +355,5 @@ def real_services() -> Scope[None]:
 
 def reset() -> None:
     """Forget everything that this process has read, such as after a test emptied its real cache."""
-    for module in (counters, reader, deployment, inventory, listing, parts, silences):
+    for module in (counters, reader, deployment, inventory, listing, parts, silences, backlog):
         module.forget()

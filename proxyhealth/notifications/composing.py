@@ -20,6 +20,8 @@ from proxyhealth.selectors import Selector
 from proxyhealth.snapshot import NO_LABELS, Proxy, labels_of
 from proxyhealth.utils import aware
 
+CLAIM_TIMEOUT = 30  # seconds: a message takes 10 s at most
+
 # Deliveries of one message. A message of more would be too large for mail servers, and for people.
 _LARGEST = 5_000
 
@@ -58,11 +60,15 @@ def _begin_message(alias: str, channel: Channel) -> UUID | None:
     decision = plan(alias, channel)
     id = uuid4() if decision.tell else None
     with transaction.atomic(using=alias):
-        # The first statement locks the channel, and on SQLite the database.
-        if not mine(alias, channel).update(claim=channel.claim):
-            raise ClaimLost
+        hold_claim(alias, channel)  # first: it locks the channel, and on SQLite the database
         _write(alias, channel, decision, id)
     return id
+
+
+def hold_claim(alias: str, channel: Channel) -> None:
+    """Let the claim of this process last for ``CLAIM_TIMEOUT`` from now. Raise ``ClaimLost``."""
+    if not mine(alias, channel).update(claimed_until=timezone.now() + timedelta(seconds=CLAIM_TIMEOUT)):
+        raise ClaimLost
 
 
 def mine(alias: str, channel: Channel) -> Any:

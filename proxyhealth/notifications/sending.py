@@ -23,7 +23,15 @@ from proxyhealth.exceptions import DeliveryFailed
 from proxyhealth.models import Channel, Delivery, Outage
 from proxyhealth.models.rows import close_if_broken, using_database_of
 from proxyhealth.notifications import transport
-from proxyhealth.notifications.composing import ClaimLost, is_due, is_resting, mine, next_message
+from proxyhealth.notifications.composing import (
+    CLAIM_TIMEOUT,
+    ClaimLost,
+    hold_claim,
+    is_due,
+    is_resting,
+    mine,
+    next_message,
+)
 from proxyhealth.notifications.deliveries import LONGEST_PAUSE
 from proxyhealth.notifications.messages import Message
 from proxyhealth.texts import without_passwords
@@ -32,7 +40,6 @@ from proxyhealth.utils import aware
 logger = logging.getLogger(__name__)
 
 # In seconds:
-_CLAIM_TIMEOUT = 30  # a message takes 10 s at most
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 5.0, 900.0  # between two attempts
 _GIVE_UP_AFTER = 24 * 3_600
 _LOOK_AGAIN = 5.0  # at a channel that is claimed
@@ -127,7 +134,7 @@ def _moment(
 def _is_claimed(until: datetime) -> bool:
     now = timezone.now()
     # A claim for longer is from before the clock was set back.
-    return now < until <= now + timedelta(seconds=2 * _CLAIM_TIMEOUT)
+    return now < until <= now + timedelta(seconds=2 * CLAIM_TIMEOUT)
 
 
 def _drop_disabled(alias: str) -> None:
@@ -163,11 +170,11 @@ def _count_threads() -> int:
 
 def _claim(alias: str, pk: int) -> UUID | None:
     now = timezone.now()
-    latest = now + timedelta(seconds=2 * _CLAIM_TIMEOUT)
+    latest = now + timedelta(seconds=2 * CLAIM_TIMEOUT)
     is_free = Q(claim__isnull=True) | Q(claimed_until__lte=now) | Q(claimed_until__gt=latest)
     free = Channel.objects.using(alias).filter(is_free, pk=pk, enabled=True)
     claim = uuid4()
-    until = now + timedelta(seconds=_CLAIM_TIMEOUT)
+    until = now + timedelta(seconds=CLAIM_TIMEOUT)
     return claim if free.update(claim=claim, claimed_until=until) else None
 
 
@@ -188,6 +195,7 @@ def _serve(alias: str, pk: int, claim: UUID) -> None:
     try:
         channel = Channel.objects.using(alias).filter(pk=pk, claim=claim).first()
         if channel and (message := next_message(alias, channel)):
+            hold_claim(alias, channel)  # to compose it may have taken long
             _send(alias, channel, message)
     except ClaimLost:
         logger.info("the claim of a channel was lost, another process serves it channel=%d", pk)

@@ -16,7 +16,7 @@ from tests.notifications.story import change, make_channel, make_proxy
 # A lost reply would break the transaction of a test.
 pytestmark = pytest.mark.django_db(transaction=True)
 
-WRITES = 9  # of a run that drops one delivery and sends another one
+WRITES = 10  # of a run that drops one delivery and sends another one
 
 
 class Killed(BaseException):

@@ -267,6 +267,21 @@ def test_claim__lost_while_it_was_composed(channel, receiver, proxy, monkeypatch
     assert Delivery.objects.get().message is None
 
 
+def test_claim__lost_before_it_was_sent(channel, receiver, proxy, monkeypatch):
+    next_message = sending.next_message
+
+    def steal(*args):
+        message = next_message(*args)
+        Channel.objects.update(claim=uuid4())
+        return message
+
+    monkeypatch.setattr(sending, "next_message", steal)
+    change(proxy, "unhealthy")
+    send_due()
+    assert receiver.bodies == []
+    assert Delivery.objects.get().attempts == 0
+
+
 def test_claim__lost_while_it_failed_counts_no_attempt(channel, receiver, proxy, monkeypatch):
     def steal(*args):
         Channel.objects.update(claim=uuid4())
