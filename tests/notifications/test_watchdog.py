@@ -311,6 +311,27 @@ def test_watchdog__starts_with_the_first_request():
     run_python(PROCESS, REDIS_URL="redis://127.0.0.1:1/0")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_watchdog__looks_again_and_again(monkeypatch, configure):
+    looks = []
+
+    def look(view):
+        looks.append(threading.current_thread().name)
+        if len(looks) == 3:
+            raise SystemExit  # ends the thread
+
+    configure(INTERVAL=0.01)
+    monkeypatch.setattr(View, "look", look)
+    monkeypatch.setattr("proxyhealth.isolation.is_decided", lambda: False)
+    dog = watchdog.Watchdog()
+    dog.start()
+    dog.start()
+    dog._thread.join(10)
+    assert looks == 3 * ["proxyhealth watchdog"]
+    configure(INTERVAL="invalid")
+    assert watchdog._period() == 5  # the look logs the error
+
+
 def test_watchdog__not_in_tests(client):
     client.get("/livez")
     assert not [each for each in threading.enumerate() if each.name == "proxyhealth watchdog"]
