@@ -98,6 +98,7 @@ def test_wizard__fields_fit_the_kind(admin_client):
         assert 'name="enabled"' not in text
         assert text.count("checked") == len(BAD)
         assert 'value="Save and send a test"' in text
+        assert not re.search(r"<script>|<style|<[^>]+\s(?:style|on\w+)=", text), "a strict policy permits it"
 
 
 def test_wizard__saves_and_sends_a_test(admin_client, receiver):

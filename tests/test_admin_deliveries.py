@@ -12,7 +12,9 @@ from django.utils import timezone
 
 from proxyhealth.admin import deliveries
 from proxyhealth.models import Alarm, Channel, Delivery, Transition
+from proxyhealth.notifications import sending
 from proxyhealth.task_names import TaskName
+from tests.support.receivers import WebhookReceiver
 from tests.support.values import NOW
 
 pytestmark = pytest.mark.django_db
@@ -29,7 +31,8 @@ def requested(monkeypatch):
 
 
 def make(name="ops", **values):
-    return Channel.objects.create(name=name, kind="email", target="SECRET@a", listens_since=NOW, **values)
+    values = {"kind": "email", "target": "SECRET@a", **values}
+    return Channel.objects.create(name=name, listens_since=NOW, **values)
 
 
 def insert(channel, name="paris", hours=0.0, **values):
@@ -104,6 +107,19 @@ def test_try_again__makes_failed_messages_pending(admin_client, requested):
     assert states[sent.pk] == ("sent", True)
     assert set(Delivery.objects.filter(state="pending").values_list("message", flat=True)) == {message}
     assert requested == [TaskName.DELIVER]
+
+
+def test_try_again__sends_the_same_message(admin_client, requested):
+    """It was given up after a day. Its ID stays, so a receiver that has it can ignore it."""
+    message, long_ago = uuid4(), timezone.now() - timedelta(days=2)
+    with WebhookReceiver() as receiver:
+        channel = make(kind="webhook", target=receiver.url, secret="x" * 16)
+        row = insert(channel, state="failed", attempts=50, message=message, message_at=long_ago)
+        try_again(admin_client, row)
+        sending.send_due()
+    assert [request.headers["idempotency-key"] for request in receiver.received] == [str(message)]
+    row.refresh_from_db()
+    assert (row.state, row.attempts) == ("sent", 51)
 
 
 def test_try_again__nothing_that_was_sent_or_whose_channel_is_disabled(admin_client, requested):

@@ -8,7 +8,7 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.db import router
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -94,8 +94,12 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="channel")
     def shown_channel(self, row: Delivery) -> SafeString:
-        page = reverse(f"{self.admin_site.name}:proxyhealth_channel_change", args=[row.channel_id])
-        return format_html('<a href="{}"><bdi>{}</bdi></a>', page, clean(row.channel.name, 64))
+        name = format_html("<bdi>{}</bdi>", clean(row.channel.name, 64))
+        page = f"{self.admin_site.name}:proxyhealth_channel_change"
+        try:
+            return format_html('<a href="{}">{}</a>', reverse(page, args=[row.channel_id]), name)
+        except NoReverseMatch:  # the host has unregistered the channels
+            return name
 
     @admin.display(description="what")
     def what(self, row: Delivery) -> SafeString:
