@@ -82,8 +82,8 @@ def _make_deliveries(
 def are_untold() -> bool:
     """Return True if a delivery of an alarm is pending. Raise ``HistoryUnavailable``."""
     with using_database_of(Delivery) as alias:
-        pending = Delivery.objects.using(alias).filter(state=Delivery.State.PENDING, channel__enabled=True)
-        return pending.filter(alarm__isnull=False).exists()
+        pending = Delivery.objects.using(alias).pending()
+        return pending.filter(channel__enabled=True, alarm__isnull=False).exists()
 
 
 def last_round() -> int | None:

@@ -71,7 +71,13 @@ def insert_outage(begin, end=None):
 def insert_delivery(transition, outage, state="sent", number=0):
     channel, _ = Channel.objects.get_or_create(name="ops", defaults={"kind": "email", "listens_since": NOW})
     return Delivery.objects.create(
-        channel=channel, transition=transition, outage=outage, state=state, number=number, created_at=NOW
+        channel=channel,
+        transition=transition,
+        outage=outage,
+        state=state,
+        number=number,
+        created_at=NOW,
+        next_attempt_at=NOW if state == "pending" else None,
     )
 
 
