@@ -75,6 +75,11 @@ def test_mailbox__failed_proxy_and_its_return(operator, quick_demo):
     expect(mails(page, r"\[ok after .*\] proxy paris")).to_have_count(1, timeout=30_000)
     expect(down.locator("summary")).to_be_focused()
     assert_accessible(page)
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(f"{quick_demo.base}/admin/proxyhealth/channel/1/change/")
+    expect(page.locator(".proxyhealth-deliveries tbody tr")).to_have_count(2)
+    assert_accessible(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_mailbox__frame_of_a_mail_has_no_rights(operator, quick_demo):
