@@ -74,12 +74,12 @@ def text_of(client, path):
 # The wizard
 
 
-@pytest.mark.parametrize("query", ["", "?kind=", "?kind=pigeon"])
-def test_wizard__asks_for_the_kind_first(admin_client, query):
-    text = text_of(admin_client, ADD + query)
-    for kind in ("email", "webhook"):
-        assert f'href="?kind={kind}"' in text
-    assert 'name="target"' not in text
+def test_wizard__asks_for_the_kind_first(admin_client):
+    for query in ("", "?kind=pigeon"):
+        text = text_of(admin_client, ADD + query)
+        for kind in ("email", "webhook"):
+            assert f'href="?kind={kind}"' in text
+        assert 'name="target"' not in text
 
 
 def test_wizard__list_without_channels_leads_to_it(admin_client):
@@ -177,15 +177,13 @@ def test_secret__new_one_replaces_it(admin_client):
 def test_target__is_never_shown_again(admin_client, kind):
     target = {"email": f"x{HIDDEN}@example.com", "apprise": f"slack://{HIDDEN}/{HIDDEN}"}
     channel = make(kind=kind, **({"target": target[kind]} if kind in target else {}))
-    viewer = staff("view_channel", "view_delivery")
-    for client in (admin_client, viewer):
-        for path in (LIST, address(channel)):
-            text = text_of(client, path)
-            assert HIDDEN not in text
-            assert "…" in text
+    for client in (admin_client, staff("view_channel", "view_delivery")):
+        text = text_of(client, address(channel))
+        assert HIDDEN not in text
+        assert "…" in text
+    assert HIDDEN not in text_of(admin_client, LIST)
     invalid = admin_client.post(address(channel), form(channel, delay="soon"))
     assert HIDDEN not in invalid.content.decode()
-    assert HIDDEN not in text_of(admin_client, f"{LIST}{channel.pk}/delete/")
 
 
 def test_log__has_neither_target_nor_secret(admin_client):
@@ -312,26 +310,26 @@ def insert(channel, **values):
 AGO = timezone.now() - timedelta(hours=3, minutes=5)
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({}, "never used"),
-        ({"last_success_at": AGO}, "works, last message <time"),
-        ({"last_success_at": AGO, "last_failure_at": NOW}, "3\xa0hours ago"),
-        (
-            {"last_failure_at": AGO, "last_success_at": NOW, "last_error": "<refused>"},
-            "</time>: <bdi>&lt;refused&gt;</bdi>",
-        ),
-        ({"enabled": False}, "disabled</span>"),
-        (
-            {"enabled": False, "last_failure_at": AGO, "last_error": "the other side answered 410 Gone"},
-            "disabled: <bdi>the other side answered 410 Gone</bdi>",
-        ),
-    ],
-)
-def test_state__in_words(admin_client, values, words):
-    make(**values)
-    assert words in admin_client.get(LIST).content.decode()
+STATES = [
+    ({}, ">never used<"),
+    ({"last_success_at": AGO, "last_failure_at": NOW}, "works, last message <time"),
+    (
+        {"last_failure_at": AGO, "last_success_at": NOW, "last_error": "<no>"},
+        "</time>: <bdi>&lt;no&gt;</bdi>",
+    ),
+    ({"enabled": False}, ">disabled<"),
+    ({"enabled": False, "last_failure_at": AGO, "last_error": "410 Gone"}, ">disabled: <bdi>410 Gone</bdi>"),
+]
+
+
+def test_state__in_words(admin_client):
+    for i, (values, _) in enumerate(STATES):
+        make(str(i), **values)
+    text = admin_client.get(LIST).content.decode()
+    cells = re.findall(r'<td class="field-state">(.*?)</td>', text)
+    for cell, (_, words) in zip(cells, STATES, strict=True):
+        assert words in cell
+    assert "3\xa0hours ago" in cells[1]
 
 
 def test_state__fails_since_the_oldest_delivery_that_was_tried(admin_client):
