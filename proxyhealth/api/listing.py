@@ -17,7 +17,6 @@ from proxyhealth.api.query import EVERYTHING, PRIMARY_CURSOR, Selection, cursor_
 from proxyhealth.api.representation import (
     Representation,
     encode,
-    marks_json,
     public_stale_reason,
     public_values,
     region_json,
@@ -27,7 +26,6 @@ from proxyhealth.api.representation import (
     status_json,
 )
 from proxyhealth.conf import Primary, conf
-from proxyhealth.notifications.marks import NO_MARKS, Marks
 from proxyhealth.shared_copy import NO_GRACE, SharedCopy
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 from proxyhealth.utils import LazyProperty, PerProcess
@@ -242,12 +240,14 @@ class _Entries:
     @LazyProperty
     def proxies(self) -> list[bytes]:
         """The JSON of each proxy with all details: fragments joined at their braces, to encode them once."""
-        marks = {id: _json_of_marks(self._marks, id) for id in self._marks.ids}
+        marks, marked = self._marks, self._marks.ids
         return [
             b"".join(
                 (
-                    *(fragment.region[:-1], b',"status":', encode(status_json(status))[:-1]),
-                    *(marks.get(id, _NO_MARKS), fragment.row),
+                    fragment.region[:-1],
+                    b',"status":',
+                    encode(status_json(status, marks if id in marked else None)),
+                    fragment.row,
                 )
             )
             for status, (id, fragment) in zip(self.statuses, self._fragments.items(), strict=True)
@@ -318,15 +318,6 @@ class _Entries:
         if index is None:
             index = self._by_name.get(id_or_name, self._by_name.get(id_or_name.lower()))
         return index
-
-
-def _json_of_marks(marks: Marks, id: UUID) -> bytes:
-    """Return the last fields of the JSON of a status."""
-    return b"," + encode(marks_json(marks.silenced.get(id), marks.acknowledged.get(id)))[1:]
-
-
-# Almost all proxies have none.
-_NO_MARKS = _json_of_marks(NO_MARKS, UUID(int=0))
 
 
 def _search_text(proxy: Proxy | Primary) -> str:

@@ -18,7 +18,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.utils.http import http_date, parse_etags
 
 from proxyhealth.conf import Primary
-from proxyhealth.notifications.marks import Acknowledgement
+from proxyhealth.notifications.marks import Acknowledgement, Marks
 from proxyhealth.snapshot import NO_LABELS, Proxy, ProxyStatus, Snapshot
 from proxyhealth.texts import clean, without_controls
 from proxyhealth.utils import rfc3339
@@ -111,13 +111,22 @@ def region_json(proxy: Proxy | Primary, healthy: bool) -> dict[str, Any]:
 _round_time = lru_cache(maxsize=64)(rfc3339)
 
 
-def status_json(status: ProxyStatus) -> dict[str, Any]:
-    """Return the confirmed status, and the last result as ``raw`` while that contradicts it."""
+def status_json(status: ProxyStatus, marks: Marks | None = None) -> dict[str, Any]:
+    """Return the confirmed status, and the last result as ``raw`` while that contradicts it.
+
+    ``marks`` has what people have said about the proxy. Almost all proxies have none.
+    """
     fields = _judgement_json(status)
     fields["latency_ms"] = milliseconds(status.latency)
     fields["since"] = status.since and rfc3339(status.since)
     if status.raw:
         fields["raw"] = _judgement_json(status.raw)
+    fields["silenced"] = fields["acknowledged"] = None
+    if marks:
+        silenced = marks.silenced.get(status.proxy.id)
+        acknowledgement = marks.acknowledged.get(status.proxy.id)
+        fields["silenced"] = silenced and rfc3339(silenced)
+        fields["acknowledged"] = acknowledgement and acknowledgement_json(acknowledgement)
     return fields
 
 
@@ -127,14 +136,6 @@ def _judgement_json(status: ProxyStatus) -> dict[str, Any]:
         "reason": status.reason,
         "report": {"errors": status.report.errors, "warnings": status.report.warnings},
         "checked_at": status.checked_at and _round_time(status.checked_at),
-    }
-
-
-def marks_json(silenced: datetime | None, acknowledgement: Acknowledgement | None) -> dict[str, Any]:
-    """Return what people have said about a status."""
-    return {
-        "silenced": silenced and rfc3339(silenced),
-        "acknowledged": acknowledgement and acknowledgement_json(acknowledgement),
     }
 
 
