@@ -174,6 +174,8 @@ def test_page__without_transitions_and_deliveries(admin_client):
     text = page(admin_client, f"{LIST}{insert().pk}/change/")
     assert "The changes of this outage have been deleted." in text
     assert "No channel was told." in text
+    assert '<div class="readonly">not yet</div>' in text
+    assert ">None<" not in text
 
 
 def test_acknowledge__on_the_page(admin_client, admin_user):

@@ -109,9 +109,9 @@ class OutageAdmin(RowsOfProxiesAdmin):
     def began(self, row: Outage) -> SafeString:
         return time_tag(row.began_at)
 
-    @admin.display(description="ended", empty_value="open")
-    def ended(self, row: Outage) -> SafeString | None:
-        return time_tag(row.ended_at) if row.ended_at else None
+    @admin.display(description="ended")
+    def ended(self, row: Outage) -> SafeString | str:
+        return time_tag(row.ended_at) if row.ended_at else "not yet"
 
     @admin.display(description="status")
     def shown_status(self, row: Outage) -> SafeString:
@@ -124,10 +124,10 @@ class OutageAdmin(RowsOfProxiesAdmin):
         seconds = round((row.ended_at - row.began_at).total_seconds())
         return format_html('<bdi dir="ltr">{}</bdi>', timedelta(seconds=seconds))
 
-    @admin.display(description="acknowledged", empty_value="no")
-    def acknowledged(self, row: Outage) -> SafeString | None:
+    @admin.display(description="acknowledged")
+    def acknowledged(self, row: Outage) -> SafeString | str:
         if row.acknowledged_at is None:
-            return None
+            return "no"
         name = clean(row.acknowledged_name, 150).strip()
         by = format_html(" by <bdi>{}</bdi>", name) if name else ""
         return format_html("{}{}", time_tag(row.acknowledged_at), by)
