@@ -108,8 +108,11 @@ def _due_channels(alias: str) -> list[int]:
 
 
 def _moments(alias: str) -> list[tuple[int, datetime]]:
-    """Return the enabled channels with pending deliveries, and when each has to be looked at."""
-    rows: Any = Delivery.objects.using(alias).pending().filter(channel__enabled=True).order_by()
+    """Return the channels with pending deliveries, and when each has to be looked at.
+
+    Those of a disabled channel have to be dropped.
+    """
+    rows: Any = Delivery.objects.using(alias).pending().order_by()
     found = rows.values_list("channel", "channel__rests_until", "channel__claimed_until").annotate(
         first=Min("next_attempt_at"), begun=Min("next_attempt_at", filter=Q(message__isnull=False))
     )

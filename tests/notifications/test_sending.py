@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from proxyhealth.exceptions import HistoryUnavailable
-from proxyhealth.models import Alarm, Channel, Delivery, Transition
+from proxyhealth.models import Alarm, Channel, Delivery, Silence, Transition
 from proxyhealth.notifications import sending
 from proxyhealth.notifications.sending import seconds_until_due, send_due
 from tests.notifications.story import change, make_channel, make_proxy, reasons, rest_is_over, states
@@ -126,11 +126,15 @@ def test_given_up__not_because_the_clock_was_set_forward(channel, receiver, prox
 def test_gone__disables_the_channel(channel, receiver, proxy):
     receiver.answers = [(410, {})]
     change(proxy, "unhealthy")
-    send_due()
+    Silence.objects.create(proxies="oslo", starts=timezone.now(), ends=timezone.now() + timedelta(hours=1))
+    change(make_proxy("oslo"), "unhealthy")
+    assert send_due() > 0
     channel.refresh_from_db()
     assert not channel.enabled
     assert "410" in channel.last_error
-    assert states() == ["failed"]
+    assert states() == ["failed", "pending"]
+    assert send_due() is None
+    assert states() == ["failed", "dropped"]
 
 
 def test_gone__does_not_disable_a_corrected_channel(channel, receiver, proxy, monkeypatch):
@@ -148,6 +152,7 @@ def test_gone__does_not_disable_a_corrected_channel(channel, receiver, proxy, mo
 def test_disabled__drops_what_is_pending(channel, receiver, proxy):
     change(proxy, "unhealthy")
     Channel.objects.update(enabled=False)
+    assert seconds_until_due() == 0
     assert send_due() is None
     assert receiver.bodies == []
     assert reasons() == {"dropped": {"The channel is disabled."}}
