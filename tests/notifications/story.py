@@ -78,8 +78,13 @@ def make_channel(receiver, name="ops", **values):
 def make_proxy(name="paris", **values):
     """Make a proxy that is ok, as nobody has to be told."""
     proxy = WorkspaceProxy.objects.create(name=name, url=f"https://{name}.example.com", **values)
-    change(proxy, "ok", ago=CREATED.total_seconds())
+    _row(proxy, "unknown", "ok", timezone.now() - CREATED, token=1).save()
     return proxy
+
+
+def _row(proxy, before, after, at, token, **values):
+    values |= {"proxy": proxy, "proxy_uuid": proxy.pk, "proxy_name": proxy.name, "watched": 0}
+    return Transition(before=before, after=after, at=at, token=token, **values)
 
 
 def change(proxy, *statuses, ago=0.0, every=1.0, **values):
@@ -88,20 +93,10 @@ def change(proxy, *statuses, ago=0.0, every=1.0, **values):
     rows = []
     for number, after in enumerate(statuses):
         last = Transition.objects.filter(proxy_uuid=proxy.pk).order_by("token").last()
+        before, token = (last.after, last.token) if last else ("unknown", 0)
         at = begin + timedelta(seconds=number * every)
-        rows += record_rows(
-            Transition(
-                proxy=proxy,
-                proxy_uuid=proxy.pk,
-                proxy_name=proxy.name,
-                before=last.after if last else "unknown",
-                after=after,
-                at=at,
-                token=max(int(aware(at).timestamp() * 1_000_000), last.token + 1 if last else 0),
-                watched=0,
-                **values,
-            )
-        )
+        token = max(int(aware(at).timestamp() * 1_000_000), token + 1)
+        rows += record_rows(_row(proxy, before, after, at, token, **values))
     return rows
 
 

@@ -98,11 +98,7 @@ def test_made__once_if_the_rows_are_recorded_again(channel, proxy):
     assert len(made()) == 1
 
 
-def test_made__queries_do_not_grow(channel, proxy):
-    with CaptureQueriesContext(
-        connection,
-    ) as few:
-        change(proxy, "unhealthy")
+def test_made__queries_do_not_grow(channel):
     many = [make_proxy(f"p{number}") for number in range(20)]
     now = timezone.now()
     rows = Transition.objects.bulk_create(
@@ -121,4 +117,4 @@ def test_made__queries_do_not_grow(channel, proxy):
     found = outages.record("default", rows)
     with CaptureQueriesContext(connection) as queries:
         assert deliveries.make("default", rows, found) == 20
-    assert len(queries) <= 5 < len(few)
+    assert len(queries) <= 5

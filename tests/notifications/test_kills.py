@@ -44,10 +44,10 @@ def fault(number, before, after):
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(Killed(), None), (None, Killed()), (None, OperationalError("the reply was lost"))],
-    ids=["before", "after", "reply lost"],
+    [(Killed(), None), (None, OperationalError("the reply was lost"))],
+    ids=["killed", "reply lost"],
 )
-def test_killed__at_any_write(receiver, later, monkeypatch, before, after):
+def test_fault__at_any_write(receiver, later, monkeypatch, before, after):
     monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
     make_channel(receiver, remind_every=60)
     proxy, other = make_proxy(), make_proxy("oslo")

@@ -336,7 +336,7 @@ def test_many__one_message_and_few_queries(channel, receiver, proxy):
     change(proxy, "unhealthy")
     few = count()
     rest_is_over()
-    for number in range(30):
+    for number in range(10):
         change(make_proxy(f"p{number}"), "unhealthy")
     assert count() <= few
-    assert len(receiver.told[1]) == 30
+    assert len(receiver.told[1]) == 10
