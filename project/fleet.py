@@ -18,7 +18,7 @@ class Member:
 
     ``port`` is an offset from the web server's port; 0 means no URL. ``latency`` is the delay of
     ``/latency-check`` in ms: it simulates distance, because the whole fleet runs on one machine. ``flag`` is
-    the name of an icon in static/project/flags.
+    the name of an icon in static/project/flags. ``region`` is a label.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Member:
     status: str
     reason: str = ""
     flag: str = field(kw_only=True)
+    region: str = field(kw_only=True)
     latency: int = field(kw_only=True)
 
     def url(self, base_port: int) -> str:
@@ -35,14 +36,14 @@ class Member:
 
 
 FLEET = (
-    Member("paris", "Paris", 1, "healthy", "ok", flag="fr", latency=9),
-    Member("sao-paulo", "São Paulo", 2, "warnings", "ok", flag="br", latency=48),
-    Member("sydney", "Sydney", 3, "errors", "unhealthy", "report_errors", flag="au", latency=79),
-    Member("tokyo", "Tokyo", 4, "error_500", "unhealthy", "status_code", flag="jp", latency=66),
-    Member("mumbai", "Mumbai", 5, "web_page", "unhealthy", "not_json", flag="in", latency=37),
-    Member("cape-town", "Cape Town", 6, "slow", "unreachable", "timeout", flag="za", latency=54),
-    Member("dublin", "Dublin", 7, "refusing", "unreachable", "connect", flag="ie", latency=5),
-    Member("oslo", "Oslo", 0, "unregistered", "unregistered", flag="no", latency=14),
+    Member("paris", "Paris", 1, "healthy", "ok", flag="fr", region="eu", latency=9),
+    Member("sao-paulo", "São Paulo", 2, "warnings", "ok", flag="br", region="sa", latency=48),
+    Member("sydney", "Sydney", 3, "errors", "unhealthy", "report_errors", flag="au", region="au", latency=79),
+    Member("tokyo", "Tokyo", 4, "error_500", "unhealthy", "status_code", flag="jp", region="as", latency=66),
+    Member("mumbai", "Mumbai", 5, "web_page", "unhealthy", "not_json", flag="in", region="as", latency=37),
+    Member("cape-town", "Cape Town", 6, "slow", "unreachable", "timeout", flag="za", region="af", latency=54),
+    Member("dublin", "Dublin", 7, "refusing", "unreachable", "connect", flag="ie", region="eu", latency=5),
+    Member("oslo", "Oslo", 0, "unregistered", "unregistered", flag="no", region="eu", latency=14),
 )
 
 # Offsets from the web server's port, like those of the members.

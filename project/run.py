@@ -253,7 +253,11 @@ def _prepare_fleet(port: int) -> None:
         # update() and bulk_create() send no signals: no worker runs yet that could check the proxies.
         if not WorkspaceProxy.objects.filter(name=member.name).update(**values):
             WorkspaceProxy.objects.bulk_create(
-                [WorkspaceProxy(name=member.name, version="v2.29.1", **values)]
+                [
+                    WorkspaceProxy(
+                        name=member.name, version="v2.29.1", labels={"region": member.region}, **values
+                    )
+                ]
             )
 
 

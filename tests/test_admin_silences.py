@@ -78,7 +78,7 @@ def test_add__has_its_author_and_names_the_proxies(admin_client, admin_user, fle
     silence = Silence.objects.get()
     assert silence.created_by == admin_user
     assert (silence.weekdays, silence.begin, silence.end) == ([], None, None)
-    assert messages(response)[0].startswith("2 of 3 proxies: ")
+    assert messages(response)[0].startswith("It silences 2 of 3 proxies: ")
     assert "in force until" in state_of(admin_client)
 
 

@@ -63,6 +63,13 @@ class SilenceForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for typ
         }
         widgets = {"proxies": forms.Textarea(attrs={"rows": 4, "cols": 40})}  # noqa: RUF012
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in {"starts", "ends"} & self.fields.keys():
+            # Django gives a name to the pair, but not to its two fields.
+            for part, text in zip(self.fields[name].widget.widgets, ("date", "time"), strict=True):
+                part.attrs["aria-label"] = f"{name.capitalize()}: {text}"
+
 
 class EndedFilter(admin.SimpleListFilter):
     """A filter that hides the silences that have ended by default."""
@@ -155,9 +162,8 @@ class SilenceAdmin(GrantedAdmin):
         super().save_model(request, obj, form, change)
         proxies = _read_proxies()
         chosen = _chosen(obj, proxies)
-        text = (
-            f"{_of(len(chosen), len(proxies))}: {_names(chosen)}." if chosen else "It matches no proxy now."
-        )
+        count = _of(len(chosen), len(proxies))
+        text = f"It silences {count}: {_names(chosen)}." if chosen else "It matches no proxy now."
         self.message_user(request, text, messages.INFO if chosen else messages.WARNING)
 
     @admin.action(description="End now", permissions=["change"])
