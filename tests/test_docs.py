@@ -12,6 +12,7 @@ from django.contrib.auth.models import Permission, User
 from django.core import signing
 from django.test import Client
 
+from proxyhealth import health
 from proxyhealth.checks import SETTINGS, check_settings
 from proxyhealth.conf import NAMES, conf
 from proxyhealth.statuses import Reason, Status
@@ -49,6 +50,15 @@ def test_json__token_example_works(paris, sent, host_api):
     session = signed_in("change_workspaceproxy", enforce_csrf_checks=True)
     assert session.get(REGIONS).status_code == 200
     assert_error(session.post(f"{LIST}/paris/check"), 403, "CSRF verification failed.")
+
+
+@pytest.mark.django_db
+def test_notifications__sample_silences_proxies(paris):
+    (code,) = re.findall(
+        r"```python\n([^`]*models import Silence\n.*?)```", (DOCS / "notifications.md").read_text(), re.DOTALL
+    )
+    exec(code, {})
+    assert health.silenced().keys() == {paris.pk}
 
 
 def test_settings__lists_every_setting_and_its_check():

@@ -6,6 +6,7 @@ import threading
 from datetime import timedelta
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.db import connection
 from django.utils import timezone
 
@@ -50,6 +51,7 @@ def test_silenced__only_silenced_proxies_have_a_series(proxies):
     silence("sydney", minutes=10)
     assert silenced() == {proxies["paris"], proxies["oslo"]}
     assert {str(id) for id in health.silenced()} == silenced(), "one code path"
+    assert async_to_sync(health.asilenced)() == health.silenced()
     row.ends = timezone.now()
     row.save()
     assert silenced() == set()
