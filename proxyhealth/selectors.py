@@ -4,11 +4,11 @@ Each line is a pattern of names, such as ``eu-*``, or of a label, such as ``regi
 proxy is chosen if one line matches it, without regard to case. No lines choose all proxies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
-from re import ASCII, IGNORECASE, Pattern, compile
+from re import ASCII, Pattern, compile
 
 from django.core.exceptions import ValidationError
 
@@ -16,50 +16,71 @@ from proxyhealth.texts import cut
 
 # What names and labels may have, and the characters of patterns.
 _NAME = compile(r"[\w*?\[\]!-]+", ASCII)
+_WILD = frozenset("*?[")
 _LABEL = compile(r"[\w*?\[\]!./-]+", ASCII)
 
 
 @dataclass(frozen=True)
 class Selector:
-    """The parsed lines of a selector."""
+    """The parsed lines of a selector, in lower case. A label is ``key:value``."""
 
-    names: tuple[Pattern[str], ...]
-    labels: tuple[tuple[Pattern[str], Pattern[str]], ...]
+    names: frozenset[str] = frozenset()
+    name_pattern: Pattern[str] | None = None
+    labels: frozenset[str] = frozenset()
+    label_pattern: Pattern[str] | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Selector":
         """Return the selector of these lines. Any text is one."""
         return _parse(text)
 
+    @classmethod
+    def union(cls, selectors: Iterable["Selector"]) -> "Selector":
+        """Return a selector that chooses what one of these chooses. None of them may be empty."""
+        every = list(selectors)
+        return cls(
+            frozenset().union(*(each.names for each in every)),
+            _any_of(each.name_pattern.pattern for each in every if each.name_pattern),
+            frozenset().union(*(each.labels for each in every)),
+            _any_of(each.label_pattern.pattern for each in every if each.label_pattern),
+        )
+
     @property
     def is_empty(self) -> bool:
-        return not self.names and not self.labels
+        return self == _EMPTY
 
     def matches(self, name: str, labels: Mapping[str, str]) -> bool:
         """Return True if this proxy is chosen."""
-        return (
-            self.is_empty
-            or any(pattern.match(name) for pattern in self.names)
-            or any(
-                key.match(label) and pattern.match(value)
-                for key, pattern in self.labels
-                for label, value in labels.items()
-            )
-        )
+        name = name.lower()
+        if name in self.names or (self.name_pattern and self.name_pattern.match(name)):
+            return True
+        if self.labels or self.label_pattern:
+            texts = [f"{key}:{value}".lower() for key, value in labels.items()]
+            pattern = self.label_pattern
+            return not self.labels.isdisjoint(texts) or bool(pattern and any(map(pattern.match, texts)))
+        return not self.names and not self.name_pattern  # no lines choose all
+
+
+_EMPTY = Selector()
 
 
 @lru_cache(maxsize=1_024)
 def _parse(text: str) -> Selector:
-    lines = list(filter(None, map(str.strip, text.splitlines())))
-    pairs = [line.partition(":") for line in lines]
-    return Selector(
-        tuple(_pattern(name) for name, colon, _ in pairs if not colon),
-        tuple((_pattern(key), _pattern(value)) for key, colon, value in pairs if colon),
-    )
+    lines = list(filter(None, map(str.strip, text.lower().splitlines())))
+    names = [line for line in lines if ":" not in line]
+    labels = [":".join(map(str.strip, line.split(":", 1))) for line in lines if ":" in line]
+    return Selector(*_split(names), *_split(labels))
 
 
-def _pattern(text: str) -> Pattern[str]:
-    return compile(translate(text.strip()), IGNORECASE)
+def _split(texts: list[str]) -> tuple[frozenset[str], Pattern[str] | None]:
+    """Return the texts without a character of patterns, and a pattern for the others."""
+    patterns = [text for text in texts if not _WILD.isdisjoint(text)]
+    return frozenset(texts).difference(patterns), _any_of(map(translate, patterns))
+
+
+def _any_of(patterns: Iterable[str]) -> Pattern[str] | None:
+    joined = "|".join(patterns)
+    return compile(joined) if joined else None
 
 
 def validate_selectors(text: str) -> None:

@@ -143,7 +143,7 @@ class Silences:
 
     def __init__(self, rows: Iterable[Times] = ()) -> None:
         self._all = tuple(rows)
-        self._in_force: tuple[datetime | None, Sequence[Times]] = (None, ())
+        self._in_force: tuple[datetime | None, Sequence[Times], Selector | None] = (None, (), None)
         self._unions: dict[tuple[datetime, tuple[Times, ...]], datetime] = {}
 
     @classmethod
@@ -161,7 +161,8 @@ class Silences:
         Silences that overlap, or that follow each other without a pause, count as one.
         """
         now = aware(now)
-        if not any(times.selector.matches(name, labels) for times in self.in_force(now)):
+        selector = self._at(now)[2]
+        if selector is None or not selector.matches(name, labels):
             return None
         chosen = tuple(times for times in self._all if times.selector.matches(name, labels))
         end = self._unions.get((now, chosen))
@@ -187,11 +188,16 @@ class Silences:
 
     def in_force(self, now: datetime) -> Sequence[Times]:
         """Return the silences that are in force at ``now``."""
-        moment, in_force = self._in_force
-        if moment != now:
+        return self._at(now)[1]
+
+    def _at(self, now: datetime) -> tuple[datetime | None, Sequence[Times], Selector | None]:
+        """Return the silences that are in force at ``now``, and a selector of their proxies."""
+        result = self._in_force
+        if result[0] != now:
             in_force = tuple(times for times in self._all if times.stop(now))
-            self._in_force = (now, in_force)  # one assignment: threads share this object
-        return in_force
+            selector = Selector.union(times.selector for times in in_force) if in_force else None
+            self._in_force = result = (now, in_force, selector)  # one assignment: threads share this object
+        return result
 
 
 def _end_of_union(chosen: Sequence[Times], now: datetime) -> datetime:
