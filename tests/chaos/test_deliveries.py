@@ -17,7 +17,7 @@ from tests.support.proxies import wait_for
 from tests.support.recipients import Mailbox, Webhook
 
 # For a longer run: KILLS=200 python -m pytest tests/chaos/test_deliveries.py -k killed
-KILLS = int(os.environ.get("KILLS", "8"))
+KILLS = int(os.environ.get("KILLS", "10"))
 SEED = os.environ.get("SEED", "1")
 TRANSITIONS_PER_KILL = 2.5
 WHOLE_WORKER = 0.03  # share of kills: a worker needs seconds to start
