@@ -53,7 +53,7 @@ _WORDS: dict[str, _Words] = {
         end=gettext_lazy("Redis is within reach again, after %(duration)s."),
         sentence=gettext_lazy(
             "Rounds cannot store what they find, and readers show the last statuses, marked as stale. Bring "
-            "Redis back; nothing else needs a restart."
+            "Redis back, and then check that the workers run."
         ),
         tag=gettext_lazy("Redis out of reach for %(duration)s"),
         end_tag=gettext_lazy("Redis again after %(duration)s"),
