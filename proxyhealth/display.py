@@ -5,7 +5,7 @@ from typing import Any
 
 from django.utils.formats import number_format
 from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.timezone import localtime
 
 from proxyhealth.conf import conf
@@ -26,11 +26,12 @@ def clock(moment: datetime) -> str:
     return f"{local:%Y-%m-%d %H:%M:%S} {zone}"
 
 
-def time_tag(moment: datetime) -> SafeString:
-    """Return ``moment`` as HTML. The script of the health page adds the age."""
+def time_tag(moment: datetime, *, with_age: bool = True) -> SafeString:
+    """Return ``moment`` as HTML. The script of the health page adds the age, except to a time to come."""
     return format_html(
-        '<time dir="ltr" datetime="{}" data-ago>{}</time>',
+        '<time dir="ltr" datetime="{}"{}>{}</time>',
         _local(moment).isoformat(timespec="seconds"),
+        mark_safe(" data-ago") if with_age else "",
         clock(moment),
     )
 

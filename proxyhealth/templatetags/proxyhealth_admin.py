@@ -70,7 +70,10 @@ def _alert_of_snapshot(snapshot: Snapshot) -> str:
 def marks_of(context: Context, statuses: Sequence[ProxyStatus]) -> dict[UUID, SafeString]:
     """Return by id, as HTML, what people have said about these proxies: silences, and acknowledgements."""
     silenced = silences.current().of([status.proxy for status in statuses], datetime.now(UTC))
-    texts = [(id, format_html("silenced until {}", display.time_tag(end))) for id, end in silenced.items()]
+    texts = [
+        (id, format_html("silenced until {}", display.time_tag(end, with_age=False)))
+        for id, end in silenced.items()
+    ]
     bad = [status.proxy.id for status in statuses if status.status in BAD_STATUSES]
     if bad and access.is_granted(context["request"].user.has_perm("proxyhealth.view_outage")):
         rows = Outage.objects.primary().open().filter(proxy_uuid__in=bad).defer("note")
