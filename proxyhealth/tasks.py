@@ -30,7 +30,7 @@ from proxyhealth.exceptions import HistoryUnavailable, RoundFailed, StoreError
 from proxyhealth.history import announce, outages, pruning, records
 from proxyhealth.notifications import heartbeats, sending, watchdog
 from proxyhealth.rounds import broker, steps, worker
-from proxyhealth.rounds.dispatch import flush, request_delivery, request_task
+from proxyhealth.rounds.dispatch import flush, hand_over, request_delivery, request_task
 from proxyhealth.rounds.recheck import run_pending_check, run_recheck
 from proxyhealth.rounds.runner import run_round
 from proxyhealth.rounds.sharing import finish_shared_round, run_shard
@@ -241,9 +241,10 @@ def _send_requests(task: Any, **kwargs: Any) -> None:
 
 
 @worker_process_shutdown.connect
-def _send_heartbeats(**kwargs: Any) -> None:
-    """Send the heartbeat of a process whose last task was a round, as with ``--max-tasks-per-child``."""
-    heartbeats.flush()  # such a process calls no function of atexit
+def _end(**kwargs: Any) -> None:
+    """Send what a process of a pool still has to send, for example with ``--max-tasks-per-child``."""
+    hand_over(timeout=1)  # such a process calls no function of atexit
+    heartbeats.flush()
 
 
 @task_failure.connect

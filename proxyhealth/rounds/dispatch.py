@@ -3,6 +3,7 @@
 import atexit
 import logging
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -65,11 +66,12 @@ def request_next_round() -> None:
 def request_task(name: TaskName, countdown: float = 0) -> None:
     """Ask the workers to run a task without arguments, after ``countdown`` seconds. Never raise.
 
-    Return at once, except in eager mode, which runs the task here if it has no countdown.
+    Return at once, except in eager mode, which runs the task here if it has no countdown. A request with a
+    countdown waits in this process. If that is killed, the next round makes up for it.
     """
     app = broker.celery_app()
     if not app.conf.task_always_eager:
-        _sender.value.add((), [(name, countdown)])
+        _sender.value.add_later(name, countdown) if countdown else _sender.value.add((), [name])
     elif not countdown:
         _run_eagerly(app, name)
 
@@ -99,8 +101,13 @@ def request_delivery(seconds: float) -> None:
 
 
 def flush(timeout: float) -> None:
-    """Wait up to ``timeout`` seconds until all requests of this process are sent."""
+    """Wait up to ``timeout`` seconds until all requests of this process are sent, but those for later."""
     _sender.value.flush(timeout)
+
+
+def hand_over(timeout: float) -> None:
+    """Send all requests of this process, which ends, also those for later: the broker keeps them."""
+    _sender.value.hand_over(timeout)
 
 
 @dataclass
@@ -109,7 +116,7 @@ class _Batch:
 
     ids: set[str] = field(default_factory=set)
     all_proxies: bool = False
-    tasks: set[tuple[TaskName, float]] = field(default_factory=set)
+    tasks: dict[TaskName, float] = field(default_factory=dict)  # with their countdowns
     futures: list[Future[None]] = field(default_factory=list)
 
 
@@ -124,9 +131,12 @@ class Sender:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._batches: dict[Celery, _Batch] = {}
+        # When requests for later are due, by the monotonic clock. They do not wait in the broker, because a
+        # Celery worker that holds messages for later ends when it loses its broker.
+        self._due_at: dict[tuple[Celery, TaskName], float] = {}
 
-    def add(self, ids: Iterable[str] | None, tasks: Iterable[tuple[TaskName, float]] = ()) -> Future[None]:
-        """Request a check of these proxies, or of all, and tasks with their countdowns.
+    def add(self, ids: Iterable[str] | None, tasks: Iterable[TaskName] = ()) -> Future[None]:
+        """Request a check of these proxies, or of all, and tasks.
 
         The future is done when the broker has the task. Without ids, it is done after all earlier requests,
         with the result of the last one.
@@ -141,23 +151,50 @@ class Sender:
                 batch.all_proxies = True
             else:
                 batch.ids.update(ids)
-            batch.tasks.update(tasks)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="proxyhealth sender", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            batch.tasks.update(dict.fromkeys(tasks, 0.0))
+            self._wake()
         return future
 
+    def add_later(self, name: TaskName, seconds: float) -> None:
+        """Request a task ``seconds`` from now, unless it is requested for an earlier time."""
+        key, due_at = (broker.celery_app(), name), time.monotonic() + seconds
+        with self._changed:
+            self._due_at[key] = min(due_at, self._due_at.get(key, due_at))
+            self._wake()
+
     def flush(self, timeout: float) -> None:
-        """Wait up to ``timeout`` seconds until all requests are sent."""
+        """Wait up to ``timeout`` seconds until all requests are sent, but those for later."""
         if self._thread is not None:
             with suppress(Exception):
                 self.add(()).result(timeout)
 
+    def hand_over(self, timeout: float) -> None:
+        """Send all requests, those for later with their countdowns. Wait up to ``timeout`` seconds."""
+        if self._thread is not None:
+            with self._changed:
+                self._take(float("inf"))
+            self.flush(timeout)
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="proxyhealth sender", daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
+    def _take(self, seconds: float) -> None:
+        """Make the requests that are due within ``seconds`` parts of the next batches."""
+        now = time.monotonic()
+        for app, name in [key for key, due_at in self._due_at.items() if due_at <= now + seconds]:
+            batch = self._batches.setdefault(app, _Batch())
+            batch.tasks.setdefault(name, max(0.0, self._due_at.pop((app, name)) - now))
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._batches)
+                while not self._batches:
+                    next_due_at = min(self._due_at.values(), default=None)
+                    self._changed.wait(next_due_at and max(0.0, next_due_at - time.monotonic()))
+                    self._take(0)
                 app = next(iter(self._batches))
                 batch = self._batches.pop(app)
             if batch.ids or batch.all_proxies or batch.tasks:
@@ -175,7 +212,7 @@ class Sender:
                 _send(None)
             if batch.ids:
                 _send(batch.ids)
-            for name, countdown in batch.tasks:
+            for name, countdown in batch.tasks.items():
                 _apply(name, countdown=countdown)
         except Exception as error:
             text = without_passwords(error)
@@ -188,7 +225,7 @@ class Sender:
 _sender = PerProcess(Sender)
 
 # A short-lived process, such as a management command, sends its last requests before it ends.
-atexit.register(flush, timeout=2)
+atexit.register(hand_over, timeout=2)
 
 
 def _check_eagerly(app: Celery, ids: list[str] | None) -> Future[None]:
