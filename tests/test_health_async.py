@@ -59,10 +59,9 @@ def overdue_copy(relay, configure, monkeypatch):
 def test_all__each_function_has_an_async_version():
     functions = [name for name in health.__all__ if not inspect.isclass(getattr(health, name))]
     is_async = {name: inspect.iscoroutinefunction(getattr(health, name)) for name in functions}
-    assert is_async == {name: name.startswith("a") for name in functions}
-    assert {f"a{name}" for name in functions if not name.startswith("a")} == {
-        *filter(is_async.get, functions)
-    }
+    assert is_async == {name: name.startswith("a") and name[1:] in functions for name in functions}
+    blocking = {name for name in functions if not is_async[name]} - {"outages"}  # a queryset, which is lazy
+    assert {f"a{name}" for name in blocking} == {*filter(is_async.get, functions)}
 
 
 # Reads

@@ -204,6 +204,21 @@ def test_request_check__goes_to_current_app_of_caller(redis_client):
         assert len(queued(client)) == 1
 
 
+def test_request_task__for_later_waits_in_this_process(redis_client):
+    """A worker that has received a message for later would end when it loses its broker."""
+    dispatch.request_task(TaskName.DELIVER, 60)
+    dispatch.request_task(TaskName.DELIVER, 0.3)
+    dispatch.request_task(TaskName.RECHECK, 60)
+    dispatch.flush(10)
+    assert queued(redis_client) == []
+    (task,) = wait_for(lambda: queued(redis_client))
+    assert (task["task"], task["eta"]) == (TaskName.DELIVER, None)
+    dispatch.hand_over(10)
+    _, task = queued(redis_client)[::-1]
+    assert task["task"] == TaskName.RECHECK
+    assert task["eta"], "the process ends, so the broker keeps it"
+
+
 def test_request_check__in_short_lived_process_is_sent(redis_client):
     """As in a management command that saves a proxy and ends."""
     run_python(IMPORTS + "request_check()\n")
