@@ -170,6 +170,12 @@ def test_page__shows_its_transitions_and_deliveries(admin_client):
     assert str(outage.proxy_uuid) in text
 
 
+def test_page__links_to_a_silence_of_its_proxy(admin_client):
+    outage = insert("paris")
+    page = admin_client.get(f"{LIST}{outage.pk}/change/").content.decode()
+    assert 'href="/admin/proxyhealth/silence/add/?proxies=paris"' in page
+
+
 def test_page__without_transitions_and_deliveries(admin_client):
     text = page(admin_client, f"{LIST}{insert().pk}/change/")
     assert "The changes of this outage have been deleted." in text

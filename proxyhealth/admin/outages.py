@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 
 from proxyhealth import access
+from proxyhealth.admin import silences
 from proxyhealth.admin.history import (
     MAX_CHOICES,
     ProxyFilter,
@@ -144,6 +145,7 @@ class OutageAdmin(RowsOfProxiesAdmin):
         context = dict(extra_context or {})
         if outage := self.get_object(request, object_id):
             context |= {"outage": outage, "changes": _changes(outage), "deliveries": _deliveries(outage)}
+            context["silence_url"] = silences.add_url(self.admin_site, request)
         return super().change_view(request, object_id, form_url, context)
 
     def save_model(self, request: HttpRequest, obj: Outage, form: Any, change: bool) -> None:

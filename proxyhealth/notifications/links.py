@@ -2,6 +2,7 @@
 
 import logging
 from typing import Any
+from urllib.parse import urlencode
 
 from django.urls import NoReverseMatch, get_script_prefix, reverse
 
@@ -9,6 +10,8 @@ from proxyhealth.conf import conf
 from proxyhealth.notifications.messages import Change, Message
 
 logger = logging.getLogger(__name__)
+
+_MAX_NAMES = 20  # of proxies in a link
 
 
 def admin_url(page: str, *args: Any) -> str:
@@ -41,12 +44,18 @@ def footer_links(message: Message) -> list[tuple[str, str]]:
     if message.changes:
         pages += [
             ("Open outages", _filtered("outage_changelist", "?state=open")),
-            ("Silence proxies", admin_url("silence_add")),
+            ("Silence proxies", _filtered("silence_add", _selectors(message))),
         ]
     if message.alarms:
         pages.append(("Alarms", admin_url("alarm_changelist")))
     pages.append(("Channels", admin_url("channel_changelist")))
     return [(title, url) for title, url in pages if url]
+
+
+def _selectors(message: Message) -> str:
+    """Return the query that fills in the proxies of the message, unless these are too many for a form."""
+    names = sorted({change.proxy_name for change in message.changes})
+    return "?" + urlencode({"proxies": "\n".join(names)}) if len(names) <= _MAX_NAMES else ""
 
 
 def _filtered(page: str, query: str) -> str:

@@ -211,6 +211,16 @@ def test_mail__has_links_that_open(configure, admin_client, sent):
         assert admin_client.get(unescape(link).removeprefix(BASE_URL)).status_code == 200, link
 
 
+def test_mail__link_to_a_silence_fills_in_its_proxies(configure, admin_client, sent):
+    configure(BASE_URL=BASE_URL)
+    html = forms.html(message(begin(1, proxy_name="paris"), begin(2, proxy_name="oslo")))
+    (link,) = (unescape(link) for link in re.findall(r'href="([^"]+)"', html) if "/silence/add/" in link)
+    form = admin_client.get(link.removeprefix(BASE_URL)).context["adminform"].form
+    assert form["proxies"].value().splitlines() == ["oslo", "paris"]
+    html = forms.html(message(*(begin(n, proxy_name=f"p{n}") for n in range(21))))
+    assert '/silence/add/"' in html
+
+
 def test_mail__without_addresses_has_no_links():
     sent = message(begin(), alarms=(alarm(),), bad=8)
     assert "href" not in forms.html(sent)
