@@ -94,8 +94,11 @@ if POSTGRESQL_PORT:
 @pytest.fixture(scope="session", autouse=True)
 def real_services() -> Iterator[None]:
     """The tests use their own Redis and broker. Those of other projects use neither."""
+    from project.celery import app
     from proxyhealth.testing import real_services
 
+    # The first use of the backend makes it for all tests. That may be in a test that overrides its settings.
+    assert app.backend
     with real_services():
         yield
 
