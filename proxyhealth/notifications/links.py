@@ -55,7 +55,9 @@ def footer_links(message: Message) -> list[tuple[str, str]]:
 def _selectors(message: Message) -> str:
     """Return the query that fills in the proxies of the message, unless these are too many for a form."""
     names = sorted({change.proxy_name for change in message.changes})
-    return "?" + urlencode({"proxies": "\n".join(names)}) if len(names) <= _MAX_NAMES else ""
+    if len(names) > _MAX_NAMES:
+        return ""
+    return "?" + urlencode({"proxies": "\n".join(names)}, errors="replace")  # a lone surrogate, by raw SQL
 
 
 def _filtered(page: str, query: str) -> str:
