@@ -27,7 +27,7 @@ OF_DJANGO = (
     "tests/test_time_zones.py tests/test_unreadable_rows.py"
 )
 COMMANDS = {
-    ("3.13", "6.1"): ("coverage",),
+    ("3.13", "6.1"): ("quick",),
     ("3.12", "6.0"): ("quick", "TEST_DATABASE=postgresql"),
     ("3.12", "5.2"): ("quick", OF_DJANGO),
     ("3.12", "6.1"): ("quick", OF_DJANGO),

@@ -58,7 +58,8 @@ def test_any_message__has_all_forms(sent):
     mail = EmailMultiAlternatives(subject, forms.plain(sent), to=["a@example.com"], headers=headers)
     mail.attach_alternative(forms.html(sent), "text/html")
     received = message_from_bytes(mail.message().as_bytes(), policy=policy.default)
-    assert received["Subject"].split() == subject.split()  # folding may add a space
+    # Folding may add a space and, in some versions of Python, remove one between two encoded words.
+    assert "".join(received["Subject"].split()) == "".join(subject.split())
     assert str(sent.id) in received["Message-ID"]
     assert received.get_body(["html"]).get_content().count("</html>") == 1
     assert len(forms.short(sent)) <= 1_900
