@@ -102,8 +102,9 @@ class Webhook(Recipient):
             self._server = None
 
     def settle(self) -> None:
-        """Accept all messages from now on, and end those that hang."""
-        self._answers = [ACCEPTED]
+        """Accept all messages from now on, unless this webhook is gone, and end those that hang."""
+        if list(self._answers) != ["410"]:
+            self._answers = [ACCEPTED]
         self._settled.set()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
