@@ -48,6 +48,6 @@ def test_schemathesis__finds_no_errors(demo, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Tested: 5" in done.stdout
+    assert "Tested: 6" in done.stdout
     # A warning would mean that all requests of an operation were refused.
     assert "Warnings" not in done.stdout, done.stdout
