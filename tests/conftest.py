@@ -230,7 +230,7 @@ def promtool() -> Callable[..., str]:
             env={**os.environ, "GOGC": "400"},  # fewer garbage collections: a fifth less CPU time
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         output = done.stdout + done.stderr

@@ -70,14 +70,10 @@ def stood_still() -> float:
 
 @contextmanager
 def at_most(seconds: float, what: str = "") -> Iterator[None]:
-    """Fail if the block takes ``seconds`` or longer, without the time for which the machine stood still.
-
-    The variable TIME_FACTOR multiplies the limit, for tests that run beside others.
-    """
-    limit = seconds * float(os.environ.get("TIME_FACTOR", "1"))
+    """Fail if the block takes ``seconds`` or longer, without the time for which the machine stood still."""
     before = stood_still()
     begin = time.monotonic()
     yield
     took = time.monotonic() - begin
     paused = stood_still() - before
-    assert took - paused < limit, f"{took:.2f} s (the machine stood still for {paused:.2f} s of it); {what}"
+    assert took - paused < seconds, f"{took:.2f} s (the machine stood still for {paused:.2f} s of it); {what}"

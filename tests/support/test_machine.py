@@ -20,17 +20,6 @@ with at_most(0.5):
 """
 
 
-@pytest.fixture(autouse=True)
-def time_factor(monkeypatch):
-    monkeypatch.delenv("TIME_FACTOR", raising=False)
-
-
-def test_at_most__time_factor_multiplies_the_limit(monkeypatch):
-    monkeypatch.setenv("TIME_FACTOR", "10")
-    with at_most(0.1):
-        time.sleep(0.2)
-
-
 def test_at_most__block_that_takes_too_long():
     with pytest.raises(AssertionError, match="the machine stood still for"), at_most(0.1):
         time.sleep(0.2)
