@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 import zipfile
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from itertools import cycle
 from pathlib import Path
 
@@ -28,6 +27,11 @@ import logging, sys
 from celery import current_app
 logging.getLogger("proxyhealth.rounds.sharing").addHandler(logging.StreamHandler(sys.stdout))
 current_app.tasks["proxyhealth.tasks.check_all"].apply().get()
+"""
+
+_UNDO_HISTORY = """
+from django.core.management import call_command
+call_command("migrate", "proxyhealth", "0001", verbosity=0)
 """
 
 _MIGRATE = "from django.core.management import call_command; call_command('migrate', verbosity=0)"
@@ -110,11 +114,7 @@ class Upgrade:
 
     def drop_history(self):
         """Leave the database as the previous version has migrated it."""
-        with closing(sqlite3.connect(self.deployment.database)) as connection:
-            for name in ("transition", "gap", "watch"):
-                connection.execute(f"DROP TABLE proxyhealth_{name}")
-            connection.execute("DELETE FROM django_migrations WHERE name = '0002_history'")
-            connection.commit()
+        self.deployment.python(_UNDO_HISTORY)
 
     def replace_beat(self, folder):
         """Replace beat by another one that has the same schedule file."""
