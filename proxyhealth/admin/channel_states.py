@@ -1,4 +1,4 @@
-"""What the pages say about a channel: its state in words, and the proxies that it tells about."""
+"""The words of the pages about a channel: its state, and the proxies that it tells about."""
 
 from datetime import datetime
 from typing import Any

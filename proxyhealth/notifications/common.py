@@ -1,4 +1,4 @@
-"""What several proxies have in common: the beginning of their names, or labels."""
+"""The common part of several proxies: the beginning of their names, or a label."""
 
 import re
 from collections.abc import Mapping, Sequence

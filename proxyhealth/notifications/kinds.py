@@ -1,4 +1,4 @@
-"""What sections of a message are about, the worst first, with their words and colours."""
+"""The kinds of sections in a message, the worst first, with their words and colours."""
 
 import enum
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from proxyhealth.notifications.messages import Change
 
 
 class Kind(enum.StrEnum):
-    """What a section of a message is about, the worst first."""
+    """The kind of a section in a message, the worst first."""
 
     UNREACHABLE = "unreachable"
     UNHEALTHY = "unhealthy"

@@ -61,7 +61,7 @@ class AlarmChange:
 
 @dataclass(frozen=True)
 class Message:
-    """What one channel is told at once. Repeats have the same ``id``, and the same contents.
+    """All that one channel is told at once. Repeats have the same ``id``, and the same contents.
 
     ``changes`` are in the order in which they happened. ``bad`` and ``total`` are the numbers of proxies of
     this channel that are in an outage now, and of all of its proxies.

@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Detail:
-    """What is shown of one of the first proxies."""
+    """The details of one of the first proxies."""
 
     name: str
     slug: str

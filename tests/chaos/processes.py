@@ -13,6 +13,8 @@ from tests.support.demo import ROOT
 from tests.support.proxies import wait_for
 
 START_TIMEOUT = 30  # seconds for a process to start on a busy machine
+# A child of Celery's pool waits for 30 s if the main process stops before it has read all results.
+STOP_TIMEOUT = 60
 
 
 class ProcessGroup:
@@ -90,7 +92,7 @@ class ProcessGroup:
         """Send SIGTERM, as a supervisor does, and wait until the main process has ended by itself."""
         self.signal(signal.SIGTERM)
         assert self._process
-        self._process.wait(START_TIMEOUT)
+        self._process.wait(STOP_TIMEOUT)
         self.kill()  # what it has left
 
     def restart(self) -> None:

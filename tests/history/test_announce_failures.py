@@ -80,7 +80,7 @@ def test_new_changes__before_those_that_failed(receiver, later):
 
 
 def test_receiver__that_ends_the_process(receiver):
-    """What was sent is marked, and what was not is due at once."""
+    """Mark the sent ones. The others are due at once."""
     rows = insert("ok", "unhealthy", "ok", "unhealthy")
 
     def end(row):

@@ -141,7 +141,7 @@ def test_prune__deletes_outages_and_deliveries_with_their_transitions():
 
 
 def test_prune__keeps_open_outages_and_what_channels_were_told():
-    """Who was told of the begin has to be told of the end."""
+    """A channel that was told of the begin has to be told of the end."""
     outage = insert_outage(700)
     begin, _, _ = insert(700, 600, 1, after="unreachable")
     insert_delivery(begin, outage)

@@ -1,4 +1,4 @@
-"""What the plain text and the HTML of a mail say."""
+"""The plain text and the HTML of a mail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the same for all kinds of channels: their errors, and the limit of their time."""
+"""The common behaviour of all kinds of channels: their errors, and the limit of their time."""
 
 import threading
 

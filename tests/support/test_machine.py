@@ -1,4 +1,4 @@
-"""Which delays ``at_most`` counts, and which it attributes to the machine."""
+"""The delays that ``at_most`` counts, and those that it attributes to the machine."""
 
 import os
 import signal
