@@ -26,6 +26,7 @@ from django.views.decorators.http import require_POST
 
 from proxyhealth import access, health
 from proxyhealth.admin import silences
+from proxyhealth.admin.granted import GrantedAdmin
 from proxyhealth.admin.labels import LabelsField, labels_as_html
 from proxyhealth.display import number, quantity, time_tag
 from proxyhealth.models import Transition, WorkspaceProxy
@@ -70,7 +71,7 @@ class ProxyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type 
 
 
 @admin.register(WorkspaceProxy)
-class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for type checkers only
+class WorkspaceProxyAdmin(GrantedAdmin):
     form = ProxyForm
     list_display = ("shown_name", "status", "reason", "latency", "last_check", "shown_url", "shown_labels")
     list_filter = (DeletedFilter,)
@@ -89,20 +90,6 @@ class WorkspaceProxyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generi
     def get_queryset(self, request: HttpRequest) -> QuerySet[WorkspaceProxy]:
         # A replica may lag behind a saved row.
         return super().get_queryset(request).using(router.db_for_write(WorkspaceProxy))
-
-    # The coroutine of an "async def has_perm()" of a custom user would let everyone in.
-
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return access.is_granted(super().has_view_permission(request, obj))
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return access.is_granted(super().has_add_permission(request))
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return access.is_granted(super().has_change_permission(request, obj))
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return access.is_granted(super().has_delete_permission(request, obj))
 
     @admin.display(description="created at")
     def created(self, row: WorkspaceProxy) -> SafeString:

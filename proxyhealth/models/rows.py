@@ -1,8 +1,11 @@
 """Reading rows of a database that may fail, or that other programs have written."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from django.db import DataError, connections, models, router
 from django.db import Error as DatabaseError
@@ -28,6 +31,41 @@ def using_database_of(model: type[models.Model]) -> Iterator[str]:
         raise HistoryUnavailable(
             f"the history cannot be used in the database: {without_passwords(error)}"
         ) from error
+
+
+class TimedRead(Generic[T]):
+    """A read in a thread. A database that hangs keeps this one thread, and its callers for a moment."""
+
+    def __init__(self, read: Callable[[], T], name: str) -> None:
+        self._read = read
+        self._name = name
+        self._lock = threading.Lock()
+        self._running: Future[T] | None = None
+        self._begun_at = 0.0
+
+    def result(self, timeout: float) -> T:
+        """Return the result of the read that is running, or of a new one.
+
+        Wait until it has taken ``timeout`` seconds. Raise its error, or ``TimeoutError``, or ``RuntimeError``
+        if no thread can start.
+        """
+        with self._lock:
+            if self._running is None or self._running.done():
+                future: Future[T] = Future()
+                threading.Thread(target=self._run, args=[future], name=self._name, daemon=True).start()
+                self._running, self._begun_at = future, time.monotonic()
+            running, end = self._running, self._begun_at + timeout
+        return running.result(max(0.0, end - time.monotonic()))
+
+    def _run(self, future: Future[T]) -> None:
+        try:
+            result = self._read()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+        finally:
+            connections.close_all()  # those of this thread
 
 
 def close_if_broken(alias: str) -> None:

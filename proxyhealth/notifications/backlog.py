@@ -1,8 +1,5 @@
 """The numbers of the channels for the metrics, as the database has them."""
 
-import math
-import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -17,6 +14,8 @@ from django.utils import timezone
 from proxyhealth import isolation
 from proxyhealth.conf import conf
 from proxyhealth.models import Channel, Delivery
+from proxyhealth.models.rows import TimedRead
+from proxyhealth.shared_copy import SharedCopy
 from proxyhealth.utils import PerProcess
 
 _TIMEOUT = 1.0  # seconds to wait for the database: a scrape must not hang with it
@@ -56,39 +55,15 @@ def _query(alias: str) -> list[Backlog]:
     return [Backlog(*row) for row in numbers]
 
 
-class _Copy:
-    """The numbers as this process last read them. A database that hangs keeps one thread."""
-
-    def __init__(self) -> None:
-        self._rows: Sequence[Backlog] = ()
-        self._begun_at = -math.inf
-        self._done = threading.Event()
-        self._done.set()
-
-    def read(self, alias: str) -> Sequence[Backlog]:
-        now = time.monotonic()
-        if self._done.is_set() and now - self._begun_at >= conf.READ_INTERVAL:
-            self._begun_at = now
-            self._done.clear()
-            try:
-                threading.Thread(
-                    target=self._refresh, args=[alias], name="proxyhealth backlog", daemon=True
-                ).start()
-            except RuntimeError:  # no more threads
-                self._done.set()
-        return self._rows if self._done.wait(max(0.0, self._begun_at + _TIMEOUT - now)) else ()
-
-    def _refresh(self, alias: str) -> None:
-        try:
-            self._rows = _query(alias)
-        except Exception:
-            self._rows = ()  # other metrics and logs tell of the database
-        finally:
-            connections.close_all()  # those of this thread
-            self._done.set()
+def _refresh(previous: Sequence[Backlog] | None) -> tuple[Sequence[Backlog], float]:
+    rows: Sequence[Backlog] = ()
+    with suppress(Exception):  # a row that other programs have spoiled, or the database: no scrape must fail
+        rows = _query(router.db_for_write(Delivery))
+    return rows, conf.READ_INTERVAL
 
 
-_copy = PerProcess(_Copy)
+_copy = PerProcess[SharedCopy[Sequence[Backlog]]](SharedCopy)
+_in_time = PerProcess(lambda: TimedRead(lambda: _copy.value.get(_refresh), "proxyhealth backlog"))
 
 # Drops this process's copy.
 forget = _copy.reset
@@ -106,4 +81,8 @@ def read() -> Sequence[Backlog]:
         with suppress(DatabaseError):
             return _query(alias)  # only this thread sees the rows of its transaction
         return ()
-    return _copy.value.read(alias)
+    rows = _copy.value.fresh()
+    if rows is None:
+        with suppress(TimeoutError, RuntimeError):  # the database hangs, or no thread can start
+            rows = _in_time.value.result(_TIMEOUT)
+    return rows or ()

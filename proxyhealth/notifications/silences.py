@@ -1,13 +1,11 @@
 """The silences: the times in which chosen proxies tell nobody."""
 
 import logging
-import threading
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Self
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -20,7 +18,7 @@ from proxyhealth import isolation
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.models import Silence
-from proxyhealth.models.rows import read_rows, using_database_of
+from proxyhealth.models.rows import TimedRead, read_rows, using_database_of
 from proxyhealth.selectors import Selector
 from proxyhealth.shared_copy import SharedCopy
 from proxyhealth.snapshot import Proxy
@@ -241,38 +239,6 @@ def _refresh(previous: Silences | None) -> tuple[Silences, float]:
     return previous if previous and previous.same_as(silences) else silences, conf.READ_INTERVAL
 
 
-class _Thread:
-    """A thread that reads the silences, so that a database that hangs keeps one thread, and no caller."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: Future[Silences] | None = None
-
-    def read(self) -> Silences:
-        try:
-            return self._start().result(_TIMEOUT)
-        except (TimeoutError, RuntimeError) as error:  # RuntimeError: no more threads
-            _log_once(f"the silences cannot be read in time, those that were read last count: {error!r}")
-            return _copy.value.value or Silences()
-
-    def _start(self) -> "Future[Silences]":
-        with self._lock:
-            if self._running is None or self._running.done():
-                future: Future[Silences] = Future()
-                run = partial(self._run, future)
-                threading.Thread(target=run, name="proxyhealth silences", daemon=True).start()
-                self._running = future
-            return self._running
-
-    def _run(self, future: "Future[Silences]") -> None:
-        try:
-            future.set_result(current())
-        except BaseException as error:
-            future.set_exception(error)
-        finally:
-            connections.close_all()  # those of this thread
-
-
 def current_in_time() -> Silences:
     """Return what :func:`current` returns, but wait a second at most for the database."""
     silences = _copy.value.fresh()
@@ -280,11 +246,17 @@ def current_in_time() -> Silences:
         return silences
     if connections[router.db_for_write(Silence)].in_atomic_block:
         return current()  # as in a TestCase: only this thread sees its rows
-    return _thread.value.read()
+    try:
+        return _in_time.value.result(_TIMEOUT)
+    except TimeoutError:
+        _log_once("the silences cannot be read, the database does not respond")
+    except RuntimeError:
+        _log_once("the silences cannot be read, no thread can start")
+    return _copy.value.value or Silences()
 
 
 _copy = PerProcess[SharedCopy[Silences]](SharedCopy)
-_thread = PerProcess(_Thread)
+_in_time = PerProcess(lambda: TimedRead(current, "proxyhealth silences"))
 
 
 def forget() -> None:

@@ -112,5 +112,22 @@ def test_silenced__database_that_does_not_respond(proxies, monkeypatch):
             assert silenced() == silenced() == before
         assert len(calls) == 1, "one thread waits for the database"
         gate.set()
-        silences._thread.value._running.result(5)
+        silences._in_time.value._running.result(5)
+    assert silenced() == before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_scrape__without_a_thread_to_read_the_database(proxies, monkeypatch, caplog):
+    silence()
+    before = silenced()
+    silences._copy.value.expire()
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert silenced() == before, "the silences that were read last"
+    assert "no thread can start" in caplog.text
+    silences.forget()
     assert silenced() == before
