@@ -70,8 +70,11 @@ def request_task(name: TaskName, countdown: float = 0) -> None:
     countdown waits in this process. If that is killed, the next round makes up for it.
     """
     app = broker.celery_app()
-    if not app.conf.task_always_eager:
-        _sender.value.add_later(name, countdown) if countdown else _sender.value.add((), [name])
+    is_eager = app.conf.task_always_eager
+    if countdown and not is_eager:
+        _sender.value.add_later(name, countdown)
+    elif not is_eager:
+        _sender.value.add((), [name])
     elif not countdown:
         _run_eagerly(app, name)
 
