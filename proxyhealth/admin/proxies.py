@@ -1,6 +1,5 @@
-"""The admin of the proxies, with their statuses and the health page."""
+"""The admin of the proxies, with their statuses."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from http import HTTPStatus
@@ -11,33 +10,24 @@ from uuid import UUID
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
-from django.core.exceptions import PermissionDenied
-from django.core.paginator import Paginator
 from django.db import connections, router, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.timesince import timesince
-from django.views.decorators.http import require_POST
 
 from proxyhealth import access, health
 from proxyhealth.admin import silences
 from proxyhealth.admin.granted import GrantedAdmin
+from proxyhealth.admin.health_page import HealthPage
 from proxyhealth.admin.labels import LabelsField, labels_as_html
 from proxyhealth.display import number, quantity, time_tag
 from proxyhealth.models import Transition, WorkspaceProxy
 from proxyhealth.snapshot import ProxyStatus, labels_of
-from proxyhealth.statuses import Status
 from proxyhealth.texts import clean
-
-# The order of the rows on the health page.
-BY_URGENCY = (Status.UNREACHABLE, Status.UNHEALTHY, Status.UNKNOWN, Status.UNREGISTERED, Status.OK)
-
-ROWS_PER_PAGE = 200
 
 # Proxies whose names the address of a form may have: servers limit its length.
 _MAX_SILENCED = 50
@@ -142,7 +132,7 @@ class WorkspaceProxyAdmin(GrantedAdmin):
     def check_now(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
         ids = list(queryset.values_list("pk", flat=True))
         proxies = "proxy is" if len(ids) == 1 else "proxies are"
-        self._request_check(request, ids, f"{number(len(ids))} {proxies}")
+        self.request_check(request, ids, f"{number(len(ids))} {proxies}")
 
     def has_silence_permission(self, request: HttpRequest) -> bool:
         return bool(silences.add_url(self.admin_site, request))
@@ -157,7 +147,8 @@ class WorkspaceProxyAdmin(GrantedAdmin):
         lines = urlencode({"proxies": "\n".join(names)})
         return HttpResponseRedirect(f"{silences.add_url(self.admin_site, request)}?{lines}")
 
-    def _request_check(self, request: HttpRequest, ids: Iterable[UUID] | None, subject: str) -> None:
+    def request_check(self, request: HttpRequest, ids: Iterable[UUID] | None, subject: str) -> None:
+        """Request a check of these proxies, or of all, and tell the user of it."""
         health.request_check(ids)
         if self._confirm_sent(request):
             self.message_user(request, f"{subject} being checked now.", messages.SUCCESS)
@@ -249,54 +240,13 @@ class WorkspaceProxyAdmin(GrantedAdmin):
                 form.base_fields[name].widget.attrs["class"] = "vLargeTextField"
         return form
 
-    # The health page
+    # The pages of operators
 
     def get_urls(self) -> list[URLPattern]:
-        prefix = "proxyhealth_workspaceproxy"
-        view = self.admin_site.admin_view
-        check = require_POST(self.check_all_view)
-        urls = [
-            path("health/", access.outside_transactions(view(self.health_view)), name=f"{prefix}_health"),
-            path("health/check/", access.outside_transactions(view(check)), name=f"{prefix}_check_all"),
-            *super().get_urls(),
-        ]
+        urls = [*HealthPage(self).urls(), *super().get_urls()]
         for pattern in urls:
             pattern.callback = access.page(pattern.callback)
         return urls
-
-    def health_view(self, request: HttpRequest) -> HttpResponse:
-        """Show the number of proxies by status, and one row per proxy, the most urgent first."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        snapshot = health.snapshot()
-        statuses = health.statuses_of(WorkspaceProxy.objects.primary().active(), snapshot)
-        label = clean(request.GET.get("label", ""), 130)
-        if label:
-            statuses = [status for status in statuses if _has_label(status, label)]
-        counts = Counter(status.status for status in statuses)
-        chosen = clean(request.GET.get("status", ""), 64)
-        rows = [status for status in statuses if chosen in ("", status.status)]
-        rows.sort(key=_urgency)
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": "Health of the workspace proxies",
-            "snapshot": snapshot,
-            "counts": [(status, counts[status]) for status in BY_URGENCY],
-            "total": len(statuses),
-            "chosen": chosen,
-            "label": label,
-            "others": f"&{urlencode({'label': label})}" if label else "",
-            "page": Paginator(rows, ROWS_PER_PAGE).get_page(request.GET.get("page")),
-            "may_check": self.has_change_permission(request),
-        }
-        return TemplateResponse(request, "admin/proxyhealth/workspaceproxy/health.html", context)
-
-    def check_all_view(self, request: HttpRequest) -> HttpResponse:
-        if not self.has_change_permission(request):
-            raise PermissionDenied
-        self._request_check(request, None, "All proxies are")
-        return HttpResponseRedirect(reverse(f"{self.admin_site.name}:proxyhealth_workspaceproxy_health"))
 
 
 def _since(status: ProxyStatus) -> str:
@@ -308,14 +258,6 @@ def _since(status: ProxyStatus) -> str:
         time_tag(status.since),
         timesince(status.since),
     )
-
-
-def _has_label(status: ProxyStatus, label: str) -> bool:
-    return label.lower() in (f"{key}:{value}".lower() for key, value in status.proxy.labels.items())
-
-
-def _urgency(status: ProxyStatus) -> tuple[int, bool, str]:
-    return BY_URGENCY.index(status.status), status.raw is None, status.proxy.name.lower()
 
 
 def _is_accepted(future: Future[None]) -> bool:
