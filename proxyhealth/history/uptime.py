@@ -22,8 +22,8 @@ from proxyhealth.snapshot import Snapshot
 from proxyhealth.statuses import Status
 from proxyhealth.utils import FrozenMapping
 
-_SECOND = 1_000_000  # in the unit of tokens
-_DAY = 86_400 * _SECOND
+SECOND = 1_000_000  # in the unit of tokens
+DAY = 86_400 * SECOND
 _MAX_VALUES = 500
 
 WINDOWS: Mapping[str, int] = FrozenMapping({"24h": 1, "7d": 7, "30d": 30, "90d": 90})
@@ -56,7 +56,7 @@ class Uptimes(Mapping[str, Uptime]):
 
     def __getitem__(self, name: str) -> Uptime:
         index = _INDEX[name]
-        return Uptime(self.up[index] / _SECOND, self.known[index] / _SECOND)
+        return Uptime(self.up[index] / SECOND, self.known[index] / SECOND)
 
     def __iter__(self) -> Iterator[str]:
         return iter(WINDOWS)
@@ -81,7 +81,7 @@ def uptimes(snapshot: Snapshot, ids: Iterable[UUID] | None = None) -> Mapping[UU
     ``ids`` are by default those of all rows of the proxies, also of deleted ones. Of ``snapshot``, only its
     times count: the statuses are those of the history.
     """
-    clock = _Clock.read(snapshot)
+    clock = Clock.read(snapshot)
     if clock is None:
         rows = WorkspaceProxy.objects.primary().order_by()
         return FrozenMapping(
@@ -97,7 +97,7 @@ def uptimes(snapshot: Snapshot, ids: Iterable[UUID] | None = None) -> Mapping[UU
             unchanged.append(id)
     kinds = {Status.OK.value: Uptimes(period.lengths, period.lengths)}
     kinds[Status.UNHEALTHY] = kinds[Status.UNREACHABLE] = Uptimes(_ZEROS, period.lengths)
-    for id, status in _first_statuses(period, unchanged):
+    for id, status in first_statuses(period.begin, period.end, unchanged):
         found[id] = kinds.get(status or "", NOTHING)
     return FrozenMapping(found)
 
@@ -117,7 +117,7 @@ def total(parts: Iterable[Uptimes]) -> Uptimes:
     return Uptimes(*(list(map(sum, column)) for column in columns))
 
 
-class _Clock(NamedTuple):
+class Clock(NamedTuple):
     """The known time at each moment, in the microseconds of tokens.
 
     The last full round in the history has ``token``. Of the time from then until ``now``, the first ``fresh``
@@ -138,12 +138,13 @@ class _Clock(NamedTuple):
         if watch is None:
             return None
         elapsed = _elapsed(watch, snapshot)
-        fresh = 0 if snapshot.offline or snapshot.fault else min(elapsed, int(conf.STALE_AFTER * _SECOND))
+        fresh = 0 if snapshot.offline or snapshot.fault else min(elapsed, int(conf.STALE_AFTER * SECOND))
         now = watch.token + elapsed
+        # A day more than the windows, because 90 days of a strip may have an hour more.
         # Durations, because local times of a database without time zones have no exact differences.
         gaps = (
             Gap.objects.using(database)
-            .filter(token__gt=now - max(WINDOWS.values()) * _DAY, token__lte=watch.token)
+            .filter(token__gt=now - (max(WINDOWS.values()) + 1) * DAY, token__lte=watch.token)
             .order_by()
             .values_list("token", "microseconds")
         )
@@ -151,7 +152,7 @@ class _Clock(NamedTuple):
 
     def period(self) -> "_Period":
         kept = [min(days, conf.HISTORY_DAYS) for days in WINDOWS.values()]  # older rows may be deleted
-        begins = [self.watched_at(self.now - int(days * _DAY)) for days in kept]
+        begins = [self.watched_at(self.now - int(days * DAY)) for days in kept]
         end = self.watched_at(self.now)
         return _Period(begins, end, [end - begin for begin in begins])
 
@@ -171,7 +172,7 @@ def _elapsed(watch: Watch, snapshot: Snapshot) -> int:
     age = snapshot.age
     if snapshot.watched is None or age is None:
         return max(0, time.time_ns() // 1000 - watch.token)
-    return max(0, snapshot.watched + round(age * _SECOND) - watch.watched)
+    return max(0, snapshot.watched + round(age * SECOND) - watch.watched)
 
 
 # For each window the sum of the changes of a proxy in it, to some statuses (1) and from them (-1), each times
@@ -235,7 +236,7 @@ def _sums_of_all(period: _Period) -> Iterable[Row]:
 
 
 def _sums_of_some(period: _Period, ids: Sequence[UUID]) -> Iterable[Row]:
-    for batch in _batches(ids):
+    for batch in batches(ids):
         groups = (_sums(field, period).filter(proxy_uuid__in=batch) for field in _FIELDS)
         up, known = (dict(group.values_list("proxy_uuid", "sums")) for group in groups)
         for id in batch:
@@ -250,23 +251,21 @@ def _read(rows: Iterable[Row]) -> Iterator[tuple[UUID, Sums, Sums]]:
         yield id, ups if ups and ups[-1] else (), knowns if knowns and knowns[-1] else ()
 
 
-def _first_statuses(period: _Period, ids: Sequence[UUID]) -> Iterator[tuple[UUID, str | None]]:
-    """Yield each of these proxies that has a row with its status at the beginning of the period.
+def first_statuses(begin: int, end: int, ids: Sequence[UUID]) -> Iterator[tuple[UUID, str | None]]:
+    """Yield each of these proxies that has a row with its status at the beginning of a known time.
 
     A status of that time stays as it is, even if a transition is recorded just now.
     """
     rows = Transition.objects.filter(proxy_uuid=OuterRef("pk"))
-    earlier = rows.filter(watched__lte=period.begin).order_by("-token").values("after")[:1]
+    earlier = rows.filter(watched__lte=begin).order_by("-token").values("after")[:1]
     # Without an earlier one, because the proxy is new, or because that was pruned.
-    later = (
-        rows.filter(watched__gt=period.begin, watched__lte=period.end).order_by("token").values("before")[:1]
-    )
+    later = rows.filter(watched__gt=begin, watched__lte=end).order_by("token").values("before")[:1]
     status = Coalesce(Subquery(earlier), Subquery(later))
-    for batch in _batches(ids):
+    for batch in batches(ids):
         proxies = WorkspaceProxy.objects.primary().filter(pk__in=batch).order_by()
         yield from proxies.values_list("pk", status)
 
 
-def _batches(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+def batches(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
     """Yield the ids in parts: databases limit the number of values in a query."""
     return (ids[start : start + _MAX_VALUES] for start in range(0, len(ids), _MAX_VALUES))

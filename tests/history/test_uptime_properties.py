@@ -1,14 +1,20 @@
-"""The uptime of any history is that of a naive reading."""
+"""The uptime and the strips of any history are those of a naive reading."""
 
 from __future__ import annotations
 
+from datetime import UTC, timedelta
+from datetime import timezone as fixed_zone
+from zoneinfo import ZoneInfo
+
 import pytest
 from django.db import transaction
+from django.utils import timezone
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from proxyhealth.history.strips import strips
 from proxyhealth.history.uptime import uptimes
-from tests.history.timeline import DAY, MINUTE, Timeline
+from tests.history.timeline import DAY, MINUTE, Timeline, to_time
 
 pytestmark = pytest.mark.django_db
 
@@ -37,13 +43,17 @@ def timelines(draw):
     return timeline
 
 
-@settings(
-    max_examples=20,
-    deadline=None,
-    phases=[Phase.generate],
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+def _examples(count):
+    return settings(
+        max_examples=count,
+        deadline=None,
+        phases=[Phase.generate],
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@_examples(20)
 @given(st.data())
 def test_uptime__of_any_history(db, data):
     with transaction.atomic():
@@ -52,4 +62,32 @@ def test_uptime__of_any_history(db, data):
         found = uptimes(timeline.snapshot())
         for id in {id for _, id, _ in timeline.changes}:
             assert dict(found[id]) == timeline.naive_uptime(id)
+        transaction.set_rollback(True)
+
+
+def _zone_in_which_it_is_midnight(time):
+    time = time.astimezone(UTC)
+    return fixed_zone(time.replace(hour=12, minute=0, second=0, microsecond=0) - time - timedelta(hours=12))
+
+
+@_examples(8)
+@given(st.data(), st.sampled_from(["24h", "90d"]))
+def test_strips__of_any_history(db, data, window):
+    with transaction.atomic():
+        timeline = data.draw(timelines())
+        timeline.store()
+        midnight = _zone_in_which_it_is_midnight(to_time(timeline.now))
+        zone = data.draw(st.sampled_from([midnight, ZoneInfo("Europe/Berlin"), ZoneInfo("America/Havana")]))
+        ids = {id for _, id, _ in timeline.changes}
+        with timezone.override(zone):
+            found = strips(timeline.snapshot(), ids, window)
+        for id in ids:
+            for cell in found[id]:
+                up, known = timeline.naive_seconds(id, timeline.ago(cell.start), timeline.ago(cell.end))
+                assert (cell.up, cell.down) == pytest.approx((up, known - up), abs=2e-6)
+                assert cell.up + cell.down + cell.unknown == (cell.end - cell.start).total_seconds()
+            if window == "24h" or zone is midnight:
+                sums = sum(cell.up for cell in found[id]), sum(cell.down for cell in found[id])
+                up, known = uptimes(timeline.snapshot())[id][window]
+                assert sums == pytest.approx((up, known - up), abs=1e-3)
         transaction.set_rollback(True)

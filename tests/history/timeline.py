@@ -87,21 +87,25 @@ class Timeline:
         )
         return replace(snapshot, **values)
 
-    def naive_uptime(self, id: UUID) -> dict[str, tuple[float, float]]:
-        """Return the seconds up and known in each window, by looking at each time between two events."""
+    def naive_seconds(self, id: UUID, begin: int, end: int = 0) -> tuple[float, float]:
+        """Return the seconds up and known from ``begin`` to ``end``, looking at each time between events."""
         changes = sorted(
             (change for change in self.changes if change[1] == id), key=lambda change: -change[0]
         )
-        edges = {length * DAY for length in WINDOWS.values()} | {0, self.end, self.begin, *sum(self.gaps, ())}
-        edges |= {at for at, _, _ in changes}
-        times = sorted(edges, reverse=True)
-        seconds = {name: [0, 0] for name in WINDOWS}
-        for begin, end in pairwise(times):
-            status = ([None] + [status for at, _, status in changes if at >= begin])[-1]
-            is_gap = any(gap[0] >= begin and end >= gap[1] for gap in self.gaps)
-            is_known = status in _KNOWN and not is_gap and end >= self.end
-            for name, days in WINDOWS.items():
-                if begin <= days * DAY:
-                    seconds[name][0] += (begin - end) * (is_known and status == "ok")
-                    seconds[name][1] += (begin - end) * is_known
-        return {name: (up / SECOND, known / SECOND) for name, (up, known) in seconds.items()}
+        edges = {begin, end, self.end, self.begin, *sum(self.gaps, ()), *(at for at, _, _ in changes)}
+        up = known = 0
+        for start, stop in pairwise(sorted(edges, reverse=True)):
+            status = ([None] + [status for at, _, status in changes if at >= start])[-1]
+            is_gap = any(gap[0] >= start and stop >= gap[1] for gap in self.gaps)
+            is_within = begin >= start and stop >= end
+            if is_within and status in _KNOWN and not is_gap and stop >= self.end:
+                known += start - stop
+                up += (start - stop) * (status == "ok")
+        return up / SECOND, known / SECOND
+
+    def naive_uptime(self, id: UUID) -> dict[str, tuple[float, float]]:
+        """Return the seconds up and known in each window."""
+        return {name: self.naive_seconds(id, days * DAY) for name, days in WINDOWS.items()}
+
+    def ago(self, time: datetime) -> int:
+        return self.now - (time - _EPOCH) // timedelta(microseconds=1)
