@@ -39,7 +39,7 @@ def cells(response, name):
 def test_pages__show_when_a_status_began(admin_client, path):
     with fake_snapshot(paris=FakeStatus("ok", since=BEGIN)):
         text = "".join(cells(admin_client.get(path), "paris"))
-    assert time_tag(BEGIN) in text
+    assert time_tag(BEGIN, with_age=path == LIST) in text
     assert "not confirmed" not in text
 
 

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
-from urllib.parse import urlencode
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import blake2s
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from django.contrib.messages import get_messages
 from django.core.exceptions import PermissionDenied
-from django.core.paginator import Paginator
+from django.core.paginator import Page, Paginator
+from django.db.models import Count, Max
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.cache import get_conditional_response
+from django.utils.timezone import get_current_timezone_name
+from django.utils.translation import get_language
+from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST
 
 from proxyhealth import access, health
-from proxyhealth.models import WorkspaceProxy
-from proxyhealth.snapshot import ProxyStatus
-from proxyhealth.statuses import Status
-from proxyhealth.texts import clean
+from proxyhealth.admin.health_controls import Controls
+from proxyhealth.admin.health_rows import Rows
+from proxyhealth.api import inventory
+from proxyhealth.display import number
+from proxyhealth.exceptions import InvalidQuery
+from proxyhealth.models import Outage
+from proxyhealth.notifications.marks import Marks
+from proxyhealth.overview.headline import headline
+from proxyhealth.overview.selection import BY_URGENCY, Selection
+from proxyhealth.snapshot import ProxyStatus, Snapshot
 
 if TYPE_CHECKING:
     from proxyhealth.admin.proxies import WorkspaceProxyAdmin
 
-# The order of the rows.
-BY_URGENCY = (Status.UNREACHABLE, Status.UNHEALTHY, Status.UNKNOWN, Status.UNREGISTERED, Status.OK)
-
-ROWS_PER_PAGE = 200
+ROWS_PER_PAGE = 50
 
 _NAME = "proxyhealth_workspaceproxy"
 
@@ -45,32 +58,30 @@ class HealthPage:
         ]
 
     def show(self, request: HttpRequest) -> HttpResponse:
-        """Show the number of proxies by status, and one row per proxy, the most urgent first."""
+        """Show the headline, the number of proxies by status, and one row per selected proxy.
+
+        An open page asks every few seconds. If nothing has changed, the response is 304 without a page.
+        """
         if not self._admin.has_view_permission(request):
             raise PermissionDenied
-        snapshot = health.snapshot()
-        statuses = health.statuses_of(WorkspaceProxy.objects.primary().active(), snapshot)
-        label = clean(request.GET.get("label", ""), 130)
-        if label:
-            statuses = [status for status in statuses if _has_label(status, label)]
-        counts = Counter(status.status for status in statuses)
-        chosen = clean(request.GET.get("status", ""), 64)
-        rows = [status for status in statuses if chosen in ("", status.status)]
-        rows.sort(key=_urgency)
+        fleet = _Fleet.read()
+        rows = Rows.of(request, self._admin, fleet.snapshot, fleet.marks)
+        tag = _tag(request, fleet, rows)
+        # A message is shown once, so it is never left out.
+        unchanged = None if len(get_messages(request)) else get_conditional_response(request, tag)
+        if unchanged and unchanged.status_code == HTTPStatus.NOT_MODIFIED:
+            unchanged["ETag"] = tag
+            return unchanged
         context = {
             **self._admin.admin_site.each_context(request),
             "opts": self._admin.opts,
-            "title": "Health of the workspace proxies",
-            "snapshot": snapshot,
-            "counts": [(status, counts[status]) for status in BY_URGENCY],
-            "total": len(statuses),
-            "chosen": chosen,
-            "label": label,
-            "others": f"&{urlencode({'label': label})}" if label else "",
-            "page": Paginator(rows, ROWS_PER_PAGE).get_page(request.GET.get("page")),
-            "may_check": self._admin.has_change_permission(request),
+            "snapshot": fleet.snapshot,
+            "fault": fleet.fault,
+            "may_add": self._admin.has_add_permission(request),
+            **_selected(request, fleet, rows),
         }
-        return TemplateResponse(request, "admin/proxyhealth/workspaceproxy/health.html", context)
+        template = "admin/proxyhealth/workspaceproxy/health.html"
+        return TemplateResponse(request, template, context, headers={"ETag": tag})
 
     def check_all(self, request: HttpRequest) -> HttpResponse:
         if not self._admin.has_change_permission(request):
@@ -79,9 +90,110 @@ class HealthPage:
         return HttpResponseRedirect(reverse(f"{self._admin.admin_site.name}:{_NAME}_health"))
 
 
-def _has_label(status: ProxyStatus, label: str) -> bool:
-    return label.lower() in (f"{key}:{value}".lower() for key, value in status.proxy.labels.items())
+class _Fleet(NamedTuple):
+    """The statuses of the proxies as the rows are now. ``fault`` is the reason why the rows may be old."""
+
+    snapshot: Snapshot
+    rows: inventory.Inventory
+    statuses: Sequence[ProxyStatus]
+
+    @classmethod
+    def read(cls) -> _Fleet:
+        global _last_fleet
+        snapshot = health.snapshot()
+        rows = inventory.read((snapshot.committed_at, snapshot.change), now=True)
+        before = _last_fleet
+        if before and before.rows.proxies is rows.proxies and before.snapshot.statuses is snapshot.statuses:
+            statuses = before.statuses
+        else:
+            found = snapshot.statuses
+            statuses = [health.join(proxy, found.get(proxy.id)) for proxy in rows.proxies]
+        _last_fleet = fleet = cls(snapshot, rows, statuses)
+        return fleet
+
+    @property
+    def marks(self) -> Marks:
+        return self.rows.marks
+
+    @property
+    def fault(self) -> str:
+        return self.rows.fault
 
 
-def _urgency(status: ProxyStatus) -> tuple[int, bool, str]:
-    return BY_URGENCY.index(status.status), status.raw is None, status.proxy.name.lower()
+# Of this process, because joining the proxies of a large fleet takes most of the time of an unchanged page.
+_last_fleet: _Fleet | None = None
+
+
+def _tag(request: HttpRequest, fleet: _Fleet, rows: Rows) -> str:
+    """Return the ETag of the page, made of all that it depends on. Ages are shown to the minute."""
+    snapshot, marks = fleet.snapshot, fleet.marks
+    outages = Outage.objects.primary().open().aggregate(count=Count("pk"), last=Max("pk"))
+    inputs = (
+        (snapshot.number, snapshot.committed_at, snapshot.change, snapshot.checked_at, snapshot.error_at),
+        (snapshot.stale_reason, snapshot.refusal, fleet.fault),
+        (fleet.rows.changed_at, len(fleet.statuses), sorted(marks.silenced.items()), outages),
+        sorted(marks.acknowledged.items()),
+        (request.get_full_path(), request.user.pk, rows.permissions),
+        (get_language(), get_current_timezone_name(), datetime.now(UTC).strftime("%Y%m%d%H%M")),
+    )
+    return f'W/"{blake2s(repr(inputs).encode(), digest_size=16).hexdigest()}"'
+
+
+def _selected(request: HttpRequest, fleet: _Fleet, rows: Rows) -> dict[str, Any]:
+    """Return the part of the context that depends on the parameters of the address."""
+    now, problem, selection = datetime.now(UTC), "", Selection()
+    try:
+        selection = Selection.parse(request.GET)
+    except InvalidQuery as error:
+        problem = str(error)
+    found = headline(fleet.snapshot, fleet.statuses, now)
+    others = replace(selection, statuses=())
+    of_others = [] if problem else others.filter(fleet.statuses, fleet.marks)
+    chosen = replace(Selection(), statuses=selection.statuses).filter(of_others)
+    page: Page[ProxyStatus] = Paginator(selection.sorted(chosen, fleet.marks), ROWS_PER_PAGE).get_page(
+        selection.page
+    )
+    counts = Counter(status.status for status in of_others)
+    return {
+        "title": found.text,
+        "headline": found,
+        "problem": problem,
+        "selection": selection,
+        "controls": Controls(selection, fleet.statuses),
+        "counts": [(status, counts[status], selection.query(statuses=(status,))) for status in BY_URGENCY],
+        "all_url": selection.query(statuses=()),
+        "total": len(of_others),
+        "all": len(fleet.statuses),
+        "page": page,
+        "pages": _neighbours(page, selection),
+        "hint": _hint(page, len(fleet.statuses)) if rows.permissions.check else "",
+        "rows": rows.of_page(list(page), selection, now),
+        "may_check": rows.permissions.check,
+    }
+
+
+def _neighbours(page: Page[ProxyStatus], selection: Selection) -> dict[str, str]:
+    """Return the addresses of the previous and the next page, if there are any."""
+    pages = {}
+    if page.has_previous():
+        pages["previous"] = selection.query(page=page.previous_page_number())
+    if page.has_next():
+        pages["next"] = selection.query(page=page.next_page_number())
+    return pages
+
+
+def _hint(page: Page[ProxyStatus], total: int) -> str:
+    """Return what the buttons act on, if that is not what is on the page."""
+    found = page.paginator.count
+    values = {"shown": number(len(page)), "found": number(found), "total": number(total)}
+    if len(page) < found:
+        return (
+            _(
+                "This page shows %(shown)s of %(found)s matches. Only proxies of this page can be chosen; "
+                "“Check all now” checks all %(total)s proxies."
+            )
+            % values
+        )
+    if found < total:
+        return _("“Check all now” checks all %(total)s proxies, not only the %(found)s matches.") % values
+    return ""

@@ -75,7 +75,7 @@ class Selection:
         )
 
     def query(self, **changes: Any) -> str:
-        """Return the address of this selection with ``changes``, from ``?`` on. They lead to the first page."""
+        """Return this selection with ``changes`` as an address, from ``?`` on, of the first page."""
         chosen = replace(self, **{"page": 1, **changes})
         flags = {True: "yes", False: "no", None: ""}
         pairs = [

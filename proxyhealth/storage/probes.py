@@ -134,15 +134,17 @@ def _name(hour: int) -> str:
     return f"recent:{hour}"
 
 
-def read_probes(ids: Iterable[UUID]) -> Mapping[UUID, Sequence[RecentProbe]]:
-    """Return the probes of each proxy in the last 24 hours, the oldest first. Raise ``StoreError``.
+def read_probes(ids: Iterable[UUID], since: datetime | None = None) -> Mapping[UUID, Sequence[RecentProbe]]:
+    """Return the probes of each proxy since then, or in the last 24 hours. Raise ``StoreError``.
 
-    Damaged values are omitted. A probe of a newer version may have the status ``unknown``, or no reason.
+    The oldest come first. Damaged values are omitted. A probe of a newer version may have the status
+    ``unknown``, or no reason.
     """
-    begin = datetime.now(UTC) - PERIOD
-    first = int(begin.timestamp()) // 3_600
+    now = datetime.now(UTC)
+    begin = since or now - PERIOD
+    first, last = (int(moment.timestamp()) // 3_600 for moment in (begin, now))
     probes: dict[UUID, list[RecentProbe]] = {id: [] for id in ids}
-    for hour, values in _read(range(first, first + 26), list(probes)):  # the clock of a worker may be ahead
+    for hour, values in _read(range(first, last + 2), list(probes)):  # the clock of a worker may be ahead
         for found, value in zip(probes.values(), values, strict=True):
             found += _decode(hour, value or b"")
     return {id: _since(begin, found) for id, found in probes.items()}
