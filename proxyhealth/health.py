@@ -4,7 +4,7 @@ Only :func:`force_update` waits for proxies. While Redis is down, reads return t
 marked as stale. A process without a copy then reads the last confirmed statuses from the database, in a
 thread. Of the reads, only :func:`statuses_of`, :func:`uptime` and :func:`uptimes` query the database for
 their caller, and raise its errors. :func:`silenced` may query it, too, but raises none of them. Only
-:func:`recent_probes` asks Redis each time. All of them raise
+:func:`recent_probes` and :func:`last_trace` ask Redis each time. All of them raise
 ``ImproperlyConfigured`` for an invalid setting, which ``manage.py check`` reports.
 
 Each function has a version for async code, whose name begins with ``a`` and which does not block the event
@@ -40,18 +40,22 @@ from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage import reader
 from proxyhealth.storage.lease import RoundOutcome
 from proxyhealth.storage.probes import RecentProbe, read_probes
+from proxyhealth.storage.traces import read_trace
+from proxyhealth.trace import ProbeTrace
 from proxyhealth.utils import PerProcess
 from proxyhealth.validators import parse_proxy_url
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
+    "ProbeTrace",
     "RecentProbe",
     "RoundFailed",
     "aacknowledge",
     "acknowledge",
     "aforce_update",
     "ahealth_status",
+    "alast_trace",
     "aproxy_hosts",
     "arecent_probes",
     "arequest_check",
@@ -64,6 +68,7 @@ __all__ = [
     "auptimes",
     "force_update",
     "health_status",
+    "last_trace",
     "outages",
     "proxy_hosts",
     "recent_probes",
@@ -212,6 +217,27 @@ def recent_probes(proxy: WorkspaceProxy | UUID) -> Sequence[RecentProbe]:
 async def arecent_probes(proxy: WorkspaceProxy | UUID) -> Sequence[RecentProbe]:
     """Return what :func:`recent_probes` returns."""
     return await sync_to_async(recent_probes, thread_sensitive=False)(proxy)
+
+
+def last_trace(proxy: WorkspaceProxy | UUID) -> ProbeTrace | None:
+    """Return how the last probe of a proxy went, phase by phase. Pass the row, or its id.
+
+    It belongs to the status whose ``last.checked_at`` it has; the probe of a later status may have left none.
+    Return None if there is none, if the cache cannot be read, and in a test that is isolated.
+    """
+    id = proxy if isinstance(proxy, UUID) else proxy.pk
+    if isolation.is_isolated() or reader.read().fault:  # do not wait for a cache that has just failed
+        return None
+    try:
+        return read_trace(id)
+    except StoreError as error:
+        logger.warning("the trace of the last probe cannot be read: %s", error)
+        return None
+
+
+async def alast_trace(proxy: WorkspaceProxy | UUID) -> ProbeTrace | None:
+    """Return what :func:`last_trace` returns."""
+    return await sync_to_async(last_trace, thread_sensitive=False)(proxy)
 
 
 def uptime(proxy: WorkspaceProxy | UUID | None = None) -> Uptimes:

@@ -353,7 +353,7 @@ def test_isolation__reads_and_sends_nothing(isolated, sent, configure, caplog):
     paris = create()
     health.request_check([paris.pk]).result(timeout=0)
     assert (health.health_status(), health.proxy_hosts(), broker.queue_length()) == ({}, [], None)
-    assert health.recent_probes(paris) == []
+    assert (health.recent_probes(paris), health.last_trace(paris)) == ([], None)
     assert "proxyhealth.testing.fake_snapshot() gives them statuses" in health.snapshot().stale_reason
     with pytest.raises(RoundFailed, match="tests do not use the cache"):
         health.force_update()

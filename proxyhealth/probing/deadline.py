@@ -20,8 +20,9 @@ _UNPACED_RECEIVES_OF_CONNECTION = 4
 class Deadline:
     """The limits of a probe, over all its redirects.
 
-    ``phase`` is the current step, for messages. Wait only within ``pause()``, so that other probes can work.
-    The time that the probe then waits for its turn does not count, up to ``seconds``.
+    ``phase`` is the current step, for messages, and ``marks`` has the begin of each phase, for the trace.
+    Wait only within ``pause()``, so that other probes can work. The time that the probe then waits for its
+    turn does not count, up to ``seconds``.
     """
 
     def __init__(self, seconds: float, turn: NoTurn | None = None) -> None:
@@ -29,12 +30,17 @@ class Deadline:
         self._turn = turn or NoTurn()
         self.pause = self._turn.pause
         self.phase = "starting"
+        self.marks: list[tuple[str, float, str]] = []  # name, time, and address
         self._begin = time.monotonic()
         self._end = self._begin + seconds
         self._lines_left = MAX_LINES
         self._line_bytes_left = MAX_LINE_BYTES
         self._tls_overhead_left = MAX_TLS_OVERHEAD
         self._unpaced_receives = _UNPACED_RECEIVES
+
+    def mark(self, name: str, address: str = "") -> None:
+        """Note that a phase begins. The time that the probe waits for its turn does not count."""
+        self.marks.append((name, time.monotonic() - self._turn.waited, address))
 
     def remaining(self) -> float:
         """Return the seconds that remain. Raise ``TimeoutError`` if there are none."""

@@ -27,11 +27,13 @@ from proxyhealth.probing.certificates import Certificate
 from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.excerpts import describe_bad_report, describe_status
 from proxyhealth.probing.policy import AddressPolicy
+from proxyhealth.probing.recorder import Recorder
 from proxyhealth.probing.transport import Connection
 from proxyhealth.probing.turns import NoTurn
 from proxyhealth.report import HealthReport, clean
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Reason, Status
+from proxyhealth.trace import BODY
 from proxyhealth.validators import MAX_URL_LENGTH, ProxyURL, parse_proxy_url, split_url
 
 logger = logging.getLogger(__name__)
@@ -88,21 +90,21 @@ def probe(proxy: Proxy, checked_at: datetime | None = None, turn: NoTurn | None 
     begin = time.monotonic()
     turn = turn or NoTurn()
     fetch = _Fetch(turn)
-    status, reason = Status.OK, Reason.NONE
+    status, reason, failure = Status.OK, Reason.NONE, ""
     try:
         report = fetch.fetch_report(proxy.url)
         if report.errors:
             status, reason = Status.UNHEALTHY, Reason.REPORT_ERRORS
     except ProbeFailed as error:
-        status, reason = error.status, error.reason
+        status, reason, failure = error.status, error.reason, str(error)
         if status is Status.UNREACHABLE:
             fetch.responded = False  # for example, the headers were valid, but the body was not
-        report = HealthReport.sanitized([str(error)], fetch.warnings)
     except Exception:
         logger.exception("probe failed proxy=%s name=%s", proxy.id, clean(proxy.name, 64))
         status, reason = Status.UNHEALTHY, Reason.INTERNAL
-        message = "proxyhealth failed to probe this proxy; the worker's log says why"
-        report = HealthReport.sanitized([message], fetch.warnings)
+        failure = "proxyhealth failed to probe this proxy; the worker's log says why"
+    if failure:
+        report = HealthReport.sanitized([failure], fetch.warnings)
     return ProxyStatus(
         proxy=proxy,
         proxy_host=fetch.proxy_host,
@@ -112,6 +114,7 @@ def probe(proxy: Proxy, checked_at: datetime | None = None, turn: NoTurn | None 
         checked_at=checked_at,
         latency=time.monotonic() - begin - turn.waited if fetch.responded else None,
         tls_expires_at=fetch.tls_expires_at,
+        trace=fetch.recorder.trace(checked_at, status, reason, failure).to_json(),
     )
 
 
@@ -139,6 +142,7 @@ class _Fetch:
 
     def __init__(self, turn: NoTurn) -> None:
         self._turn = turn
+        self.recorder = Recorder()
         self.proxy_host = ""
         self.responded = False
         self.tls_expires_at: datetime | None = None  # of the certificate that expires first
@@ -164,6 +168,7 @@ class _Fetch:
                 self.responded = True
                 location = response.headers["location"] if response.is_redirect else ""
                 if not location:
+                    self.deadline.mark(BODY)
                     return _read_report(response, self.deadline, self.warnings)
                 self.responded = False  # a redirect does not count
                 self.deadline.count_redirect()
@@ -202,6 +207,7 @@ class _Fetch:
         connection = Connection(
             url.host, url.port, deadline=self.deadline, policy=self.policy, context=context
         )
+        self.recorder.begin(target, connection)
         with closing(connection):
             try:
                 response = _FreshConnectionAdapter(connection).send(_request(target))

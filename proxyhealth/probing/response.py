@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from proxyhealth.exceptions import TooManyBytes
 from proxyhealth.probing.sockets import PlainSocket
+from proxyhealth.trace import HEADERS
 
 MAX_HEADERS = 100
 MAX_CHUNK_LINE = 4 * 1024
@@ -90,6 +91,8 @@ class Response:
         start = self._file.peek(1)[:5]
         if not start:
             raise http.client.RemoteDisconnected("Remote end closed connection without response")
+        if not self.status:  # else it follows an interim response
+            self.deadline.mark(HEADERS)
         if not b"HTTP/".startswith(start):
             raise http.client.BadStatusLine(self._read_frame_header().decode("latin-1"))
         line = self._read_line()

@@ -13,6 +13,7 @@ from proxyhealth.probing.policy import AddressPolicy, IPAddress
 from proxyhealth.probing.response import Response
 from proxyhealth.probing.sockets import PlainSocket, TLSSocket
 from proxyhealth.probing.tls import HANDSHAKE, shake_hands
+from proxyhealth.trace import CONNECT, FIRST_BYTE, LOOK_UP, TLS
 
 _WRITE_SIZE = 8 * 1024  # fits into one record of TLS
 
@@ -35,6 +36,8 @@ class Connection:
         self.port = port
         self.deadline = deadline
         self.first_to_expire: Certificate | None = None  # in the peer's chain
+        self.sent = b""  # by get()
+        self.response: Response | None = None
         self._policy = policy
         self._context = context
         self._sock: PlainSocket | None = None
@@ -45,7 +48,9 @@ class Connection:
         Raise ``AddressBlocked``, ``OSError`` (also for DNS and TLS), or as :meth:`Response.begin`.
         """
         sock = self._connect()
-        sock.sendall(self._request("GET", path, headers))
+        data = self._request("GET", path, headers)
+        sock.sendall(data)
+        self.sent = data
         response = self._begin(sock)
         self.deadline.phase = f"reading the report of {self.host}"
         return response
@@ -61,13 +66,19 @@ class Connection:
         return self._begin(sock)
 
     def _begin(self, sock: PlainSocket) -> Response:
-        response = Response(sock)
+        self.response = response = Response(sock)
         try:
             response.begin()
         except BaseException:
             response.close()
             raise
         return response
+
+    @property
+    def tls_version(self) -> str:
+        """The version of TLS, or an empty string before the end of the handshake, and without TLS."""
+        tls = getattr(self._sock, "tls", None)
+        return (tls and tls.version()) or ""
 
     def close(self) -> None:
         if self._sock is not None:
@@ -87,6 +98,7 @@ class Connection:
     def _connect(self) -> PlainSocket:
         """Connect to a permitted address. Raise ``AddressBlocked``, or ``OSError`` (also for DNS and TLS)."""
         self.deadline.phase = f"looking up {self.host}"
+        self.deadline.mark(LOOK_UP)
         addresses = look_up(self.host, self.port, self.deadline)
         permitted = [address for address in addresses if self._policy.permits(address_ip(address))]
         if not permitted:
@@ -97,10 +109,12 @@ class Connection:
         self._sock, self.peer = sock, _ = self._connect_to_any(routable(permitted))
         if isinstance(sock, TLSSocket) and self._context:
             self.deadline.phase += f", {HANDSHAKE}"
+            self.deadline.mark(TLS)
             sock.start(self._context, self.host.removesuffix("."))
             self.first_to_expire = shake_hands(sock)
         at = "" if str(self.peer) == self.host else f" at {self.peer}"
         self.deadline.phase = f"waiting for {self.host}{at} to answer"
+        self.deadline.mark(FIRST_BYTE)
         return sock
 
     def _connect_to_any(self, addresses: Sequence[Address]) -> tuple[PlainSocket, IPAddress]:
@@ -117,6 +131,7 @@ class Connection:
         ip = address_ip(address)
         before = f" (before that, {', '.join(failures)})" if failures else ""
         self.deadline.phase = f"connecting to {ip} port {self.port}{before}"
+        self.deadline.mark(CONNECT, str(ip))
         sock = (TLSSocket if self._context else PlainSocket)(address.family, socket.SOCK_STREAM)
         sock.deadline = self.deadline
         try:

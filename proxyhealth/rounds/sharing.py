@@ -30,6 +30,7 @@ from proxyhealth.storage.plan import (
     save_plan,
     store_part,
 )
+from proxyhealth.storage.traces import add_traces
 from proxyhealth.task_names import TaskName
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,8 @@ class _ShardRun:
         except ProberOffline as error:
             self._store(index, _lost(index, error))
             return
+        with suppress(StoreError):  # parts have no traces: they would be large
+            add_traces(statuses, self.token)
         counts = steps.count_statuses(statuses)
         logger.info(f"shard end token=%d shard=%d {steps.COUNTS}", self.token, index, *counts)
         self._store(index, {"shard": index, "found": [status.judgement() for status in statuses]})

@@ -32,6 +32,7 @@ from proxyhealth.storage.counters import count_missed, count_round
 from proxyhealth.storage.lease import end_round
 from proxyhealth.storage.merge import Round
 from proxyhealth.storage.probes import add_probes
+from proxyhealth.storage.traces import add_traces
 from proxyhealth.task_names import TaskName
 from proxyhealth.texts import without_passwords
 
@@ -91,6 +92,7 @@ def commit_statuses(statuses: Sequence[ProxyStatus], token: int, **options: Any)
             time.sleep(0.25)
     with suppress(StoreError):  # they are no part of the snapshot
         add_probes(statuses)
+        add_traces(statuses, token)
     if result.outbox:
         request_task(TaskName.RECORD_HISTORY)
     if result.waiting:

@@ -10,7 +10,7 @@ from django.core.cache import caches
 from django.db import connection
 
 from project.celery import app
-from proxyhealth import tasks
+from proxyhealth import health, tasks
 from proxyhealth.exceptions import ProberOffline, RoundFailed
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.rounds import runner, sharing, steps
@@ -62,6 +62,12 @@ def test_run_shard__last_one_commits_the_round(shared):
     assert snapshot.outcomes == {"success": 1}
     assert 0 < snapshot.duration < 10
     assert runner.run_round() == "success"
+
+
+def test_run_shard__stores_the_traces(shared):
+    run_shards(shared)
+    traces = [health.last_trace(proxy.id) for shard in shared.shards for proxy in shard]
+    assert {trace.checked_at for trace in traces} == {shared.checked_at}
 
 
 def test_share__running_round_blocks_others(shared):

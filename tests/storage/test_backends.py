@@ -42,11 +42,12 @@ from proxyhealth.storage.plan import (
     save_plan,
     store_part,
 )
+from proxyhealth.storage.traces import add_traces, read_trace
 from tests.settings import REDIS_PORT
 from tests.support.ports import free_port
 from tests.support.proxies import wait_for
 from tests.support.servers import Server
-from tests.support.values import a_round, make_proxy, make_status
+from tests.support.values import TRACE, a_round, make_proxy, make_status
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 NATIVE = "django.core.cache.backends.redis.RedisCache"
@@ -88,6 +89,8 @@ def use_everything():
     assert take_pending() == {proxy.id}
     assert counters.find_refusal() == ""
     commit([make_status(proxy)], take_token())
+    add_traces([make_status(proxy, trace=TRACE.to_json())], take_token())
+    assert read_trace(proxy.id) == TRACE
     activity = reader.read_activity()
     assert activity.snapshot.fault == ""
     assert list(activity.snapshot.statuses) == [proxy.id]

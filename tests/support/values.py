@@ -2,17 +2,40 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from django.db import OperationalError
 
 from proxyhealth.snapshot import Proxy, ProxyStatus
-from proxyhealth.statuses import Status
+from proxyhealth.statuses import Reason, Status
 from proxyhealth.storage.merge import Round
 from proxyhealth.storage.outbox import read_entries
+from proxyhealth.trace import Phase, ProbeTrace, RequestTrace
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
+
+TRACE = ProbeTrace(
+    NOW,
+    Status.UNREACHABLE,
+    Reason.TIMEOUT,
+    "request to proxy failed: no answer within 5 s",
+    (
+        RequestTrace(
+            "https://paris.example.com/healthz-report",
+            (
+                Phase("look_up", 0.001),
+                Phase("connect", 0.25, "192.0.2.1"),
+                Phase("connect", 0.002, "192.0.2.2"),
+                Phase("tls", 0.01),
+                Phase("first_byte", 4.7),
+            ),
+            "GET /healthz-report HTTP/1.1\nHost: paris.example.com",
+            tls_version="TLSv1.3",
+            tls_expires_at=NOW + timedelta(days=30),
+        ),
+    ),
+)
 
 
 def make_proxy(name="paris", id=None):
