@@ -280,15 +280,18 @@ class Snapshot:
         """The reason why the snapshot is stale, as a sentence, or an empty string."""
         return self.why_stale(lambda moment: f"{moment:%Y-%m-%d %H:%M:%S} UTC")
 
-    def why_stale(self, clock: Callable[[datetime], str]) -> str:
-        """Return ``stale_reason`` with times as ``clock`` shows them."""
+    def why_stale(self, clock: Callable[[datetime], str], culprit: str = "") -> str:
+        """Return ``stale_reason`` with times as ``clock`` shows them.
+
+        ``culprit`` are sentences about what is missing, in place of the question for it.
+        """
         cause = f"Rounds cannot be stored: {self.refusal}" if self.refusal else ""
         if self.fault or self.offline:
             return f"{self.fault or self.offline} {cause}".rstrip()
         # Failed rounds have ended, too.
         kind = "full round" if self.last_round_failed else "round"
-        question = "Are the Celery worker and beat running?"
-        hint = "Are the Celery worker and beat running, and does the last round's error say more?"
+        question = culprit or "Are the Celery worker and beat running?"
+        hint = culprit or "Are the Celery worker and beat running, and does the last round's error say more?"
         if self.checked_at is None or self.stale_at is None:
             return f"No {kind} has ended yet. {cause or (hint if self.last_round_failed else question)}"
         if self.fresh_until is None:

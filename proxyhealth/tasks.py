@@ -16,12 +16,14 @@ from uuid import UUID
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import shared_task
 from celery.signals import (
+    beat_init,
     task_failure,
     task_postrun,
     task_prerun,
     worker_init,
     worker_process_shutdown,
     worker_ready,
+    worker_shutdown,
 )
 from celery.states import FAILURE, SUCCESS
 
@@ -29,13 +31,14 @@ from proxyhealth.conf import conf
 from proxyhealth.exceptions import HistoryUnavailable, RoundFailed, StoreError
 from proxyhealth.history import announce, outages, pruning, records
 from proxyhealth.notifications import heartbeats, sending, watchdog
-from proxyhealth.rounds import broker, steps, worker
+from proxyhealth.rounds import broker, reporting, steps, worker
 from proxyhealth.rounds.dispatch import flush, hand_over, request_delivery, request_task
 from proxyhealth.rounds.recheck import run_pending_check, run_recheck
 from proxyhealth.rounds.runner import run_round
 from proxyhealth.rounds.sharing import finish_shared_round, run_shard
 from proxyhealth.rounds.tick import Tick
 from proxyhealth.snapshot import Proxy
+from proxyhealth.storage import presence
 from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.lease import RoundRequest, lease_seconds, take_token
 from proxyhealth.task_names import TaskName
@@ -95,6 +98,9 @@ def check_all(gap: float | None = None, asked: int | None = None) -> None:
     less than ``gap`` ago. Requests may have a token, ``asked``: a round that began after it fulfils them.
     During a round, requests cause one more round after it.
     """
+    if gap is not None:
+        with suppress(StoreError):  # the round itself says what fails
+            presence.note_tick(2 * gap)
     request = RoundRequest(min_gap=gap, requested_token=asked, rerun_if_busy=gap is None)
     run_round(request, share=True)
 
@@ -201,12 +207,24 @@ def _request_first_round(sender: Any, **kwargs: Any) -> None:
     app = broker.celery_app()
     if sender and sender.app != app:
         return  # the worker of another app, perhaps on a host that cannot reach the proxies
+    if sender:
+        reporting.workers.value.start(sender)
     try:
         first_round.apply_async((take_token(),))
         worker.report_unconsumed_queues(app)
     except Exception as error:
         text = without_passwords(error)
         logger.warning("the first round could not be requested, the next tick runs one: %s", text)
+
+
+@worker_shutdown.connect
+def _report_end(**kwargs: Any) -> None:
+    reporting.workers.value.stop()
+
+
+@beat_init.connect
+def _report_beat(**kwargs: Any) -> None:
+    reporting.report_beat()
 
 
 # Runs are counted in the cache, because Prometheus does not scrape workers.

@@ -20,7 +20,8 @@ from proxyhealth import isolation
 from proxyhealth.api import inventory, listing
 from proxyhealth.conf import conf
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.notifications import backlog, silences
+from proxyhealth.notifications import backlog, culprit, silences
+from proxyhealth.overview import prober
 from proxyhealth.readiness import parts
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import Proxy, ProxyStatus, RoundHistogram, Snapshot
@@ -355,5 +356,16 @@ def real_services() -> Scope[None]:
 
 def reset() -> None:
     """Forget everything that this process has read, such as after a test emptied its real cache."""
-    for module in (counters, reader, deployment, inventory, listing, parts, silences, backlog):
+    for module in (
+        counters,
+        reader,
+        deployment,
+        inventory,
+        listing,
+        parts,
+        silences,
+        backlog,
+        culprit,
+        prober,
+    ):
         module.forget()

@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 
 from proxyhealth.display import name_of, number, time_tag
-from proxyhealth.models import Channel, Delivery, WorkspaceProxy
+from proxyhealth.models import Delivery, WorkspaceProxy
 from proxyhealth.selectors import Selector
 from proxyhealth.texts import clean
 
@@ -33,19 +33,13 @@ def with_state(channels: Any) -> Any:
     )
 
 
-def is_failing(channel: Channel) -> bool:
-    """Return True if the last answer of the other side was a failure."""
-    failure, success = channel.last_failure_at, channel.last_success_at
-    return failure is not None and (success is None or failure > success)
-
-
 def state_of(channel: Any) -> SafeString:
     """Return the state of a channel that :func:`with_state` has annotated, in words as HTML."""
     error = format_html("<bdi>{}</bdi>", clean(channel.last_error, 500)) if channel.last_error else ""
     if not channel.enabled:
-        reason = format_html(": {}", error) if is_failing(channel) and error else ""
+        reason = format_html(": {}", error) if channel.is_failing and error else ""
         return _state("unhealthy" if reason else "unregistered", format_html("disabled{}", reason))
-    if is_failing(channel):
+    if channel.is_failing:
         since = min(filter(None, (channel.failing_since, channel.last_failure_at)))
         text = format_html("failing since {}{}", time_tag(since), format_html(": {}", error) if error else "")
         return _state("unreachable", text)

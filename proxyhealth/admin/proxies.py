@@ -24,6 +24,7 @@ from proxyhealth.admin import silences
 from proxyhealth.admin.granted import GrantedAdmin
 from proxyhealth.admin.health_page import HealthPage
 from proxyhealth.admin.labels import LabelsField, labels_as_html
+from proxyhealth.admin.prober_page import ProberPage
 from proxyhealth.display import number, quantity, time_tag
 from proxyhealth.models import Transition, WorkspaceProxy
 from proxyhealth.snapshot import ProxyStatus, labels_of
@@ -243,7 +244,7 @@ class WorkspaceProxyAdmin(GrantedAdmin):
     # The pages of operators
 
     def get_urls(self) -> list[URLPattern]:
-        urls = [*HealthPage(self).urls(), *super().get_urls()]
+        urls = [*HealthPage(self).urls(), *ProberPage(self).urls(), *super().get_urls()]
         for pattern in urls:
             pattern.callback = access.page(pattern.callback)
         return urls

@@ -79,6 +79,12 @@ class Channel(models.Model):
             except ValidationError as error:
                 raise ValidationError({"target": error}) from None
 
+    @property
+    def is_failing(self) -> bool:
+        """True if the last answer of the other side was a failure."""
+        failure, success = self.last_failure_at, self.last_success_at
+        return failure is not None and (success is None or failure > success)
+
 
 class Alarm(models.Model):
     """A fault of the prober itself, while no proxy's status can be believed."""

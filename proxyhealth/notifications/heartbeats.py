@@ -1,19 +1,22 @@
 """The heartbeats: requests of ``HEARTBEAT_URLS``, whose owners notice when none comes any more."""
 
 import atexit
+import hashlib
 import logging
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from urllib.parse import quote, urlsplit
 
 from proxyhealth import __version__
 from proxyhealth.conf import conf
+from proxyhealth.exceptions import StoreError
 from proxyhealth.probing import tls
 from proxyhealth.probing.deadline import Deadline
 from proxyhealth.probing.policy import AddressPolicy
 from proxyhealth.probing.response import Response
 from proxyhealth.probing.transport import Connection
+from proxyhealth.storage import presence
 from proxyhealth.texts import clean, without_passwords
 from proxyhealth.utils import PerProcess
 from proxyhealth.validators import parse_proxy_url, split_url
@@ -72,7 +75,9 @@ class Heartbeats:
         if error:
             time.sleep(_PAUSE)
             error = _try(url)
-        host = clean(urlsplit(url).netloc, 253)
+        with suppress(StoreError):  # the log has it, too
+            presence.note_heartbeat(id_of(url), error)
+        host = host_of(url)
         had_failed = url in self._failed
         if error and not had_failed:
             self._failed.add(url)
@@ -80,6 +85,16 @@ class Heartbeats:
         elif had_failed and not error:
             self._failed.discard(url)
             logger.info("heartbeat accepted again host=%s", host)
+
+
+def id_of(url: str) -> str:
+    """Return the name of a heartbeat in the cache, which does not show its URL: the path is a secret."""
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def host_of(url: str) -> str:
+    """Return the part of the URL that is no secret."""
+    return clean(urlsplit(url).netloc, 253)
 
 
 _heartbeats = PerProcess(Heartbeats)

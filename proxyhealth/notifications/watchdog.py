@@ -15,7 +15,7 @@ from django.db import connections
 from proxyhealth import isolation
 from proxyhealth.conf import conf
 from proxyhealth.models import Alarm
-from proxyhealth.notifications import alarms, sending
+from proxyhealth.notifications import alarms, culprit, sending
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.storage import reader
 from proxyhealth.texts import without_passwords
@@ -86,7 +86,7 @@ class View:
         latest = now - conf.STALE_AFTER / 2
         is_sudden = self._round_seen_at is not None and self._round_seen_at > latest
         if overdue >= _PATIENCE and now >= self._begins_at and not is_sudden:
-            alarms.begin(kind, snapshot.stale_reason, seconds)
+            alarms.begin(kind, culprit.why_stale(snapshot), seconds)
 
     def _seconds_unread(self, now: float) -> float:
         """Return for how long this process has seen no round, neither in the cache nor in the history.

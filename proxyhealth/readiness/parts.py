@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from django.db import connections
@@ -26,12 +27,16 @@ _FRESH = 1.0  # time for which all requests share a result
 
 
 class Part(NamedTuple):
-    """The result of one part. ``message`` and ``facts`` are for everybody, ``error`` is for the log."""
+    """The result of one part. ``message`` and ``facts`` are for everybody, ``error`` is for the log.
+
+    ``since`` is the time at which this process first saw that the part failed.
+    """
 
     ok: bool
     message: str = ""
     facts: Mapping[str, Any] = {}
     error: str = ""
+    since: datetime | None = None
 
 
 class _NotAsItShouldBe(Exception):
@@ -42,7 +47,7 @@ class _NotAsItShouldBe(Exception):
         self.facts = facts
 
 
-def _examine_database() -> Mapping[str, Any]:
+def examine_database() -> Mapping[str, Any]:
     try:
         # Our table, not only SELECT 1: before the migrations, the process is not ready either.
         WorkspaceProxy.objects.primary().exists()
@@ -51,7 +56,7 @@ def _examine_database() -> Mapping[str, Any]:
     return {}
 
 
-def _examine_cache() -> Mapping[str, Any]:
+def examine_cache() -> Mapping[str, Any]:
     if isolation.current() is None:  # in a test, a fake snapshot stands for the cache
         with open_cache() as cache:
             cache.client.time()
@@ -74,13 +79,14 @@ def _examine_snapshot() -> Mapping[str, Any]:
 class _Check:
     """A part and its last result. Only one thread at a time examines it, also if the part hangs."""
 
-    def __init__(self, name: str, examine: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, name: str, examine: Callable[[], Mapping[str, Any]], is_logged: bool = True) -> None:
         self.name = name
         self._examine = examine
+        self._is_logged = is_logged
         self._lock = threading.Lock()
         self._future: Future[Part] | None = None
         self._fresh_until = 0.0  # by the monotonic clock
-        self._was_ok = True
+        self._failed_since: datetime | None = None
         self.deadline = 0.0
 
     def begin(self) -> Future[Part]:
@@ -111,10 +117,15 @@ class _Check:
         future.set_result(part)
 
     def result(self, future: Future[Part]) -> Part:
-        """Return the result of ``future``, without waiting for it. Log a change."""
+        """Return the result of ``future``, without waiting for it. Log a change, if it is logged."""
         part = future.result() if future.done() else Part(False, f"It does not respond within {LIMIT} s.")
         with self._lock:
-            was_ok, self._was_ok = self._was_ok, part.ok
+            was_ok = self._failed_since is None
+            if was_ok or part.ok:
+                self._failed_since = None if part.ok else datetime.now(UTC)
+            part = part._replace(since=self._failed_since)
+        if not self._is_logged:
+            return part
         if part.ok and not was_ok:
             logger.info("ready again part=%s", self.name)
         elif was_ok and not part.ok:
@@ -127,37 +138,37 @@ def _failed(error: Exception) -> Part:
     return Part(False, "It cannot be used. The log has the error.", error=text)
 
 
-_EXAMINE = {"database": _examine_database, "cache": _examine_cache, "snapshot": _examine_snapshot}
-
-NAMES = tuple(_EXAMINE)
-
-_checks = PerProcess(lambda: {name: _Check(name, examine) for name, examine in _EXAMINE.items()})
-
-# Drops the results of this process, for tests.
-forget = _checks.reset
-
-
-def examine() -> dict[str, Part]:
-    """Return the result of each part by its name, after at most ``LIMIT`` seconds."""
-    futures = _begin()
-    wait(*_pending(futures))
-    return _results(futures)
-
-
-async def aexamine() -> dict[str, Part]:
-    """Do the same without blocking the event loop."""
-    futures = _begin()
-    pending, seconds = _pending(futures)
-    if pending:
-        await asyncio.wait([asyncio.wrap_future(future) for future in pending], timeout=seconds)
-    return _results(futures)
-
-
 _Futures = Mapping[_Check, Future[Part]]
 
 
-def _begin() -> _Futures:
-    return {check: check.begin() for check in _checks.value.values()}
+class Examination:
+    """Parts by name, each with the function that examines it. All are examined at the same time."""
+
+    def __init__(
+        self, functions: Mapping[str, Callable[[], Mapping[str, Any]]], *, is_logged: bool = True
+    ) -> None:
+        self._checks = PerProcess(
+            lambda: [_Check(name, function, is_logged) for name, function in functions.items()]
+        )
+        # Drops the results of this process, for tests.
+        self.forget = self._checks.reset
+
+    def results(self) -> dict[str, Part]:
+        """Return the result of each part by its name, after at most ``LIMIT`` seconds."""
+        futures = self._begin()
+        wait(*_pending(futures))
+        return _results(futures)
+
+    async def aresults(self) -> dict[str, Part]:
+        """Do the same without blocking the event loop."""
+        futures = self._begin()
+        pending, seconds = _pending(futures)
+        if pending:
+            await asyncio.wait([asyncio.wrap_future(future) for future in pending], timeout=seconds)
+        return _results(futures)
+
+    def _begin(self) -> _Futures:
+        return {check: check.begin() for check in self._checks.value}
 
 
 def _pending(futures: _Futures) -> tuple[list[Future[Part]], float]:
@@ -171,6 +182,15 @@ def _pending(futures: _Futures) -> tuple[list[Future[Part]], float]:
 
 def _results(futures: _Futures) -> dict[str, Part]:
     return {check.name: check.result(future) for check, future in futures.items()}
+
+
+_EXAMINE = {"database": examine_database, "cache": examine_cache, "snapshot": _examine_snapshot}
+
+NAMES = tuple(_EXAMINE)
+
+_examination = Examination(_EXAMINE)
+
+examine, aexamine, forget = _examination.results, _examination.aresults, _examination.forget
 
 
 def required_parts() -> set[str]:

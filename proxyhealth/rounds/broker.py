@@ -63,13 +63,21 @@ def queue_length() -> int | None:
     Return None if the broker does not respond within a quarter of a second, or is not Redis, and in a test
     that is isolated.
     """
-    if isolation.is_isolated():
-        return None
     try:
-        app = celery_app()
-        return None if app.conf.task_always_eager else _query.value.result(app)
+        return measure_queues()
     except Exception:
         return None
+
+
+def measure_queues() -> int | None:
+    """Return the same, but raise the error of the broker, ``TimeoutError``, or ``LookupError``.
+
+    Return None only if there is no broker: in eager mode, and in a test that is isolated.
+    """
+    if isolation.is_isolated():
+        return None
+    app = celery_app()
+    return None if app.conf.task_always_eager else _query.value.result(app)
 
 
 class _QueueLengthQuery:

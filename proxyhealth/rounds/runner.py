@@ -9,7 +9,7 @@ from proxyhealth.exceptions import StoreError
 from proxyhealth.probing import pool
 from proxyhealth.rounds import sharing, steps
 from proxyhealth.rounds.shards import Plan, split
-from proxyhealth.storage import reader
+from proxyhealth.storage import reader, rounds_log
 from proxyhealth.storage.counters import count_round
 from proxyhealth.storage.lease import (
     ANY_ROUND,
@@ -40,7 +40,9 @@ def run_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0, share: bool
         if request.min_gap is not None:
             with suppress(StoreError):
                 count_round("skipped")
+            rounds_log.add("skipped", error=start.outcome.value)
         return start.outcome
+    rounds_log.add(rounds_log.RUNNING, start.token)
     with steps.recording_failures(start.token), renewing_lease(start.token, steps.READ_TIMEOUT) as lease:
         if start.left_over:
             sharing.commit_left_over(start.token)

@@ -27,6 +27,7 @@ from proxyhealth.probing import pool
 from proxyhealth.rounds.dispatch import request_check, request_recheck, request_task
 from proxyhealth.snapshot import Proxy, ProxyStatus
 from proxyhealth.statuses import Status
+from proxyhealth.storage import rounds_log
 from proxyhealth.storage.commit import Commit, commit
 from proxyhealth.storage.counters import count_missed, count_round
 from proxyhealth.storage.lease import end_round
@@ -105,6 +106,14 @@ def commit_round(
 ) -> None:
     """Commit a round. Retry for ``COMMIT_TIMEOUT`` seconds, then raise ``StoreError``."""
     commit_statuses(statuses, token, full_round=full_round, lease=lease)
+    rounds_log.add(
+        full_round.outcome,
+        token,
+        error=full_round.error,
+        seconds=full_round.duration,
+        proxies=len(statuses) + len(full_round.missing),
+        missing=len(full_round.missing),
+    )
     logger.info(
         f"round end token=%d duration=%.3f {COUNTS}", token, full_round.duration, *count_statuses(statuses)
     )
@@ -142,6 +151,7 @@ def record_failure(error: Exception, token: int = 0) -> RoundFailed:
     outcome = "offline" if isinstance(failure, ProberOffline) else "failure"
     with suppress(StoreError):
         count_round(outcome, str(failure), token)
+    rounds_log.add(outcome, token, error=str(failure))
     return failure
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from celery import Task
 
+from proxyhealth.rounds import reporting
+
 
 class Tick(Task):  # type: ignore[type-arg]  # generic for type checkers only
     """A task whose sender reconnects to its broker after a failure.
@@ -14,11 +16,17 @@ class Tick(Task):  # type: ignore[type-arg]  # generic for type checkers only
     """
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
+        is_beat = options.get("producer") is not None
         try:
-            return super().apply_async(*args, **options)
-        except Exception:
+            result = super().apply_async(*args, **options)
+        except Exception as error:
+            if is_beat:
+                reporting.report_beat(error)
             with suppress(Exception):  # most senders pass no producer
                 producer = options["producer"]
                 producer.connection.collect()
                 producer.revive(producer.connection)
             raise
+        if is_beat:
+            reporting.report_beat()
+        return result

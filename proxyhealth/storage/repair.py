@@ -32,6 +32,8 @@ KEYS: dict[str, tuple[str, str]] = {
     "recheck": ("string", "31622400000"),
     "round-stats": ("hash", "counters"),
     "tasks": ("hash", "counters"),
+    "presence": ("hash", "604800000"),
+    "rounds-log": ("list", "604800000"),
 }
 
 # Other fields of a hash may belong to a newer version, and stay. Lua counts exactly up to 2^53, and scripts

@@ -3,9 +3,12 @@
 from functools import partial
 
 from django import template
+from django.template import Context
+from django.urls import NoReverseMatch, reverse
 from django.utils.safestring import SafeString
 
-from proxyhealth import display
+from proxyhealth import access, display
+from proxyhealth.overview import prober
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import ProxyStatus, Snapshot
 from proxyhealth.texts import clean
@@ -39,7 +42,23 @@ def visible(text: str) -> str:
 
 @register.filter
 def stale_reason(snapshot: Snapshot) -> str:
-    return snapshot.why_stale(display.clock)
+    return prober.why_stale(snapshot)
+
+
+@register.simple_tag(takes_context=True)
+def prober_url(context: Context) -> str:
+    """Return the address of the page about the prober, or '' for a user who may not see it."""
+    request = context.get("request")
+    user = getattr(request, "user", None)
+    if user is None or not user.is_staff:
+        return ""
+    if not access.is_granted(user.has_perm("proxyhealth.view_workspaceproxy")):
+        return ""
+    try:
+        app = getattr(request, "current_app", None)
+        return reverse("admin:proxyhealth_workspaceproxy_prober", current_app=app)
+    except NoReverseMatch:  # the host has unregistered the proxies
+        return ""
 
 
 @register.filter

@@ -16,6 +16,7 @@ from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.lease import ANY_ROUND, RoundRequest, begin_round, end_round, take_token
 from proxyhealth.storage.pending import SendTask, add_pending, claim_recheck, take_pending
 from proxyhealth.storage.plan import claim_shard, load_plan, save_plan
+from proxyhealth.storage.presence import note_tick
 from proxyhealth.storage.repair import KEYS, repair
 from proxyhealth.storage.sender import note_hanging, only_sender
 from tests.support.machine import at_most
@@ -225,6 +226,7 @@ def test_keys__are_all_known(fleet, redis_client):
         cache.client.set(cache.key("commit"), "x")
     claim_recheck(5)
     note_hanging("receiver")
+    note_tick(60)
     prefix = key("").encode()
     with only_sender():
         found = {name.removeprefix(prefix).decode() for name in redis_client.scan_iter(prefix + b"*")}
