@@ -94,6 +94,7 @@ def examine() -> Prober:
         each.beat(signs),
         each.queue(found["queue"], signs),
         each.rounds(rounds),
+        each.network(snapshot, alarms, rounds),
         each.snapshot(snapshot, alarms),
         each.channels(found["database"]),
         each.heartbeats(signs),

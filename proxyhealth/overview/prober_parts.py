@@ -58,6 +58,7 @@ _LABELS: dict[str, Promise] = {
     "beat": gettext_lazy("Celery beat"),
     "queue": gettext_lazy("Queue"),
     "rounds": gettext_lazy("Rounds"),
+    "network": gettext_lazy("Network of the workers"),
     "snapshot": gettext_lazy("Snapshot"),
     "channels": gettext_lazy("Channels"),
     "heartbeats": gettext_lazy("Heartbeats"),
@@ -164,8 +165,8 @@ def beat(signs: Presence | None) -> PartState:
     last = culprit.last_beat(signs)
     if last is None:
         return PartState("beat", State.UNKNOWN, _("No tick has been seen yet."))
-    facts = {"moment": display.clock(last.at), "interval": wording.duration(conf.INTERVAL)}
-    text = _("The last sign of beat was at %(moment)s. It sends a tick every %(interval)s.")
+    facts = {"age": wording.duration(last.age), "interval": display.number(conf.INTERVAL)}
+    text = _("The last sign of beat is %(age)s old. It sends a tick every %(interval)s s.")
     hosts = [f"{sign.text('host')} ({sign.count('pid')})" for sign in running_beats(signs)]
     if len(hosts) > 1:
         more = _("More than one beat runs. That is harmless: the ticks that come too early are skipped.")
@@ -230,6 +231,24 @@ def rounds(entries: Sequence[RoundEntry] | None) -> PartState:
     return PartState("rounds", state, text, bad[-1].at, alert=_ALERTS.get(last.outcome, "roundsfailing"))
 
 
+def network(
+    value: Snapshot | None, alarms: Mapping[str, Alarm], entries: Sequence[RoundEntry] | None
+) -> PartState:
+    if value and value.offline:
+        alarm = alarms.get(Alarm.Kind.OFFLINE)
+        ended = [entry for entry in entries or () if entry.outcome not in (RUNNING, "skipped")]
+        begun = [entry.at for entry in takewhile(lambda entry: entry.outcome != "success", ended)]
+        since = min(begun, default=aware(alarm.began_at) if alarm else None)
+        advice = gettext_lazy("Repair the network of that host, or start workers on a host with a network.")
+        return PartState("network", State.FAILED, value.offline, since, advice=advice, alert="proberoffline")
+    if not conf.CANARY_URLS:
+        text = _("CANARY_URLS is empty, so a fault of this network looks like proxies that fail.")
+        return PartState("network", State.OFF, text)
+    if value is None or value.fault:
+        return _without_redis("network")
+    return PartState("network", State.OK, _("The last round did not find the workers cut off."))
+
+
 def snapshot(value: Snapshot | None, alarms: Mapping[str, Alarm]) -> PartState:
     if value is None:
         text = _("Reading the snapshot does not end.")
@@ -238,13 +257,10 @@ def snapshot(value: Snapshot | None, alarms: Mapping[str, Alarm]) -> PartState:
     since = aware(alarm.began_at) if alarm else value.stale_at
     if value.fault:
         return PartState("snapshot", State.FAILED, value.fault, since, alert="snapshotunreadable")
-    if value.offline:
-        advice = gettext_lazy("Repair the network of that host, or start workers on a host with a network.")
-        return PartState("snapshot", State.FAILED, value.offline, since, advice=advice, alert="proberoffline")
     if value.checked_at is None:
         return PartState("snapshot", State.UNKNOWN, _("No full round has ended yet."))
     facts = {"moment": display.clock(value.checked_at), "age": wording.duration(value.age or 0)}
-    if value.stale:
+    if value.stale:  # also while the workers are cut off
         text = _("It is stale: the last full round began at %(moment)s.") % facts
         return PartState("snapshot", State.FAILED, text, since, alert="snapshotstale")
     return PartState("snapshot", State.OK, _("It is %(age)s old.") % facts)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from proxyhealth.storage.client import open_cache, run_script
 from proxyhealth.texts import clean
 
-PERIOD = 5.0  # seconds between two signs of a worker
+PERIOD = 3.0  # seconds between two signs of a worker
 GONE_AFTER = 3 * PERIOD  # seconds without a sign after which a worker does not run any more
 
 LIFETIME = 7 * 24 * 3_600  # seconds for which the last signs are kept
