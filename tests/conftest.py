@@ -107,7 +107,7 @@ def real_services() -> Iterator[None]:
 def generous_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine must not fail a test that is not about time. Tests about time set less."""
     monkeypatch.setattr("proxyhealth.rounds.broker._TIMEOUT", 10)
-    monkeypatch.setattr("proxyhealth.admin.proxies._BROKER_TIMEOUT", 10)
+    monkeypatch.setattr("proxyhealth.admin.check_page._BROKER_TIMEOUT", 10)
 
 
 @pytest.fixture(autouse=True)

@@ -14,14 +14,13 @@ from django.contrib.messages import get_messages
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Page, Paginator
 from django.db.models import Count, Max
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.cache import get_conditional_response
 from django.utils.timezone import get_current_timezone_name
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_POST
 
 from proxyhealth import access, health
 from proxyhealth.admin.health_controls import Controls
@@ -51,11 +50,7 @@ class HealthPage:
 
     def urls(self) -> list[URLPattern]:
         view = self._admin.admin_site.admin_view
-        check = require_POST(self.check_all)
-        return [
-            path("health/", access.outside_transactions(view(self.show)), name=f"{_NAME}_health"),
-            path("health/check/", access.outside_transactions(view(check)), name=f"{_NAME}_check_all"),
-        ]
+        return [path("health/", access.outside_transactions(view(self.show)), name=f"{_NAME}_health")]
 
     def show(self, request: HttpRequest) -> HttpResponse:
         """Show the headline, the number of proxies by status, and one row per selected proxy.
@@ -82,12 +77,6 @@ class HealthPage:
         }
         template = "admin/proxyhealth/workspaceproxy/health.html"
         return TemplateResponse(request, template, context, headers={"ETag": tag})
-
-    def check_all(self, request: HttpRequest) -> HttpResponse:
-        if not self._admin.has_change_permission(request):
-            raise PermissionDenied
-        self._admin.request_check(request, None, "All proxies are")
-        return HttpResponseRedirect(reverse(f"{self._admin.admin_site.name}:{_NAME}_health"))
 
 
 class _Fleet(NamedTuple):

@@ -1,11 +1,9 @@
 """The admin of the proxies, with their statuses."""
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
-from uuid import UUID
 
 from django import forms
 from django.contrib import admin, messages
@@ -20,21 +18,18 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.timesince import timesince
 
 from proxyhealth import access, health
-from proxyhealth.admin import silences
+from proxyhealth.admin import check_page, silences
 from proxyhealth.admin.granted import GrantedAdmin
 from proxyhealth.admin.health_page import HealthPage
 from proxyhealth.admin.labels import LabelsField, labels_as_html
 from proxyhealth.admin.prober_page import ProberPage
-from proxyhealth.display import number, quantity, time_tag
+from proxyhealth.display import quantity, time_tag
 from proxyhealth.models import Transition, WorkspaceProxy
 from proxyhealth.snapshot import ProxyStatus, labels_of
 from proxyhealth.texts import clean
 
 # Proxies whose names the address of a form may have: servers limit its length.
 _MAX_SILENCED = 50
-
-# Seconds that a page waits for the broker to accept a task.
-_BROKER_TIMEOUT = 0.5
 
 
 class DeletedFilter(admin.SimpleListFilter):
@@ -131,9 +126,7 @@ class WorkspaceProxyAdmin(GrantedAdmin):
 
     @admin.action(description="Check now", permissions=["change"])
     def check_now(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
-        ids = list(queryset.values_list("pk", flat=True))
-        proxies = "proxy is" if len(ids) == 1 else "proxies are"
-        self.request_check(request, ids, f"{number(len(ids))} {proxies}")
+        check_page.tell_request(request, list(queryset.values_list("pk", flat=True)))
 
     def has_silence_permission(self, request: HttpRequest) -> bool:
         return bool(silences.add_url(self.admin_site, request))
@@ -147,25 +140,6 @@ class WorkspaceProxyAdmin(GrantedAdmin):
             return None
         lines = urlencode({"proxies": "\n".join(names)})
         return HttpResponseRedirect(f"{silences.add_url(self.admin_site, request)}?{lines}")
-
-    def request_check(self, request: HttpRequest, ids: Iterable[UUID] | None, subject: str) -> None:
-        """Request a check of these proxies, or of all, and tell the user of it."""
-        health.request_check(ids)
-        if self._confirm_sent(request):
-            self.message_user(request, f"{subject} being checked now.", messages.SUCCESS)
-
-    def _confirm_sent(self, request: HttpRequest) -> bool:
-        """Return True if the broker has accepted all requests so far, else warn the user."""
-        # An empty request completes after all earlier ones, with the result of the last one.
-        if _is_accepted(health.request_check([])):
-            return True
-        self.message_user(
-            request,
-            "The check could not be requested, because the message broker does not respond. "
-            "The next round checks all proxies.",
-            messages.WARNING,
-        )
-        return False
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -181,8 +155,9 @@ class WorkspaceProxyAdmin(GrantedAdmin):
         changed = response is None or response.status_code == HTTPStatus.FOUND
         database = router.db_for_write(WorkspaceProxy)
         # With ATOMIC_REQUESTS, the commit comes after this response, so nothing is sent yet.
-        if request.method == "POST" and changed and not connections[database].in_atomic_block:
-            self._confirm_sent(request)
+        is_committed = request.method == "POST" and changed and not connections[database].in_atomic_block
+        if is_committed and not check_page.are_requests_sent():
+            self.message_user(request, check_page.not_sent(), messages.WARNING)
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         response = super().changeform_view(request, *args, **kwargs)
@@ -244,7 +219,7 @@ class WorkspaceProxyAdmin(GrantedAdmin):
     # The pages of operators
 
     def get_urls(self) -> list[URLPattern]:
-        urls = [*HealthPage(self).urls(), *ProberPage(self).urls(), *super().get_urls()]
+        urls = [*HealthPage(self).urls(), *check_page.CheckPage(self).urls(), *ProberPage(self).urls(), *super().get_urls()]
         for pattern in urls:
             pattern.callback = access.page(pattern.callback)
         return urls
@@ -259,11 +234,3 @@ def _since(status: ProxyStatus) -> str:
         time_tag(status.since),
         timesince(status.since),
     )
-
-
-def _is_accepted(future: Future[None]) -> bool:
-    try:
-        future.result(timeout=_BROKER_TIMEOUT)
-    except Exception:  # a timeout, or an error that the sender has logged
-        return False
-    return True

@@ -16,6 +16,7 @@ from proxyhealth.statuses import Status
 from proxyhealth.storage.commit import Commit, read_waiting
 from proxyhealth.storage.lease import take_token
 from proxyhealth.storage.pending import hold_recheck, release_recheck, take_pending
+from proxyhealth.storage.requests import add_failure
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def run_check(ids: Iterable[UUID]) -> None:
     the check fails; earlier batches stay committed.
     """
     ids = set(ids)
+    token = 0
     try:
         token = take_token()
         checked_at = datetime.now(UTC)
@@ -75,7 +77,10 @@ def run_check(ids: Iterable[UUID]) -> None:
         for batch in pool.probe_batches(proxies, checked_at, _BATCH_IDLE):
             result = _commit_batch(batch, token, removed)
     except Exception as error:
-        raise steps.log_failure(error, "check") from error
+        failure = steps.log_failure(error, "check")
+        with suppress(StoreError):  # only for the page that shows the progress
+            add_failure(token, ids, str(failure))
+        raise failure from error
     if not result.complete:
         # The cache is new or was emptied. Only a full round adds the other proxies.
         request_next_round()

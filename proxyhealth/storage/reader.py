@@ -212,8 +212,13 @@ def _completed(state: _State, cached: Snapshot | None) -> _State:
     if cached and not (copy and copy.checked_at):
         copy = cached
     elif cached and copy:
-        statuses = FrozenMapping({**copy.statuses, **cached.statuses})
-        copy = replace(copy, statuses=statuses, number=cached.number, committed_at=cached.committed_at)
+        copy = replace(
+            copy,
+            statuses=FrozenMapping({**copy.statuses, **cached.statuses}),
+            tokens=FrozenMapping({**copy.tokens, **cached.tokens}),
+            number=cached.number,
+            committed_at=cached.committed_at,
+        )
     return replace(state, cached=cached, copy=copy, confirmed=confirmed)
 
 

@@ -29,6 +29,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "plan": ("hash", "plan"),
     "slots": ("set", "86400000"),
     "outbox": ("list", ""),
+    "check-failures": ("list", "600000"),
     "recheck": ("string", "31622400000"),
     "round-stats": ("hash", "counters"),
     "tasks": ("hash", "counters"),

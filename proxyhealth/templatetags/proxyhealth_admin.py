@@ -6,11 +6,12 @@ from functools import partial
 from django import template
 from django.template import Context
 from django.urls import NoReverseMatch, reverse
+from django.utils.html import json_script
 from django.utils.safestring import SafeString
 
 from proxyhealth import access, display
 from proxyhealth.notifications import wording
-from proxyhealth.overview import prober
+from proxyhealth.overview import live_words, prober
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import ProxyStatus, Snapshot
 from proxyhealth.texts import clean
@@ -46,6 +47,12 @@ def milliseconds(value: float) -> SafeString:
 @register.filter
 def visible(text: str) -> str:
     return clean(text, 200)
+
+
+@register.simple_tag
+def live_sentences() -> SafeString:
+    """Return the sentences for the scripts of the page."""
+    return json_script(live_words.live_sentences(), "proxyhealth-sentences")
 
 
 @register.filter

@@ -18,6 +18,7 @@ from proxyhealth.storage.pending import SendTask, add_pending, claim_recheck, ta
 from proxyhealth.storage.plan import claim_shard, load_plan, save_plan
 from proxyhealth.storage.presence import note_tick
 from proxyhealth.storage.repair import KEYS, repair
+from proxyhealth.storage.requests import add_failure
 from proxyhealth.storage.sender import note_hanging, only_sender
 from tests.support.machine import at_most
 
@@ -227,6 +228,7 @@ def test_keys__are_all_known(fleet, redis_client):
     claim_recheck(5)
     note_hanging("receiver")
     note_tick(60)
+    add_failure(1, [], "x")
     prefix = key("").encode()
     with only_sender():
         found = {name.removeprefix(prefix).decode() for name in redis_client.scan_iter(prefix + b"*")}
