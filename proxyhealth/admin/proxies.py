@@ -1,55 +1,46 @@
 """The admin of the proxies, with their statuses."""
 
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.options import IS_POPUP_VAR
 from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import ChangeList
 from django.db import connections, router, transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.loader import render_to_string
+from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, reverse
-from django.utils.html import format_html
-from django.utils.safestring import SafeString, mark_safe
-from django.utils.timesince import timesince
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth import access, health
-from proxyhealth.admin import check_page, silences
+from proxyhealth.admin import check_page, index_panel, silences
 from proxyhealth.admin.granted import GrantedAdmin
 from proxyhealth.admin.health_page import HealthPage
-from proxyhealth.admin.labels import LabelsField, labels_as_html
+from proxyhealth.admin.labels import LabelsField
 from proxyhealth.admin.prober_page import ProberPage
-from proxyhealth.display import quantity, time_tag
+from proxyhealth.admin.proxy_list import (
+    DeletedFilter,
+    ProxyColumns,
+    ProxyLabelFilter,
+    ProxyList,
+    StatusFilter,
+    deleted_badge,
+    page_url,
+    reason_link,
+    snapshot_of,
+    status_with_beginning,
+)
+from proxyhealth.admin.restoring import Restoring
+from proxyhealth.display import number, time_tag
 from proxyhealth.models import Transition, WorkspaceProxy
-from proxyhealth.snapshot import ProxyStatus, labels_of
-from proxyhealth.texts import clean
 
-# Proxies whose names the address of a form may have: servers limit its length.
-_MAX_SILENCED = 50
-
-
-class DeletedFilter(admin.SimpleListFilter):
-    """A filter that hides deleted proxies by default."""
-
-    title = "deleted"
-    parameter_name = "deleted"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("yes", "Yes"), ("all", "All")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() == "all":
-            return queryset
-        return queryset.filter(deleted=self.value() == "yes")
-
-    def choices(self, changelist: Any) -> Iterator[Any]:
-        choices = super().choices(changelist)
-        yield {**next(choices), "display": "No"}
-        yield from choices
+# Seconds between two refreshes of the list.
+_REFRESH = 10
 
 
 class ProxyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type checkers only
@@ -57,101 +48,95 @@ class ProxyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type 
 
 
 @admin.register(WorkspaceProxy)
-class WorkspaceProxyAdmin(GrantedAdmin):
+class WorkspaceProxyAdmin(ProxyColumns, GrantedAdmin):
     form = ProxyForm
-    list_display = ("shown_name", "status", "reason", "latency", "last_check", "shown_url", "shown_labels")
-    list_filter = (DeletedFilter,)
+    list_display = ("shown_name", "status", "reason", "latency", "last_check", "shown_labels")
+    list_filter = (DeletedFilter, StatusFilter, ProxyLabelFilter)
+    show_facets = admin.ShowFacets.NEVER  # each label would need a count of all rows
     search_fields = ("name", "display_name", "url")
-    readonly_fields = ("id", "created", "updated")
-    actions = ("check_now", "silence")
+    readonly_fields = ("deleted", "id", "created", "updated")
+    actions = ("check_now", "silence", "restore")
     fieldsets = (
         (None, {"fields": ("name", "display_name", "icon", "labels")}),
-        ("Location", {"fields": ("url", "wildcard_hostname", "version")}),
-        ("Lifecycle", {"fields": ("deleted", "id", "created", "updated")}),
+        (_("Location"), {"fields": ("url", "wildcard_hostname", "version")}),
+        (_("Lifecycle"), {"fields": ("deleted", "id", "created", "updated")}),
     )
 
     class Media:
-        css = {"all": ("proxyhealth/health.css",)}  # noqa: RUF012  the shape that Django expects
+        css = {"all": ("proxyhealth/health.css", "proxyhealth/proxies.css")}  # noqa: RUF012  Django's shape
+
+    def __init__(self, model: type[WorkspaceProxy], admin_site: admin.AdminSite) -> None:
+        super().__init__(model, admin_site)
+        index_panel.add_to(admin_site)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[WorkspaceProxy]:
         # A replica may lag behind a saved row.
         return super().get_queryset(request).using(router.db_for_write(WorkspaceProxy))
 
-    @admin.display(description="created at")
+    @admin.display(description=_("created at"))
     def created(self, row: WorkspaceProxy) -> SafeString:
         return time_tag(row.created_at)
 
-    @admin.display(description="updated at")
+    @admin.display(description=_("updated at"))
     def updated(self, row: WorkspaceProxy) -> SafeString:
         return time_tag(row.updated_at)
 
-    # The list. Rows that skipped validation may contain invisible characters.
+    # The list
 
-    @admin.display(description="name", ordering="name")
-    def shown_name(self, row: WorkspaceProxy) -> SafeString:
-        return format_html("<bdi>{}</bdi>", clean(row.name, 64).strip() or row.pk)
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return ProxyList
 
-    @admin.display(description="URL", ordering="url")
-    def shown_url(self, row: WorkspaceProxy) -> SafeString | str:
-        return format_html('<bdi dir="ltr">{}</bdi>', clean(row.url, 200)) if row.url else ""
-
-    @admin.display(description="labels", empty_value="")
-    def shown_labels(self, row: WorkspaceProxy) -> SafeString:
-        return labels_as_html(labels_of(row.labels))
-
-    @admin.display(description="status")
-    def status(self, row: WorkspaceProxy) -> SafeString:
-        status = health.status_of(row)
-        badge = render_to_string("proxyhealth/badge.html", {"status": status.status})
-        note = render_to_string("proxyhealth/unconfirmed.html", {"raw": status.raw}) if status.raw else ""
-        return mark_safe(badge + _since(status) + note)  # noqa: S308  the templates escape their values
-
-    @admin.display(description="reason", empty_value="")
-    def reason(self, row: WorkspaceProxy) -> str:
-        return health.status_of(row).reason
-
-    @admin.display(description="latency", empty_value="")
-    def latency(self, row: WorkspaceProxy) -> str | None:
-        latency = health.status_of(row).latency
-        return None if latency is None else quantity(latency * 1000, "ms")
-
-    @admin.display(description="last check", empty_value="never")
-    def last_check(self, row: WorkspaceProxy) -> str | None:
-        if checked_at := health.status_of(row).last.checked_at:
-            return time_tag(checked_at)
-        snapshot = health.snapshot()
-        if snapshot.fault:
-            return "not known"
-        return "not at this URL" if row.pk in snapshot.statuses else None
-
-    @admin.action(description="Check now", permissions=["change"])
-    def check_now(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
-        check_page.tell_request(request, list(queryset.values_list("pk", flat=True)))
-
-    def has_silence_permission(self, request: HttpRequest) -> bool:
-        return bool(silences.add_url(self.admin_site, request))
-
-    @admin.action(description="Silence…", permissions=["silence"])
-    def silence(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> HttpResponse | None:
-        names = list(queryset.values_list("name", flat=True)[: _MAX_SILENCED + 1])
-        if len(names) > _MAX_SILENCED:
-            text = f"Choose at most {_MAX_SILENCED} proxies, or silence them by a pattern or a label."
-            self.message_user(request, text, messages.WARNING)
-            return None
-        lines = urlencode({"proxies": "\n".join(names)})
-        return HttpResponseRedirect(f"{silences.add_url(self.admin_site, request)}?{lines}")
+    def get_list_display_links(self, request: HttpRequest, list_display: Any) -> Any:
+        """Let Django link the names only where it chooses a row for another form."""
+        return ("shown_name",) if IS_POPUP_VAR in request.GET else None
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        response = super().changelist_view(request, {**(extra_context or {}), "snapshot": health.snapshot()})
-        if request.POST.get("action") == "delete_selected" and "post" in request.POST:
-            self._warn_if_not_sent(request)
+        context = {"snapshot": snapshot_of(request), "refresh": _REFRESH, **(extra_context or {})}
+        response = super().changelist_view(request, context)
+        if request.POST.get("action") in ("delete_selected", "restore") and "post" in request.POST:
+            self.warn_if_not_sent(request)
         return response
+
+    # Actions
+
+    def get_actions(self, request: HttpRequest) -> Any:
+        """Return the actions that fit the rows of the list: deleted ones, others, or both."""
+        shown = request.GET.get(DeletedFilter.parameter_name)
+        unfit = {"yes": ("check_now", "silence", "delete_selected"), "all": ()}.get(shown or "", ("restore",))
+        actions = super().get_actions(request)
+        return {name: action for name, action in actions.items() if name not in unfit}
+
+    @admin.action(description=_("Check now"), permissions=["change"])
+    def check_now(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
+        check_page.tell_request(request, list(queryset.filter(deleted=False).values_list("pk", flat=True)))
+
+    def has_silence_permission(self, request: HttpRequest) -> bool:
+        return bool(silences.add_url(self.admin_site, request))
+
+    @admin.action(description=_("Silence…"), permissions=["silence"])
+    def silence(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> HttpResponse | None:
+        names = list(queryset.filter(deleted=False).values_list("name", flat=True))
+        if response := silences.add_page(self.admin_site, request, names):
+            return response
+        text = gettext(
+            "The names of %(count)s proxies are too long for one silence. Silence them by a pattern or a "
+            "label, such as region:eu. * matches all proxies."
+        )
+        self.message_user(request, text % {"count": number(len(names))}, messages.WARNING)
+        return None
+
+    def has_restore_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_delete_permission(request, obj)
+
+    @admin.action(description=_("Restore selected proxies"), permissions=["restore"])
+    def restore(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> HttpResponse | None:
+        return Restoring(self).confirm(request, queryset)
 
     # Saving and deleting request a check on commit. These views warn if the broker did not accept it.
 
-    def _warn_if_not_sent(self, request: HttpRequest, response: Any = None) -> None:
+    def warn_if_not_sent(self, request: HttpRequest, response: Any = None) -> None:
         changed = response is None or response.status_code == HTTPStatus.FOUND
         database = router.db_for_write(WorkspaceProxy)
         # With ATOMIC_REQUESTS, the commit comes after this response, so nothing is sent yet.
@@ -161,7 +146,7 @@ class WorkspaceProxyAdmin(GrantedAdmin):
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         response = super().changeform_view(request, *args, **kwargs)
-        self._warn_if_not_sent(request, response)
+        self.warn_if_not_sent(request, response)
         return response
 
     def change_view(
@@ -178,6 +163,28 @@ class WorkspaceProxyAdmin(GrantedAdmin):
         }
         return super().change_view(request, object_id, form_url, context)
 
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: Any,
+        add: bool = False,
+        change: bool = False,
+        form_url: str = "",
+        obj: WorkspaceProxy | None = None,
+    ) -> Any:
+        """Add the status of the proxy: a person who opens the form must not overlook it."""
+        if obj is not None:
+            status = health.status_of(obj)
+            context |= {
+                "now": status,
+                "now_badge": deleted_badge() if obj.deleted else status_with_beginning(status),
+                "now_reason": reason_link(status),
+                "page_url": page_url(self.admin_site, obj.pk),
+                "show_delete": not obj.deleted,
+                "may_restore": obj.deleted and self.has_restore_permission(request, obj),
+            }
+        return super().render_change_form(request, context, add, change, form_url, obj)
+
     def _changes_url(self, request: HttpRequest, id: str) -> str:
         """Return the address of the status changes of a proxy, or '' for a user who may not see them."""
         history = (
@@ -190,7 +197,7 @@ class WorkspaceProxyAdmin(GrantedAdmin):
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         response = super().delete_view(request, *args, **kwargs)
-        self._warn_if_not_sent(request, response)
+        self.warn_if_not_sent(request, response)
         return response
 
     # Deleting marks the row and keeps it
@@ -202,7 +209,7 @@ class WorkspaceProxyAdmin(GrantedAdmin):
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[WorkspaceProxy]) -> None:
         database = router.db_for_write(WorkspaceProxy)
         with transaction.atomic(using=database):  # one transaction requests one task
-            for proxy in queryset.using(database):
+            for proxy in queryset.using(database).filter(deleted=False):
                 self.delete_model(request, proxy)
 
     def get_fieldsets(self, request: HttpRequest, obj: WorkspaceProxy | None = None) -> Any:
@@ -219,18 +226,8 @@ class WorkspaceProxyAdmin(GrantedAdmin):
     # The pages of operators
 
     def get_urls(self) -> list[URLPattern]:
-        urls = [*HealthPage(self).urls(), *check_page.CheckPage(self).urls(), *ProberPage(self).urls(), *super().get_urls()]
+        pages = (HealthPage, check_page.CheckPage, ProberPage, Restoring)
+        urls = [*(pattern for page in pages for pattern in page(self).urls()), *super().get_urls()]
         for pattern in urls:
             pattern.callback = access.page(pattern.callback)
         return urls
-
-
-def _since(status: ProxyStatus) -> str:
-    """Return when the status began, and for how long it holds, as HTML. The list has no script for ages."""
-    if status.since is None:
-        return ""
-    return format_html(
-        '<small class="proxyhealth-since"><bdi>since {} (<bdi>{}</bdi>)</bdi></small>',
-        time_tag(status.since),
-        timesince(status.since),
-    )

@@ -1,6 +1,7 @@
 """The admin of the silences."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import ValidationError
 from django.db import router
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.urls import URLPattern, reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
@@ -247,6 +248,23 @@ def _of(count: int, total: int) -> str:
 
 def _silences(count: int) -> str:
     return "1 silence" if count == 1 else f"{number(count)} silences"
+
+
+def add_page(site: admin.AdminSite, request: HttpRequest, names: Sequence[str]) -> HttpResponse | None:
+    """Return the form of a silence of these proxies, or None if their names are too long for one.
+
+    Call it for a request of a user who may add a silence. An address could not have many names, because
+    servers limit its length.
+    """
+    lines = "\n".join(names)
+    if len(lines) > (Silence._meta.get_field("proxies").max_length or 0):
+        return None
+    form = copy(request)
+    form.method = "GET"
+    values = QueryDict(mutable=True)
+    values["proxies"] = lines
+    setattr(form, "GET", values)  # noqa: B010  no assignment: its type is that of an immutable one
+    return site.get_model_admin(Silence).add_view(form, add_url(site, request))
 
 
 def add_url(site: admin.AdminSite, request: HttpRequest) -> str:
