@@ -35,6 +35,7 @@ from proxyhealth.admin.proxy_list import (
     snapshot_of,
     status_with_beginning,
 )
+from proxyhealth.admin.proxy_page import ProxyPage
 from proxyhealth.admin.restoring import Restoring
 from proxyhealth.display import number, time_tag
 from proxyhealth.models import Transition, WorkspaceProxy
@@ -226,7 +227,7 @@ class WorkspaceProxyAdmin(ProxyColumns, GrantedAdmin):
     # The pages of operators
 
     def get_urls(self) -> list[URLPattern]:
-        pages = (HealthPage, check_page.CheckPage, ProberPage, Restoring)
+        pages = (HealthPage, check_page.CheckPage, ProxyPage, ProberPage, Restoring)
         urls = [*(pattern for page in pages for pattern in page(self).urls()), *super().get_urls()]
         for pattern in urls:
             pattern.callback = access.page(pattern.callback)

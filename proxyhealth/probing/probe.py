@@ -7,7 +7,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -262,6 +262,11 @@ def _decode_location(header: str) -> str:
 def _report_of(proxy_url: str) -> tuple[ProxyURL, str]:
     url = parse_proxy_url(proxy_url)
     return url, _quoted(url.base + REPORT_PATH)
+
+
+def first_request(proxy_url: str) -> tuple[str, Mapping[str, str]]:
+    """Return the URL and the headers of the first request to a proxy. Raise ``ValueError`` for a bad URL."""
+    return _report_of(proxy_url)[1], _HEADERS
 
 
 def _request(target: str) -> requests.PreparedRequest:
