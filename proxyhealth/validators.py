@@ -129,7 +129,8 @@ def _ascii_host(host: str, *, bracketed: bool) -> str:
 
 def short(text: str) -> str:
     """Return ``text`` quoted for a message, cut after 64 characters."""
-    return repr(text if len(text) <= 64 else text[:63] + "…")
+    quoted = repr(text if len(text) <= 64 else text[:63] + "…")
+    return without_controls(quoted)  # repr() keeps some invisible letters
 
 
 def validate_proxy_url(value: str) -> None:

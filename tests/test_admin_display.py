@@ -124,7 +124,8 @@ def test_texts__are_isolated_from_each_other(admin_client):
     store(row, status=Status.UNHEALTHY, report=HealthReport(("שגיאה 7",), ("تحذير",)))
     text = page(admin_client)
     assert "<bdi>שלום</bdi></a>" in text
-    assert '<bdi>paris</bdi> · <bdi dir="ltr">https://paris.example.com</bdi>' in text
+    assert "<small><bdi>paris</bdi></small>" in text
+    assert '<small><bdi dir="ltr">https://paris.example.com</bdi></small>' in text
     assert '<li class="proxyhealth-error" dir="auto">שגיאה 7</li>' in text
     assert '<li class="proxyhealth-warning" dir="auto">تحذير</li>' in text
     assert '<bdi dir="ltr">https://paris.example.com</bdi>' in page(admin_client, LIST)
