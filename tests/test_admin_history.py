@@ -74,7 +74,7 @@ def test_list__shows_time_proxy_change_and_reason(admin_client):
     row = insert(proxy=paris, reason="timeout")
     text = page(admin_client)
     assert f'<a href="{LIST}{row.pk}/change/"><time dir="ltr" datetime="2026-11-22T08:00:00+00:00"' in text
-    assert f'<a href="/admin/proxyhealth/workspaceproxy/{paris.pk}/change/"><bdi>paris</bdi></a>' in text
+    assert f'<a href="/admin/proxyhealth/workspaceproxy/{paris.pk}/detail/"><bdi>paris</bdi></a>' in text
     assert '<span class="proxyhealth-badge proxyhealth-ok">ok</span> → <span class="prox' in text
     assert '<span class="proxyhealth-badge proxyhealth-unreachable">unreachable</span>' in text
     assert '<td class="field-reason">timeout</td>' in text

@@ -68,7 +68,7 @@ def test_list__shows_begin_proxy_status_and_duration(admin_client):
     insert(proxy=paris, hours=30, acknowledged_at=NOW, acknowledged_name="<b>ana</b>\u202e")
     insert("oslo", age=1, began_at=timezone.now() - timedelta(hours=1))
     text = page(admin_client, LIST)
-    assert f'<a href="/admin/proxyhealth/workspaceproxy/{paris.pk}/change/"><bdi>paris</bdi></a>' in text
+    assert f'<a href="/admin/proxyhealth/workspaceproxy/{paris.pk}/detail/"><bdi>paris</bdi></a>' in text
     assert '<span class="proxyhealth-badge proxyhealth-unreachable">unreachable</span>' in text
     assert '<bdi dir="ltr">1 day, 6:00:00</bdi>' in text
     assert "open, <bdi>1\xa0hour</bdi> so far" in text

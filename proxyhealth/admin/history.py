@@ -179,7 +179,7 @@ class RowsOfProxiesAdmin(ReadOnlyAdmin):
         name = format_html("<bdi>{}</bdi>", clean(row.proxy_name, 64).strip() or row.proxy_uuid)
         if row.proxy_id is None:
             return name
-        page = f"{self.admin_site.name}:proxyhealth_workspaceproxy_change"
+        page = f"{self.admin_site.name}:proxyhealth_workspaceproxy_detail"
         try:
             return format_html('<a href="{}">{}</a>', reverse(page, args=[row.proxy_id]), name)
         except NoReverseMatch:  # the host has unregistered the proxies

@@ -20,13 +20,13 @@ from django.utils.translation import gettext as _
 from proxyhealth import access, health
 from proxyhealth.admin import silences
 from proxyhealth.admin.history import badge, change_of, report_of
-from proxyhealth.admin.labels import labels_as_html
 from proxyhealth.display import STATUS_ALERTS, name_of, number, runbook_url, time_tag
 from proxyhealth.history.strips import strips
 from proxyhealth.history.uptime import NOTHING, WINDOWS, Uptime, uptimes
 from proxyhealth.models import Delivery, Outage, Silence, Transition, WorkspaceProxy
 from proxyhealth.notifications.silences import current as current_silences
 from proxyhealth.notifications.wording import duration, reason_sentence
+from proxyhealth.overview.course import requests_of
 from proxyhealth.overview.curl import curl_command
 from proxyhealth.overview.pictures import latency_chart, strip
 from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
@@ -79,6 +79,7 @@ class ProxyPage:
             "may_check": may_edit and not proxy.deleted,
             "badge_stale": snapshot.stale and not proxy.deleted,
             **_facts(status),
+            **_course(status),
             **_history(snapshot, proxy.id),
             **self._rows(request, proxy),
             **self._silences(request, proxy),
@@ -149,8 +150,19 @@ def _facts(status: ProxyStatus) -> dict[str, Any]:
             STATUS_ALERTS.get(last.status, "") or STATUS_ALERTS.get(status.status, "")
         ),
         "certificate_until": last.tls_expires_at and time_tag(last.tls_expires_at, with_age=False),
-        "labels": labels_as_html(status.proxy.labels),
         "command": curl_command(status.proxy.url),
+    }
+
+
+def _course(status: ProxyStatus) -> dict[str, Any]:
+    """Return how the last probe went, if that is known."""
+    course = health.last_trace(status.proxy.id)
+    if course is None or not status.proxy.url:
+        return {}
+    return {
+        "course": course,
+        "course_requests": requests_of(course),
+        "course_is_older": status.last.checked_at != course.checked_at,
     }
 
 

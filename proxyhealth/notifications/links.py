@@ -35,7 +35,7 @@ def outage_url(change: Change) -> str:
 
 
 def proxy_url(change: Change) -> str:
-    return admin_url("workspaceproxy_change", change.proxy_id)
+    return admin_url("workspaceproxy_detail", change.proxy_id)
 
 
 def footer_links(message: Message) -> list[tuple[str, str]]:

@@ -153,7 +153,7 @@ def sparkline(probes: Iterable[RecentProbe], hours: int = 6, now: datetime | Non
 
 
 def latency_chart(probes: Iterable[RecentProbe], now: datetime | None = None) -> SafeString:
-    """Return the latency of the last 24 hours with its axes. Failed probes are bars of the whole height.
+    """Return the latency of the last 24 hours with its axes. Failures are bars below, and a shade behind.
 
     Each point of the curve is the slowest probe of five minutes. Where no probe was, there is no curve.
     """
@@ -171,10 +171,20 @@ def latency_chart(probes: Iterable[RecentProbe], now: datetime | None = None) ->
         _CURVE_HEIGHT,
         _named(_("Latency of the last 24 hours"), curve.text()),
         _path("scale", f"M0 0h{curve.width}M0 50h{curve.width}M0 100h{curve.width}"),
-        _path("failed", "".join(f"M{place}.5 0v100" for place in curve.failed)),
-        _path("line", curve.line(top)),
         _failed_runs(curve),
+        _path("failed", "".join(f"M{place}.5 90v10" for place in curve.failed)),
+        _path("line", curve.line(top)),
         format_html_join("", "<span>{}</span>", ((f"{_local(tick):%H:%M}",) for tick in ticks)),
+    )
+
+
+def bar(begin: float, length: float, total: float) -> SafeString:
+    """Return a part of a time as a bar. The text beside it has its length, so it has no text of its own."""
+    scale = 100 / total if total else 0
+    return format_html(
+        '<svg class="proxyhealth-bar" aria-hidden="true" viewBox="0 0 101 10" preserveAspectRatio="none">'
+        '<path d="M{} 0h{}v10H{}z"/></svg>',
+        *(round(begin * scale), max(1, round(length * scale)), round(begin * scale)),
     )
 
 
@@ -230,7 +240,7 @@ class _Curve:
 
 
 def _failed_runs(curve: _Curve) -> SafeString:
-    """Return invisible shapes with a text each over the failures, as one per run of bins."""
+    """Return a shade with a text behind the failures: one per run of bins."""
     shapes = []
     for begin, end in _neighbours(sorted(curve.failed)):
         start = curve.begin + timedelta(seconds=begin * _BIN)
@@ -239,7 +249,7 @@ def _failed_runs(curve: _Curve) -> SafeString:
         text = _("%(time)s: failed probes: %(count)s") % {"time": time, "count": number(count)}
         shapes.append((text, begin, end - begin))
     return format_html_join(
-        "", '<rect class="over" x="{1}" y="0" width="{2}" height="100"><title>{0}</title></rect>', shapes
+        "", '<rect class="shade" x="{1}" y="0" width="{2}" height="100"><title>{0}</title></rect>', shapes
     )
 
 

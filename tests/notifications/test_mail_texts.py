@@ -186,7 +186,7 @@ def test_mail__links_to_outage_proxy_and_runbook(configure):
     configure(BASE_URL=f"{BASE_URL}/", RUNBOOK_URL=RUNBOOK_URL)
     sent = message(begin(outage=None), begin(2, outage=12), alarms=(alarm(),), bad=4)
     for form in (forms.plain(sent), forms.html(sent)):
-        assert f"{BASE_URL}/admin/proxyhealth/workspaceproxy/{begin().proxy_id}/change/" in form
+        assert f"{BASE_URL}/admin/proxyhealth/workspaceproxy/{begin().proxy_id}/detail/" in form
         assert f"{BASE_URL}/admin/proxyhealth/outage/12/change/" in form
         assert form.count("Acknowledge") == 1
         for alert in ("proxyunreachable", "snapshotstale", "manyproxiesfailing"):

@@ -53,7 +53,7 @@
   let older = 0; // likewise
   let timer = 0;
   let refreshing = false;
-  const rows = () => [...live.querySelectorAll("tr[data-proxy]")];
+  const rows = () => [...live.querySelectorAll("[data-proxy]")];
   const statuses = () => new Map(rows().map((row) => [row.id, row.dataset.status]));
   const startOf = (row) => Date.parse(row.dataset.since) || 0;
   const newestStart = () => Math.max(0, ...rows().map(startOf));
@@ -246,7 +246,7 @@
     if (document.title !== shownTitle) document.title = shownTitle;
     if (document.hidden) return;
     live.querySelectorAll("time[data-ago]").forEach(showAge);
-    for (const row of live.querySelectorAll("tr[data-changed]")) {
+    for (const row of live.querySelectorAll("[data-changed]")) {
       row.dataset.changed -= 1;
       if (row.dataset.changed <= 0) delete row.dataset.changed;
     }
