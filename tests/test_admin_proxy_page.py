@@ -7,11 +7,14 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from proxyhealth import health
 from proxyhealth.models import Channel, Delivery, Outage, Silence, Transition, Watch, WorkspaceProxy
 from proxyhealth.testing import FakeStatus, fake_snapshot
+from tests.support.servers import Server, refusing, report, send
+from tests.support.values import refuse_queries
 from tests.test_admin_history import staff
 
 pytestmark = pytest.mark.django_db
@@ -172,7 +175,7 @@ def test_outages__with_their_notes_and_who_has_them(admin_client):
     one = outage(row, acknowledged_at=timezone.now(), acknowledged_name="<b>ana", note="disk\nfull\u202e")
     page = shown(admin_client, row)
     assert f'href="/admin/proxyhealth/outage/{one.pk}/change/"' in page
-    assert "<bdi>&lt;b&gt;ana</bdi>" in page
+    assert "Acknowledged by <bdi>&lt;b&gt;ana</bdi>" in page
     assert "disk\nfull</td>" in page
     assert "Acknowledge…" not in page
 
@@ -180,8 +183,9 @@ def test_outages__with_their_notes_and_who_has_them(admin_client):
 def test_open_outage__links_to_its_acknowledgement(admin_client):
     row = make()
     one = outage(row)
-    assert f'id="acknowledge-{one.pk}"' in shown(admin_client, row)
-    assert f'id="acknowledge-{one.pk}"' not in shown(staff("view_workspaceproxy", "view_outage"), row)
+    link = f'href="/admin/proxyhealth/outage/{one.pk}/change/">Acknowledge…</a>'
+    assert link in shown(admin_client, row)
+    assert link not in shown(staff("view_workspaceproxy", "view_outage"), row)
 
 
 def test_silence__in_force_and_a_link_to_a_new_one(admin_client):
@@ -207,6 +211,47 @@ def test_deliveries__of_the_changes(admin_client):
     assert "&lt;ops&gt;" in page
     assert "&lt;refused&gt;" in page
     assert "Who was told" not in shown(staff("view_workspaceproxy", "view_transition"), row)
+
+
+def test_last_probe__phase_by_phase(admin_client):
+    with refusing() as port:
+        row = make(url=f"http://127.0.0.1:{port}")
+        health.force_update()
+        page = shown(admin_client, row)
+    course = text_of(page[page.index('id="proxyhealth-course"') - 50 :].replace("<section", "<body", 1))
+    assert re.search(r"Look up the name \S+ ms Connect ended here 127\.0\.0\.1 \S+ ms", course)
+    assert "Connection refused while connecting to 127.0.0.1" in course
+    assert "GET /healthz-report HTTP/1.1" not in course  # nothing was sent
+    assert "left no trace" not in course
+
+
+def test_last_probe__of_a_proxy_that_responds(admin_client):
+    with Server(send(report())) as server:
+        row = make(url=server.url)
+        health.force_update()
+        page = shown(admin_client, row)
+    assert "GET /healthz-report HTTP/1.1" in page
+    assert "A valid report was read." in page
+    assert "ended here" not in page
+    assert 'class="proxyhealth-latency"' in page
+
+
+def test_redis_down__shows_the_last_copy_as_stale(admin_client, stopped):
+    with Server(send(report())) as server:
+        row = make(url=server.url)
+        health.force_update()
+    stopped()
+    page = shown(admin_client, row)
+    assert "ok, stale" in page
+    assert "The recent probes are not available while the cache cannot be read." in page
+    assert "proxyhealth-course" not in page
+
+
+def test_database_down__is_not_available(admin_client):
+    row = make()
+    health.snapshot()
+    with connection.execute_wrapper(refuse_queries):
+        assert admin_client.get(detail(row)).status_code == 503
 
 
 def test_view_only_staff__sees_and_cannot_act():

@@ -101,7 +101,9 @@ class ProxyPage:
             found["changes"] = _changes(changes)
             found["changes_url"] = self._list("transition_changelist", proxy=proxy.id)
         if self._may_view(request, Outage):
-            found["outages"] = _outages(list(_of_proxy(Outage, proxy)[:_MAX_OUTAGES]))
+            outages = list(_of_proxy(Outage, proxy)[:_MAX_OUTAGES])
+            found["outages"] = _outages(outages)
+            found["open_outage"] = next((row for row in outages if row.ended_at is None), None)
             found["outages_url"] = self._list("outage_changelist", proxy=proxy.id)
             found["may_acknowledge"] = access.is_granted(
                 request.user.has_perm("proxyhealth.acknowledge_outage")

@@ -12,6 +12,7 @@ from proxyhealth.health import snapshot
 from proxyhealth.history.pruning import prune
 from proxyhealth.history.recall import DatabaseMemory
 from proxyhealth.history.records import record_history
+from proxyhealth.history.strips import strips
 from proxyhealth.history.uptime import uptimes
 from proxyhealth.models import Transition, WorkspaceProxy
 from proxyhealth.storage import outbox
@@ -53,6 +54,16 @@ def test_plans__notice_a_scan(proxies):
 def test_uptime__uses_an_index(proxies):
     assert_indexed(lambda: uptimes(snapshot()))
     assert_indexed(lambda: uptimes(snapshot(), [proxies[0].pk]))
+
+
+@pytest.mark.parametrize("window", ["24h", "90d"])
+def test_strips__use_an_index(proxies, window):
+    assert_indexed(lambda: strips(snapshot(), [row.pk for row in proxies], window))
+
+
+def test_page_of_a_proxy__uses_an_index(admin_client, proxies):
+    page = f"/admin/proxyhealth/workspaceproxy/{proxies[0].pk}/detail/"
+    assert_indexed(lambda: admin_client.get(page))
 
 
 def test_history_view__uses_an_index(admin_client, proxies):
