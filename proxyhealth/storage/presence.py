@@ -29,7 +29,8 @@ if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', key) end
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000000 + time[2])
 redis.call('HSET', key, field, now .. ' ' .. text)
-redis.call('HSETNX', key, 'begun', now)
+local begun = tonumber(redis.call('HGET', key, 'begun') or '')
+if not begun or begun > tonumber(now) then redis.call('HSET', key, 'begun', now) end
 -- The time since which something fails is that of its first failure.
 if failing == '1' then redis.call('HSETNX', key, 'since:' .. field, now) end
 if failing == '0' then redis.call('HDEL', key, 'since:' .. field) end
@@ -163,14 +164,16 @@ def _of_kind(signs: Mapping[str, Sign], prefix: str) -> list[Sign]:
 
 def _signs(fields: Mapping[bytes, bytes], now: int) -> Iterator[tuple[str, Sign]]:
     for name, value in fields.items():
-        with suppress(ValueError, OverflowError, OSError, RecursionError):
-            stamp, _, text = value.partition(b" ")
-            values = json.loads(text) if text else {}
-            if isinstance(values, dict):
-                since = fields.get(b"since:" + name)
-                at, age = _time(stamp), max(0.0, (now - int(stamp)) / 1e6)
-                yield name.decode(), Sign(at, age, values, _time(since) if since else None)
+        stamp, _, text = value.partition(b" ")
+        with suppress(ValueError, RecursionError):
+            at, values = _time(stamp, now), json.loads(text) if text else {}
+            if at and isinstance(values, dict):
+                since = _time(fields.get(b"since:" + name, b""), now)
+                yield name.decode(), Sign(at, max(0.0, (now - int(stamp)) / 1e6), values, since)
 
 
-def _time(stamp: bytes) -> datetime:
+def _time(stamp: bytes, now: int) -> datetime | None:
+    """Return a time, or None for none, and for one to come: from before the clock of Redis was set back."""
+    if not 0 < len(stamp) <= 16 or not stamp.isdigit() or int(stamp) > now + 1_000_000:
+        return None
     return datetime.fromtimestamp(int(stamp) / 1e6, UTC)
