@@ -1,7 +1,8 @@
 """The parts of the prober itself, each with its state, so that “is it us?” has an answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.utils.translation import gettext as _
 
@@ -61,17 +62,16 @@ class Prober:
         return _("It is not us: every part works. A proxy that fails has a fault of its own.")
 
 
-_examination = Examination(
-    {
-        "database": readiness.examine_database,
-        "cache": readiness.examine_cache,
-        "snapshot": lambda: {"value": reader.read()},
-        "presence": lambda: {"value": presence.read()},
-        "rounds": lambda: {"value": rounds_log.read()},
-        "queue": lambda: {"value": broker.measure_queues()},
-    },
-    is_logged=False,
-)
+FUNCTIONS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
+    "database": readiness.examine_database,
+    "cache": readiness.examine_cache,
+    "snapshot": lambda: {"value": reader.read()},
+    "presence": lambda: {"value": presence.read()},
+    "rounds": lambda: {"value": rounds_log.read()},
+    "queue": lambda: {"value": broker.measure_queues()},
+}
+
+_examination = Examination(FUNCTIONS, is_logged=False)
 
 # Drops the results of this process, for tests.
 forget = _examination.forget

@@ -134,7 +134,7 @@ class _Check:
 
 
 def _failed(error: Exception) -> Part:
-    text = clean(without_passwords(error), 300)
+    text = clean(without_passwords(error) or type(error).__name__, 300)
     return Part(False, "It cannot be used. The log has the error.", error=text)
 
 

@@ -102,7 +102,10 @@ class _QueueLengthQuery:
                 ).start()
                 # After the start, because nothing completes the future of a thread that cannot start.
                 self._length, self._deadline = future, time.monotonic() + _TIMEOUT
-        return future.result(timeout=max(0.0, self._deadline - time.monotonic()))
+        try:
+            return future.result(timeout=max(0.0, self._deadline - time.monotonic()))
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer within {_TIMEOUT} s") from error
 
     def _run(self, future: Future[int], app: Celery) -> None:
         try:
