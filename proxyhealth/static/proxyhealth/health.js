@@ -216,7 +216,7 @@
       fail(error);
     }
     refreshing = false;
-    tick();
+    showAges();
     plan();
   }
 
@@ -237,15 +237,19 @@
     setText(text, ` (${ago(Date.now() - new Date(time.dateTime))})`);
   }
 
-  function tick() {
+  function showAges() {
     const shown = ago(since(confirmedAt));
     setText(age, fill(sentences.refreshed, { ago: shown }));
     if (lost) setText(offline, fill(sentences.lost, { reason: lost, ago: shown }));
     offline.hidden = !lost;
     const shownTitle = lost ? fill(sentences.lostTitle, { ago: shown, title }) : title;
     if (document.title !== shownTitle) document.title = shownTitle;
+    if (!document.hidden) live.querySelectorAll("time[data-ago]").forEach(showAge);
+  }
+
+  // Marks stay while nobody sees them.
+  function fadeMarks() {
     if (document.hidden) return;
-    live.querySelectorAll("time[data-ago]").forEach(showAge);
     for (const row of live.querySelectorAll("[data-changed]")) {
       row.dataset.changed -= 1;
       if (row.dataset.changed <= 0) delete row.dataset.changed;
@@ -265,8 +269,11 @@
   });
   document.addEventListener("proxyhealth:refresh", refresh);
 
-  tick();
-  setInterval(tick, 1000);
+  showAges();
+  setInterval(() => {
+    showAges();
+    fadeMarks();
+  }, 1000);
   if (performance.getEntriesByType("navigation")[0]?.type === "back_forward") refresh();
   else plan();
 })();
