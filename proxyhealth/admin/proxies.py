@@ -51,7 +51,7 @@ class ProxyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type 
 @admin.register(WorkspaceProxy)
 class WorkspaceProxyAdmin(ProxyColumns, GrantedAdmin):
     form = ProxyForm
-    list_display = ("shown_name", "status", "reason", "latency", "last_check", "shown_labels")
+    list_display = ("shown_name", "status", "reason", "latency", "last_check")
     list_filter = (DeletedFilter, StatusFilter, ProxyLabelFilter)
     show_facets = admin.ShowFacets.NEVER  # each label would need a count of all rows
     search_fields = ("name", "display_name", "url")

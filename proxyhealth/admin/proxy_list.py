@@ -176,29 +176,17 @@ class ProxyColumns:
         links: Links | None = getattr(row, "links", None)
         if links is None:
             return name
-        display_name = clean(row.display_name, 128).strip()
-        lines = [
-            *([format_html("<small><bdi>{}</bdi></small>", display_name)] if display_name else []),
-            *(
-                [format_html('<small><bdi dir="ltr">{}</bdi></small>', clean(row.url, 512))]
-                if row.url
-                else []
-            ),
-        ]
+        texts = (("auto", clean(row.display_name, 128).strip()), ("ltr", clean(row.url, 512)))
+        line = '<small><bdi dir="{}">{}</bdi></small>'
+        lines = [format_html(line, direction, text) for direction, text in texts if text]
+        if labels := _label_links(row):
+            lines.append(format_html("<small>{}</small>", labels))
         if links.page != links.form:
             label = gettext("%(action)s: %(name)s") % {"action": links.word, "name": clean(row.name, 64)}
             edit = '<a class="proxyhealth-edit" href="{}" aria-label="{}">{}</a>'
             lines.append(format_html(edit, links.form, label, links.word))
         url, rest = links.page, format_html_join("", "{}", ((line,) for line in lines))
         return format_html('<a href="{}" data-name="{}">{}</a>{}', url, clean(row.name, 64), name, rest)
-
-    @admin.display(description=_("labels"), empty_value="")
-    def shown_labels(self, row: WorkspaceProxy) -> SafeString:
-        link = '<a class="proxyhealth-label" href="?{}"><bdi>{}: {}</bdi></a>'
-        items = labels_of(row.labels).items()
-        return format_html_join(
-            ", ", link, ((urlencode({"label": f"{key}:{text}"}), key, text) for key, text in items)
-        )
 
     @admin.display(description=_("status"))
     @_live
@@ -227,6 +215,14 @@ class ProxyColumns:
         if snapshot.fault:
             return gettext("not known")
         return gettext("not at this URL") if row.pk in snapshot.statuses else gettext("never")
+
+
+def _label_links(row: WorkspaceProxy) -> SafeString:
+    """Return the labels of a row as links to the list of the proxies with the same label."""
+    link = '<a href="?{}"><bdi>{}: {}</bdi></a>'
+    labels = labels_of(row.labels).items()
+    values = ((urlencode({"label": f"{key}:{text}"}), key, text) for key, text in labels)
+    return format_html_join(", ", link, values)
 
 
 def deleted_badge() -> SafeString:
