@@ -1,10 +1,11 @@
 from django.apps import AppConfig
 from django.core import checks
+from django.utils.translation import gettext_lazy as _
 
 
 class ProxyHealthConfig(AppConfig):
     name = "proxyhealth"
-    verbose_name = "Proxy health"
+    verbose_name = _("Proxy health")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterable
 from typing import Any, ClassVar, Self
 
 from django.db import models, router
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.statuses import Status
 
@@ -61,8 +63,8 @@ class Transition(models.Model):
     proxy = models.ForeignKey(
         "proxyhealth.WorkspaceProxy", models.SET_NULL, null=True, editable=False, related_name="transitions"
     )
-    proxy_uuid = models.UUIDField("id of the proxy", editable=False)
-    proxy_name = models.CharField("name of the proxy", max_length=65, editable=False)
+    proxy_uuid = models.UUIDField(_("id of the proxy"), editable=False)
+    proxy_name = models.CharField(_("name of the proxy"), max_length=65, editable=False)
     before = models.CharField(max_length=32, editable=False)
     after = models.CharField(max_length=32, editable=False)
     at = models.DateTimeField(editable=False)
@@ -114,21 +116,22 @@ class Gap(models.Model):
     """
 
     class Why(models.TextChoices):
-        NO_ROUNDS = "no_rounds", "no rounds"
-        OFFLINE = "offline", "prober offline"
-        REDIS_LOST = "redis_lost", "Redis lost its data"
+        NO_ROUNDS = "no_rounds", _("no rounds")
+        OFFLINE = "offline", _("prober offline")
+        REDIS_LOST = "redis_lost", _("Redis lost its data")
 
     start = models.DateTimeField(editable=False)
     end = models.DateTimeField(editable=False)
-    why = models.CharField("reason", max_length=16, choices=Why.choices, editable=False)
+    why = models.CharField(_("reason"), max_length=16, choices=Why.choices, editable=False)
     token = models.BigIntegerField(unique=True, editable=False)
-    microseconds = models.BigIntegerField("duration in microseconds", editable=False)
+    microseconds = models.BigIntegerField(_("duration in microseconds"), editable=False)
 
     class Meta:
         ordering: ClassVar[list[str]] = ["-token"]
 
     def __str__(self) -> str:
-        return f"{self.start:%Y-%m-%d %H:%M:%S} to {self.end:%Y-%m-%d %H:%M:%S}: {self.get_why_display()}"
+        values = {"start": self.start, "end": self.end, "why": self.get_why_display()}
+        return gettext("{start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S}: {why}").format(**values)
 
 
 class Watch(models.Model):
@@ -142,7 +145,7 @@ class Watch(models.Model):
     watched = models.BigIntegerField(editable=False)
 
     class Meta:
-        verbose_name_plural = "watches"
+        verbose_name_plural = _("watches")
 
     def __str__(self) -> str:
         return str(self.token)

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Self
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import models, router
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.models.outages import BAD_STATUSES
 from proxyhealth.selectors import validate_selectors
@@ -31,9 +33,9 @@ class Channel(models.Model):
     """
 
     class Kind(models.TextChoices):
-        EMAIL = "email", "Email"
-        WEBHOOK = "webhook", "Webhook"
-        APPRISE = "apprise", "Apprise"
+        EMAIL = "email", _("Email")
+        WEBHOOK = "webhook", _("Webhook")
+        APPRISE = "apprise", _("Apprise")
 
     name = models.CharField(max_length=64, unique=True)
     kind = models.CharField(max_length=16, choices=Kind.choices)
@@ -90,9 +92,9 @@ class Alarm(models.Model):
     """A fault of the prober itself, while no proxy's status can be believed."""
 
     class Kind(models.TextChoices):
-        NO_ROUNDS = "no_rounds", "no rounds"
-        OFFLINE = "offline", "prober offline"
-        REDIS = "redis", "Redis out of reach"
+        NO_ROUNDS = "no_rounds", _("no rounds")
+        OFFLINE = "offline", _("prober offline")
+        REDIS = "redis", _("Redis out of reach")
 
     kind = models.CharField(max_length=16, choices=Kind.choices, editable=False)
     detail = models.TextField(blank=True, editable=False)
@@ -135,10 +137,10 @@ class Delivery(models.Model):
     """
 
     class State(models.TextChoices):
-        PENDING = "pending", "pending"
-        SENT = "sent", "sent"
-        FAILED = "failed", "failed"
-        DROPPED = "dropped", "not needed"  # the outage was too short, or silenced
+        PENDING = "pending", _("pending")
+        SENT = "sent", _("sent")
+        FAILED = "failed", _("failed")
+        DROPPED = "dropped", _("not needed")  # the outage was too short, or silenced
 
     channel = models.ForeignKey(Channel, models.CASCADE, editable=False, related_name="deliveries")
     transition = models.ForeignKey(
@@ -163,7 +165,7 @@ class Delivery(models.Model):
 
     class Meta:
         ordering: ClassVar[list[str]] = ["-pk"]
-        verbose_name_plural = "deliveries"
+        verbose_name_plural = _("deliveries")
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(
                 fields=["channel", "transition", "number"],
@@ -210,14 +212,16 @@ class Silence(models.Model):
     proxies = models.TextField(
         max_length=10_000,
         validators=[validate_selectors],
-        help_text="One pattern a line: of names, such as paris or eu-*, or of a label, such as region:eu. "
-        "A proxy is silenced if one line matches it. * matches all proxies.",
+        help_text=_(
+            "One pattern a line: of names, such as paris or eu-*, or of a label, such as region:eu. "
+            "A proxy is silenced if one line matches it. * matches all proxies."
+        ),
     )
     starts = models.DateTimeField()
     ends = models.DateTimeField()
     weekdays = models.JSONField(default=list, blank=True, validators=[validate_weekdays])
-    begin = models.TimeField("from", null=True, blank=True)
-    end = models.TimeField("until", null=True, blank=True)
+    begin = models.TimeField(_("from"), null=True, blank=True)
+    end = models.TimeField(_("until"), null=True, blank=True)
     time_zone = models.CharField(max_length=64, blank=True, validators=[validate_time_zone])
     reason = models.CharField(max_length=255, validators=[validate_text])
     created_at = models.DateTimeField(auto_now_add=True)
@@ -242,11 +246,11 @@ class Silence(models.Model):
             return {}  # an error of its own
         starts, ends = map(aware, given)
         if ends <= starts:
-            return {"ends": "It must end after it starts."}
+            return {"ends": gettext("It must end after it starts.")}
         if ends - starts > self.MAX_LENGTH:
-            return {"ends": "A silence lasts a year at most. Choose an earlier end."}
+            return {"ends": gettext("A silence lasts a year at most. Choose an earlier end.")}
         if ends.year > _LAST_YEAR:
-            return {"ends": f"The year must be {_LAST_YEAR} at most."}
+            return {"ends": gettext("The year must be %(year)s at most.") % {"year": _LAST_YEAR}}
         return {}
 
     def _faults_of_repetition(self) -> dict[str, str]:
@@ -254,10 +258,10 @@ class Silence(models.Model):
         missing = [name for name, value in times.items() if value is None]
         if not self.weekdays:
             chosen = sorted(times.keys() - missing)
-            return dict.fromkeys(chosen, "A time needs weekdays. Choose them, or empty it.")
+            return dict.fromkeys(chosen, gettext("A time needs weekdays. Choose them, or empty it."))
         faults = {}
         if len(missing) == 1:
-            faults[missing[0]] = "Give both times, or none for whole days."
+            faults[missing[0]] = gettext("Give both times, or none for whole days.")
         if not self.time_zone:
-            faults["time_zone"] = "Weekdays need a time zone, for example Europe/Paris."
+            faults["time_zone"] = gettext("Weekdays need a time zone, for example Europe/Paris.")
         return faults

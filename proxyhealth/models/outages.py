@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Self
 
 from django.conf import settings
 from django.db import models, router
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.statuses import Status
 
@@ -31,20 +32,20 @@ class Outage(models.Model):
     proxy = models.ForeignKey(
         "proxyhealth.WorkspaceProxy", models.SET_NULL, null=True, editable=False, related_name="outages"
     )
-    proxy_uuid = models.UUIDField("id of the proxy", editable=False)
-    proxy_name = models.CharField("name of the proxy", max_length=65, editable=False)
+    proxy_uuid = models.UUIDField(_("id of the proxy"), editable=False)
+    proxy_name = models.CharField(_("name of the proxy"), max_length=65, editable=False)
     status = models.CharField(max_length=32, editable=False)
     reason = models.CharField(max_length=32, blank=True, editable=False)
-    began_at = models.DateTimeField("began", editable=False)
-    ended_at = models.DateTimeField("ended", null=True, editable=False)
+    began_at = models.DateTimeField(_("began"), editable=False)
+    ended_at = models.DateTimeField(_("ended"), null=True, editable=False)
     token = models.BigIntegerField(editable=False)
     end_token = models.BigIntegerField(null=True, editable=False)
-    acknowledged_at = models.DateTimeField("acknowledged", null=True, editable=False)
+    acknowledged_at = models.DateTimeField(_("acknowledged"), null=True, editable=False)
     acknowledged_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, editable=False, related_name="+"
     )
     # The name stays when the user is deleted.
-    acknowledged_name = models.CharField("acknowledged by", max_length=150, blank=True, editable=False)
+    acknowledged_name = models.CharField(_("acknowledged by"), max_length=150, blank=True, editable=False)
     note = models.TextField(blank=True, max_length=2000)
 
     objects: ClassVar[OutageQuerySet] = OutageQuerySet.as_manager()  # type: ignore[assignment]

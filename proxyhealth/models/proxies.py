@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from django.conf import settings
 from django.db import models, router
 from django.db.models.functions import Cast, Lower
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.display import name_of
 from proxyhealth.models.history import Transition, Watch
@@ -93,33 +94,37 @@ class WorkspaceProxy(models.Model):
         # The unique constraint below already has an index, which ignores case.
         db_index=False,
         validators=[validate_proxy_name],
-        help_text="Letters, digits, hyphens and underscores. Unique among the proxies that are not deleted, "
-        "without regard to case.",
+        help_text=_(
+            "Letters, digits, hyphens and underscores. Unique among the proxies that are not deleted, "
+            "without regard to case."
+        ),
     )
     display_name = models.CharField(
         max_length=128,
         blank=True,
         validators=[validate_text],
-        help_text="What users see. The name, if empty.",
+        help_text=_("What users see. The name, if empty."),
     )
     icon = models.CharField(
         max_length=512,
         blank=True,
         validators=[validate_icon],
-        help_text="URL or path of an icon, for example /emojis/1f1eb.png",
+        help_text=_("URL or path of an icon, for example /emojis/1f1eb.png"),
     )
     url = models.CharField(
-        "URL",
+        _("URL"),
         max_length=512,
         blank=True,
         validators=[validate_proxy_url],
-        help_text="http:// or https://, a host, and a port if need be. Empty until the proxy has registered.",
+        help_text=_(
+            "http:// or https://, a host, and a port if need be. Empty until the proxy has registered."
+        ),
     )
     wildcard_hostname = models.CharField(
         max_length=255,
         blank=True,
         validators=[validate_wildcard_hostname],
-        help_text="Host name under which the proxy serves applications, for example *.paris.example.com",
+        help_text=_("Host name under which the proxy serves applications, for example *.paris.example.com"),
     )
     version = models.CharField(max_length=64, blank=True, validators=[validate_text])
     labels = models.JSONField(
@@ -128,10 +133,10 @@ class WorkspaceProxy(models.Model):
         # During an upgrade, processes of the version before insert rows without labels.
         db_default=models.Value({}, models.JSONField()),
         validators=[validate_labels],
-        help_text="Labels by which channels, silences and filters choose proxies, for example region: eu",
+        help_text=_("Labels by which channels, silences and filters choose proxies, for example region: eu"),
     )
     deleted = models.BooleanField(
-        default=False, help_text="A deleted proxy is neither probed nor shown, but kept."
+        default=False, help_text=_("A deleted proxy is neither probed nor shown, but kept.")
     )
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
@@ -139,8 +144,8 @@ class WorkspaceProxy(models.Model):
     objects: ClassVar[WorkspaceProxyQuerySet] = WorkspaceProxyQuerySet.as_manager()  # type: ignore[assignment]
 
     class Meta:
-        verbose_name = "workspace proxy"
-        verbose_name_plural = "workspace proxies"
+        verbose_name = _("workspace proxy")
+        verbose_name_plural = _("workspace proxies")
         ordering: ClassVar[list[str]] = ["name"]
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(
@@ -148,8 +153,9 @@ class WorkspaceProxy(models.Model):
                 # A new proxy may take the name of a deleted one.
                 condition=models.Q(deleted=False),
                 name="proxyhealth_unique_name",
-                violation_error_message="There is already a proxy with this name "
-                "(upper and lower case are the same).",
+                violation_error_message=_(
+                    "There is already a proxy with this name (upper and lower case are the same)."
+                ),
             ),
         ]
 
