@@ -31,6 +31,7 @@ from proxyhealth.history.uptime import Uptimes
 from proxyhealth.models import Outage, WorkspaceProxy, WorkspaceProxyQuerySet
 from proxyhealth.models.outages import OutageQuerySet
 from proxyhealth.notifications import silences
+from proxyhealth.probing.pool import OnProgress
 from proxyhealth.report import HealthReport
 from proxyhealth.rounds import runner, steps
 from proxyhealth.rounds.dispatch import request_check
@@ -120,12 +121,13 @@ async def asnapshot() -> Snapshot:
 
 
 @async_unsafe("force_update() blocks the event loop. In async code, await aforce_update().")
-def force_update() -> Snapshot:
+def force_update(on_progress: OnProgress | None = None) -> Snapshot:
     """Run a full round in this process, and return the snapshot after it.
 
     First wait for a running round to end; callers that wait share one round. The round takes up to about
     ``TIMEOUT`` seconds for each ``CONCURRENCY`` proxies. Raise ``RoundFailed`` if the database or the cache
-    fails, the prober is offline, or the other round does not end.
+    fails, the prober is offline, or the other round does not end. Call ``on_progress`` again and again with
+    the number of proxies that are probed, and that of all.
 
     A failed round is counted in the cache. It does not change the statuses, with two exceptions: it may have
     committed the finished shards of an earlier round, or, if Redis failed during the commit, its own results.
@@ -133,7 +135,7 @@ def force_update() -> Snapshot:
     if substitute := isolation.current():
         return substitute.force_update()
     wait = steps.lease_limit(len(reader.read().statuses))  # a round that takes longer hangs
-    if runner.run_now(wait) is RoundOutcome.BUSY:
+    if runner.run_now(wait, on_progress) is RoundOutcome.BUSY:
         raise RoundFailed(f"another round is still running after {wait:.0f} s")
     return reader.read_anew()
 

@@ -9,7 +9,7 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.utils import timezone
 
-from proxyhealth.admin.durations import duration_text, parse_duration
+from proxyhealth.durations import duration_text, parse_duration
 from proxyhealth.models import Channel, Delivery, WorkspaceProxy
 from tests.support.channels import BAD, HIDDEN, LIST, address, form, insert, make, post, staff, text_of
 from tests.support.receivers import WebhookReceiver

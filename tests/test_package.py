@@ -142,6 +142,7 @@ def test_wheel__requires_version_ranges_for_the_app_only(wheel):
         "prometheus-client",
         "redis",
         "requests",
+        "rich",
     }
     assert not any("==" in version for _, version in requirements)
     assert ("celery", "[redis]<6,>=5.5") in requirements

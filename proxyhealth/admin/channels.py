@@ -20,10 +20,10 @@ from proxyhealth import access
 from proxyhealth.admin.channel_forms import FORMS, STATUSES, ChannelForm, kinds
 from proxyhealth.admin.channel_states import matching, state_of, with_state
 from proxyhealth.admin.deliveries import what
-from proxyhealth.admin.durations import duration_text
 from proxyhealth.admin.granted import GrantedAdmin
 from proxyhealth.admin.history import MAX_ROWS
 from proxyhealth.display import number
+from proxyhealth.durations import duration_text
 from proxyhealth.models import Channel, Delivery
 from proxyhealth.notifications import transport
 from proxyhealth.targets import masked_target

@@ -17,10 +17,10 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_POST
 
 from proxyhealth import access, health
-from proxyhealth.admin.check_words import progress_in_words
 from proxyhealth.display import clock, number
 from proxyhealth.exceptions import HistoryUnavailable, StoreError
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.overview.check_words import progress_in_words
 from proxyhealth.rounds import progress
 
 if TYPE_CHECKING:

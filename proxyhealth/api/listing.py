@@ -106,6 +106,11 @@ class Listing:
     def stale(self) -> bool:
         return bool(self.parts.stale_reason)
 
+    @property
+    def statuses(self) -> Sequence[ProxyStatus]:
+        """The status of each proxy, sorted by name."""
+        return self._entries.statuses
+
     def find(self, id_or_name: str) -> ProxyStatus | None:
         """Return the status of the proxy with this id, or with this name in any case, or None."""
         index = self._entries.index(id_or_name)

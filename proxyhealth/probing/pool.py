@@ -27,6 +27,10 @@ _MANY = 64  # probes: with more, the thread that collects their statuses takes t
 _COLLECT_PAUSE = 0.02  # seconds in which the statuses of many probes gather
 
 
+# Called with the number of probes that have ended, and that of all.
+OnProgress = Callable[[int, int], None]
+
+
 def time_limit(count: int) -> float:
     """Return the most seconds that the probes of ``count`` proxies can take."""
     # CONCURRENCY probes take at most TIMEOUT. One more turn allows for a busy machine.
@@ -60,20 +64,26 @@ def probe_all(
     checked_at: datetime,
     previous: Mapping[UUID, ProxyStatus] | None = None,
     stop: threading.Event | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[ProxyStatus]:
     """Probe ``proxies`` and return their statuses in the same order. ``previous`` has their last statuses.
 
     Raise ``ProberOffline`` if some are unreachable and no canary responds. Raise ``RoundFailed`` if no thread
     can be started or ``stop`` is set; no probe begins after that.
     """
-    (batch,) = probe_batches(slow_first(proxies, previous or {}), checked_at, math.inf, stop)
+    ordered = slow_first(proxies, previous or {})
+    (batch,) = probe_batches(ordered, checked_at, math.inf, stop, on_progress)
     require_online(batch)
     statuses = {status.proxy.id: status for status in batch}
     return [statuses[proxy.id] for proxy in proxies]
 
 
 def probe_batches(
-    proxies: Sequence[Proxy], checked_at: datetime, batch_idle: float, stop: threading.Event | None = None
+    proxies: Sequence[Proxy],
+    checked_at: datetime,
+    batch_idle: float,
+    stop: threading.Event | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Iterator[list[ProxyStatus]]:
     """Probe ``proxies`` in their order and yield the statuses in batches, at least one.
 
@@ -91,6 +101,8 @@ def probe_batches(
                 for status in statuses:
                     del missing[status.proxy.id]
                 batch += statuses
+                if on_progress:
+                    on_progress(len(proxies) - len(missing), len(proxies))
                 batch_end = min(end, time.monotonic() + batch_idle)
             elif time.monotonic() >= end:
                 break

@@ -61,7 +61,7 @@ def run_recheck() -> None:
                 request_recheck(conf.RECHECK_AFTER)
 
 
-def run_check(ids: Iterable[UUID]) -> None:
+def run_check(ids: Iterable[UUID], on_progress: pool.OnProgress | None = None) -> None:
     """Probe these proxies now and commit their statuses. Remove deleted proxies from the snapshot.
 
     Slow proxies do not delay fast ones: each batch of results is committed at once. Raise ``RoundFailed`` if
@@ -74,7 +74,7 @@ def run_check(ids: Iterable[UUID]) -> None:
         checked_at = datetime.now(UTC)
         proxies = steps.read_proxies(ids)
         removed = ids - {proxy.id for proxy in proxies}
-        for batch in pool.probe_batches(proxies, checked_at, _BATCH_IDLE):
+        for batch in pool.probe_batches(proxies, checked_at, _BATCH_IDLE, on_progress=on_progress):
             result = _commit_batch(batch, token, removed)
     except Exception as error:
         failure = steps.log_failure(error, "check")

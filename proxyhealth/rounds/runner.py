@@ -27,7 +27,13 @@ from proxyhealth.storage.repair import repair
 logger = logging.getLogger(__name__)
 
 
-def run_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0, share: bool = False) -> RoundOutcome:
+def run_round(
+    request: RoundRequest = ANY_ROUND,
+    *,
+    wait: float = 0,
+    share: bool = False,
+    on_progress: pool.OnProgress | None = None,
+) -> RoundOutcome:
     """Run a full round if ``request`` allows it. Return the outcome, or raise ``RoundFailed``.
 
     Wait up to ``wait`` seconds for a running round to end. With ``share``, divide a round of more than
@@ -46,21 +52,23 @@ def run_round(request: RoundRequest = ANY_ROUND, *, wait: float = 0, share: bool
     with steps.recording_failures(start.token), renewing_lease(start.token, steps.READ_TIMEOUT) as lease:
         if start.left_over:
             sharing.commit_left_over(start.token)
-        outcome = _run_begun(start.token, share, lease)
+        outcome = _run_begun(start.token, share, lease, on_progress)
     if outcome is RoundOutcome.SUCCESS:
         steps.close_round(start.token)
     return outcome
 
 
-def run_now(wait: float) -> RoundOutcome:
+def run_now(wait: float, on_progress: pool.OnProgress | None = None) -> RoundOutcome:
     """Run a round, unless another process runs one that begins after this call. Raise ``RoundFailed``."""
     with steps.recording_failures():
         repair()
         request = RoundRequest(requested_token=take_token())
-    return run_round(request, wait=wait)
+    return run_round(request, wait=wait, on_progress=on_progress)
 
 
-def _run_begun(token: int, share: bool, lease: Lease) -> RoundOutcome:
+def _run_begun(
+    token: int, share: bool, lease: Lease, on_progress: pool.OnProgress | None = None
+) -> RoundOutcome:
     checked_at = datetime.now(UTC)
     begin = time.monotonic()
     proxies = steps.read_proxies()
@@ -71,6 +79,6 @@ def _run_begun(token: int, share: bool, lease: Lease) -> RoundOutcome:
         shards = split(proxies, previous, max(1, count_slots()))
         sharing.share_round(Plan.create(token, checked_at, shards))
         return RoundOutcome.SHARED
-    statuses = pool.probe_all(proxies, checked_at, previous, lease.lost)
+    statuses = pool.probe_all(proxies, checked_at, previous, lease.lost, on_progress)
     steps.commit_round(statuses, token, Round(checked_at, time.monotonic() - begin))
     return RoundOutcome.SUCCESS

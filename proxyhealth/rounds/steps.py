@@ -138,6 +138,10 @@ def recording_failures(token: int = 0) -> Iterator[None]:
     """Record an exception, close the round with this token, and raise ``RoundFailed``."""
     try:
         yield
+    except (KeyboardInterrupt, SystemExit):
+        if token:
+            close_round(token)  # the next round must not wait for the lease of this one to expire
+        raise
     except Exception as error:
         failure = record_failure(error, token)
         if token:
