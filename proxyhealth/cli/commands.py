@@ -31,7 +31,13 @@ _MODULES: Mapping[str, Any] = {
 
 
 class _Parser(CommandParser):
-    """A parser whose errors are JSON for a script that asks for it."""
+    """A parser of a subcommand, whose errors are JSON for a script that asks for it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # argparse would show the usage of the whole command
+            self.error(_("unrecognized arguments: %(arguments)s") % {"arguments": " ".join(unknown)})
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         if self.called_from_command_line and "--json" in sys.argv:
@@ -88,8 +94,6 @@ def run(options: Mapping[str, Any], output: Output, *, owns_process: bool) -> in
                 raise
             output.json({"message": str(error), "exit_status": error.returncode})
             return error.returncode
-        finally:
-            output.close()
 
 
 def _run(

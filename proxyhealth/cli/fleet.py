@@ -15,12 +15,13 @@ from django.utils.translation import ngettext
 
 from proxyhealth.api import listing
 from proxyhealth.api.listing import Listing
-from proxyhealth.api.representation import snapshot_json, staleness_json
+from proxyhealth.api.representation import public_name, snapshot_json, staleness_json
 from proxyhealth.cli import arguments
 from proxyhealth.cli.exits import BAD, FINE, UNCERTAIN, failure
 from proxyhealth.display import number
 from proxyhealth.models.outages import BAD_STATUSES
 from proxyhealth.notifications.marks import Marks
+from proxyhealth.notifications.wording import isolated
 from proxyhealth.overview.headline import Headline, headline
 from proxyhealth.overview.selection import Selection
 from proxyhealth.snapshot import ProxyStatus, Snapshot
@@ -110,6 +111,11 @@ class Chosen:
         line = headline(self.snapshot, self.statuses, datetime.now(UTC))
         if self.is_all or self.snapshot.stale:
             return line
+        if len(self.statuses) == 1:
+            (one,) = self.statuses
+            name = public_name(one.proxy.name, one.proxy.id)
+            text = _("%(name)s is %(status)s") % {"name": isolated(name), "status": one.status}
+            return replace(line, text=text)
         down = sum(line.counts[Status(status)] for status in BAD_STATUSES)
         total = len(self.statuses)
         text = ngettext(

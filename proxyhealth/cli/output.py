@@ -10,10 +10,12 @@ from functools import lru_cache
 from typing import Any
 
 from django.core.management.base import OutputWrapper
+from django.utils.translation import gettext as _
 from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
 
+from proxyhealth.cli.exits import failure
 from proxyhealth.cli.table import Cell, Column, lay_out
 
 _MIN_WIDTH = 20
@@ -25,7 +27,7 @@ class Output:
     def __init__(self, stdout: OutputWrapper, stderr: OutputWrapper, options: Mapping[str, Any]) -> None:
         self.is_json = bool(options.get("json"))
         self.is_quiet = bool(options.get("quiet"))
-        self.is_closed = False
+        self.is_closed = _raw(stdout) is None  # by >&-
         self._stdout = stdout
         self._stderr = stderr
         self._options = options
@@ -82,13 +84,6 @@ class Output:
             highlight=False,
         )
 
-    def close(self) -> None:
-        """Write what is buffered. If nobody reads it, let Python not complain about that at its exit."""
-        with suppress(BrokenPipeError):
-            self._stdout.flush()
-            return
-        self._lose()
-
     def _write(self, text: str) -> None:
         if self.is_closed:
             return
@@ -97,8 +92,12 @@ class Output:
             self._stdout.flush()
         except BrokenPipeError:
             self._lose()
+        except OSError as error:
+            self._lose()
+            raise failure(_("The output cannot be written: %(error)s") % {"error": error}) from error
 
     def _lose(self) -> None:
+        """Write nothing more. Python must not fail with what is buffered when it exits."""
         self.is_closed = True
         if _raw(self._stdout) is sys.stdout:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
