@@ -5,8 +5,9 @@
 A twentieth of the proxies are down, half of these acknowledged, and each has labels. They had 100,000
 transitions in 400 days, and probes in the last 24 hours. The program requests the page through Django, with
 its middlewares and its templates, but without a web server: the whole page with several parameters, and an
-unchanged one, for which an open page asks every 5 s. The share of a core is that of an open page: in a minute,
-there are 12 requests, of which at most three find a change, namely a round, a check, and a new minute.
+unchanged one, for which an open page asks every 5 s. The share of a core is that of an open page: in a
+minute, there are 12 requests, of which at most three find a change, namely a round, a check, and a new
+minute.
 
 The exit code is 1 if a page takes 300 ms or more, if an open page takes 1 % of a core or more, or if a page
 makes another number of queries than with a tenth of the proxies. ``--quick`` only shows that the program
