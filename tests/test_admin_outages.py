@@ -307,13 +307,3 @@ def test_health_page__links_to_open_outages_and_shows_silences(admin_client):
     assert f"{LIST}{other.pk}" not in text
     assert "cknowledged by" not in text
     assert "Not acknowledged</a>" not in text
-
-
-def test_health_page__fixed_number_of_queries(admin_client, django_assert_num_queries):
-    """Session and user; rows twice, silences, acknowledgements, and outages twice; one of the history."""
-    with fake_snapshot():
-        for count in (1, 29):
-            for i in range(count):
-                insert(proxy=WorkspaceProxy.objects.create(name=f"p{count}-{i}", url="nonsense"))
-            with django_assert_num_queries(9):
-                page(admin_client, HEALTH)

@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from proxyhealth.overview.selection import SORTS, Selection
-from proxyhealth.snapshot import ProxyStatus
+from proxyhealth.snapshot import Proxy
 
 # Labels in the list of a large fleet, the most frequent ones. The search finds the others.
 _MAX_LABELS = 50
@@ -44,9 +44,9 @@ class Header(NamedTuple):
 class Controls:
     """The controls of a selection, as the template needs them."""
 
-    def __init__(self, selection: Selection, statuses: Sequence[ProxyStatus]) -> None:
+    def __init__(self, selection: Selection, labels: Counter[str]) -> None:
         self._selection = selection
-        self._statuses = statuses
+        self._labels = labels
 
     def sorts(self) -> list[Choice]:
         chosen = self._selection.sort
@@ -74,10 +74,9 @@ class Controls:
     def labels(self) -> list[Choice]:
         """Return the most frequent labels that are not chosen yet."""
         chosen = {label.lower() for label in self._selection.labels}
-        counts = Counter(
-            f"{key}:{value}" for status in self._statuses for key, value in status.proxy.labels.items()
+        frequent = (
+            label for label, _ in self._labels.most_common(_MAX_LABELS) if label.lower() not in chosen
         )
-        frequent = (label for label, _ in counts.most_common(_MAX_LABELS) if label.lower() not in chosen)
         return [Choice(label, label.replace(":", ": ", 1)) for label in sorted(frequent)]
 
     def flags(self) -> list[tuple[str, str, list[Choice]]]:
@@ -121,6 +120,11 @@ class Controls:
             Choice(selection.query(window=name, page=selection.page), str(text), name == selection.window)
             for name, text in _WINDOW_NAMES.items()
         ]
+
+
+def count_labels(proxies: Sequence[Proxy]) -> Counter[str]:
+    """Return how many proxies have each label, as ``key:value``."""
+    return Counter(f"{key}:{value}" for proxy in proxies for key, value in proxy.labels.items())
 
 
 def _flag(chosen: bool | None, texts: Sequence[str]) -> list[Choice]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HOURS = 6  # of a sparkline
+_HOURS = 3  # of a sparkline: more take longer to read than all else on the page
 
 # A certificate that expires within this time is marked.
 _SOON = timedelta(days=14)

@@ -97,6 +97,8 @@ class Selection:
     def filter(self, statuses: Iterable[ProxyStatus], marks: Marks = NO_MARKS) -> list[ProxyStatus]:
         """Return the selected ones of these statuses, in their order."""
         tests = self._tests(marks)
+        if not tests:
+            return list(statuses)
         return [status for status in statuses if all(test(status) for test in tests)]
 
     def _tests(self, marks: Marks) -> list[Callable[[ProxyStatus], bool]]:
