@@ -12,6 +12,8 @@ from playwright.sync_api import expect
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.rounds import progress
+from proxyhealth.rounds.recheck import run_pending_check
 from tests.support.browser import expected_problem, open_page
 from tests.support.forwarder import Forwarder
 from tests.support.ports import free_port
@@ -132,7 +134,7 @@ def fail(server, text="kaputt"):
 
 def test_alive__keeps_focus_and_selection_across_a_re_sort(page, fleet):
     row = page.locator('tr[data-proxy="paris"]')
-    button = row.get_by_role("button", name="Check now")
+    button = row.get_by_role("button", name="Check paris now")
     button.focus()
     page.evaluate(
         """() => {
@@ -150,24 +152,25 @@ def test_alive__keeps_focus_and_selection_across_a_re_sort(page, fleet):
     assert page.evaluate("window.row.isConnected")
 
 
-def test_alive__keeps_an_open_report_and_a_chosen_box(page, fleet):
+def test_alive__keeps_what_was_opened_chosen_and_typed(page, fleet):
     fail(fleet["oslo"], "x" * 400)
     refresh(page)
-    summary = page.locator('tr[data-proxy="oslo"] summary')
-    summary.click()
-    page.evaluate(
-        """() => {
-            const box = Object.assign(document.createElement("input"), { type: "checkbox", id: "box" });
-            box.setAttribute("data-by-script", "");
-            document.querySelector('tr[data-proxy="oslo"] td').append(box);
-        }"""
-    )
-    page.locator("#box").check()
+    page.locator('tr[data-proxy="oslo"] summary').click()
+    page.get_by_label("Choose oslo").check()
+    page.get_by_label("Search").fill("par")
+    page.get_by_label("Order").select_option(label="Name")
     fail(fleet["cairo"])
     refresh(page)
     assert names(page) == ["cairo", "oslo", "paris"]
     expect(page.locator('tr[data-proxy="oslo"] details')).to_have_attribute("open", "")
-    expect(page.locator("#box")).to_be_checked()
+    expect(page.get_by_label("Choose oslo")).to_be_checked()
+    expect(page.get_by_label("Choose cairo")).not_to_be_checked()
+    expect(page.get_by_label("Search")).to_have_value("par")
+    expect(page.get_by_label("Order")).to_have_value("name")
+    page.get_by_label("Choose all proxies of this page").check()
+    expect(page.get_by_label("Choose cairo")).to_be_checked()
+    refresh(page)
+    expect(page.get_by_label("Choose all proxies of this page")).to_be_checked()
 
 
 def test_alive__says_a_change_once_and_marks_it(page, fleet):
@@ -321,3 +324,57 @@ def test_alive__leaves_nothing_behind(page, fleet):
         refresh(page)
     assert page.evaluate("document.querySelectorAll('*').length") == before
     assert page.evaluate("window.timers.size") <= 2
+
+
+def progress_of(page, name):
+    return page.locator(f'tr[data-proxy="{name}"] .proxyhealth-progress')
+
+
+def test_check_now__says_what_changed_and_goes_away(page, fleet):
+    fleet["paris"].report = {"errors": ["kaputt"]}
+    page.get_by_role("button", name="Check paris now").click()
+    place = progress_of(page, "paris")
+    expect(place).to_have_text("A check of 1 proxy is requested.")
+    run_pending_check()
+    page.clock.run_for(1_000)
+    expect(place).to_contain_text("1 proxy has changed: \u2068paris\u2069 is unhealthy (was ok).")
+    expect(page.locator('tr[data-proxy="paris"]')).to_have_attribute("data-status", "unhealthy")
+    assert names(page)[0] == "paris"
+    expect(page.get_by_role("button", name="Check paris now")).to_be_focused()
+    assert said(page) == [
+        "A check of 1 proxy is requested.",
+        "Checked. 1 proxy has changed: paris is unhealthy (was ok).",
+    ], "the refresh does not say it again"
+    page.clock.run_for(15_000)
+    expect(place).to_have_count(0)
+
+
+def test_check_now__without_a_worker(page, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0)
+    page.get_by_role("button", name="Check all now").click()
+    place = page.locator(".proxyhealth-progress")
+    expect(place).to_have_text("A check of all proxies is requested.")
+    page.clock.run_for(1_000)
+    expect(place).to_contain_text("No worker has taken the check for")
+    expect(place).to_contain_text("is the Celery worker running?")
+    health.force_update()  # a worker starts
+    page.clock.run_for(5_000)
+    expect(place).to_have_text("Checked. Nothing has changed.")
+
+
+def test_check_now__chosen_proxies(page, sent):
+    button = page.get_by_role("button", name="Check the chosen now")
+    button.click()
+    expect(page.locator(".proxyhealth-progress")).to_have_text("Choose at least one proxy.")
+    page.get_by_label("Choose oslo").check()
+    page.get_by_label("Choose paris").check()
+    button.click()
+    expect(page.locator(".proxyhealth-progress")).to_have_text("A check of 2 proxies is requested.")
+    assert [len(ids) for ids in sent] == [2]
+
+
+def test_check_now__server_down(page, site):
+    site.stop()
+    with expected_problem(page, "ERR_CONNECTION_REFUSED"):
+        page.get_by_role("button", name="Check oslo now").click()
+        expect(progress_of(page, "oslo")).to_have_text("The server does not answer.")

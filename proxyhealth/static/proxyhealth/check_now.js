@@ -85,6 +85,14 @@
     return body;
   }
 
+  // The box that chooses all needs this script. A refresh leaves it as it is.
+  const chooseAll = "[data-proxyhealth-choose-all]";
+  for (const box of document.querySelectorAll(chooseAll)) box.hidden = false;
+  document.addEventListener("change", ({ target }) => {
+    if (!target.matches(chooseAll)) return;
+    for (const box of target.form.elements) if (box.name === "proxy") box.checked = target.checked;
+  });
+
   document.addEventListener("submit", async (event) => {
     const form = event.target;
     const button = event.submitter;

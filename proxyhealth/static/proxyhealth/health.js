@@ -90,7 +90,7 @@
 
   // What the user or a script has set stays.
   function mayUpdate(name, element) {
-    if (name === "data-changed" || name === "aria-busy") return false;
+    if (["data-changed", "aria-busy", "hidden"].includes(name)) return false;
     if (element.tagName === "INPUT" && !unkeptInputs.includes(element.type)) {
       return name !== "checked" && name !== "value";
     }
