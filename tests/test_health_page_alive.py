@@ -320,7 +320,7 @@ def test_alive__leaves_nothing_behind(page, fleet):
     )
     refresh(page)
     before = page.evaluate("document.querySelectorAll('*').length")
-    for _ in range(20):
+    for _ in range(10):
         refresh(page)
     assert page.evaluate("document.querySelectorAll('*').length") == before
     assert page.evaluate("window.timers.size") <= 2
@@ -357,9 +357,11 @@ def test_check_now__without_a_worker(page, monkeypatch):
     page.clock.run_for(1_000)
     expect(place).to_contain_text("No worker has taken the check for")
     expect(place).to_contain_text("is the Celery worker running?")
+    expect(place.get_by_role("link", name="What is wrong with the prober?")).to_be_visible()
     health.force_update()  # a worker starts
     page.clock.run_for(5_000)
     expect(place).to_have_text("Checked. Nothing has changed.")
+    expect(place.get_by_role("link")).to_have_count(0)
 
 
 def test_check_now__chosen_proxies(page, sent):

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _NAME = "proxyhealth_workspaceproxy"
 
+# The states whose reason the page of the prober shows.
+_PROBER_STATES = (progress.State.NO_WORKER, progress.State.FAILED, progress.State.LOST)
+
 # Seconds that a page waits for the broker to accept a task.
 _BROKER_TIMEOUT = 0.5
 
@@ -79,8 +82,11 @@ class CheckPage:
             return _json(503, "unknown", text)
         if current is None:
             return _json(404, "expired", _("The progress of the check is not known any more."))
-        changes = [change._asdict() for change in current.changes]
-        return _json(200, current.state, progress_in_words(current), changes=changes)
+        fields: dict[str, Any] = {"changes": [change._asdict() for change in current.changes]}
+        if current.state in _PROBER_STATES:
+            url = reverse(f"{self._site}:{_NAME}_prober")
+            fields["help"] = {"url": url, "text": _("What is wrong with the prober?")}
+        return _json(200, current.state, progress_in_words(current), **fields)
 
     def _begin(self, ids: Sequence[UUID] | None) -> HttpResponse:
         try:

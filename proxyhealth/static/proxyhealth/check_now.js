@@ -14,8 +14,18 @@
     const place = document.createElement("span");
     place.className = "proxyhealth-progress";
     place.setAttribute("data-by-script", "");
+    place.append(document.createElement("span"), " ");
     button.after(place);
     return place;
+  }
+
+  // The link may have the focus, so it stays while only the text changes.
+  function fill(place, { state, text, help }) {
+    place.dataset.state = state;
+    if (place.firstChild.textContent !== text) place.firstChild.textContent = text;
+    const link = place.querySelector("a");
+    if (!help) link?.remove();
+    else if (!link) place.append(Object.assign(document.createElement("a"), { href: help.url, textContent: help.text }));
   }
 
   // A message beside a button. Each state is said once; the text may change more often.
@@ -24,9 +34,9 @@
     let said = "";
     clearTimeout(Number(place.dataset.timer)); // of an earlier request
     return {
-      show({ state, text, changes }) {
-        if (place.textContent !== text) place.textContent = text;
-        place.dataset.state = state;
+      show(answer) {
+        const { state, text, changes } = answer;
+        fill(place, answer);
         if (state !== said && state !== "running") {
           document.dispatchEvent(new CustomEvent("proxyhealth:say", { detail: { text, changes } }));
         }
