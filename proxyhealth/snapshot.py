@@ -241,7 +241,7 @@ class Snapshot:
     set back; it is None if only ``stale_at`` is available. ``change`` differs after each request to check
     saved or deleted rows.
     ``watched`` is the time for which rounds had watched the proxies until ``checked_at``, in microseconds, or
-    None if that is not known. ``tokens`` has the token of the check or round that probed each proxy last.
+    None if that is not known. ``result_tokens`` are those of ``tokens``, in order.
     """
 
     statuses: Mapping[UUID, ProxyStatus] = field(default_factory=FrozenMapping)
@@ -260,12 +260,17 @@ class Snapshot:
     watched: int | None = None
     fresh_until: float | None = field(default=None, compare=False, repr=False)
     change: str = field(default="", compare=False, repr=False)
-    tokens: Mapping[UUID, int] = field(default_factory=FrozenMapping, compare=False, repr=False)
+    result_tokens: Sequence[int] = field(default=(), compare=False, repr=False)
 
     @LazyProperty
     def token(self) -> int:
         """The highest token of a result, or 0. It grows with each result, also after Redis was emptied."""
-        return max(self.tokens.values(), default=0)
+        return max(self.result_tokens, default=0)
+
+    @LazyProperty
+    def tokens(self) -> Mapping[UUID, int]:
+        """The token of the check or round that probed each proxy last."""
+        return FrozenMapping(dict(zip(self.statuses, self.result_tokens, strict=False)))
 
     @property
     def age(self) -> float | None:

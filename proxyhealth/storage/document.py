@@ -228,7 +228,6 @@ def _decode(value: bytes, previous: PreviousLines) -> Decoded:
         if raw:
             statuses[proxy.id] = _with_raw(statuses[proxy.id], raw)
     watched = Watched.from_json(head["watched"])
-    ids = [proxy.id for proxy in proxies]
     snapshot = Snapshot(
         statuses=FrozenMapping(statuses),
         checked_at=parse_rfc3339(head["checked_at"]),
@@ -238,7 +237,7 @@ def _decode(value: bytes, previous: PreviousLines) -> Decoded:
         rounds=RoundHistogram.from_json(head["rounds"]),
         committed_at=parse_rfc3339(head["committed_at"]),
         watched=watched and watched.at(head["ticket"], conf.STALE_AFTER),
-        tokens=FrozenMapping(dict(zip(ids, columns.get("ticket", ()), strict=True))),
+        result_tokens=columns.get("ticket", ()),
     )
     return Decoded(snapshot, head["ticket"], PreviousLines(lines, proxies), head["deployment"])
 

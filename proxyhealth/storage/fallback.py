@@ -109,7 +109,7 @@ def _snapshot_of(rows: Sequence[Confirmed]) -> Snapshot | None:
         statuses=FrozenMapping({status.proxy.id: status for status in statuses}),
         checked_at=checked_at,
         stale_at=stale_at,
-        tokens=FrozenMapping(dict.fromkeys((proxy.id for proxy in proxies), rows[0].round_token)),
+        result_tokens=[rows[0].round_token] * len(proxies),
         fresh_until=time.monotonic() + (stale_at - datetime.now(UTC)).total_seconds(),
     )
 

@@ -215,7 +215,7 @@ def _completed(state: _State, cached: Snapshot | None) -> _State:
         copy = replace(
             copy,
             statuses=FrozenMapping({**copy.statuses, **cached.statuses}),
-            tokens=FrozenMapping({**copy.tokens, **cached.tokens}),
+            result_tokens=list({**copy.tokens, **cached.tokens}.values()),
             number=cached.number,
             committed_at=cached.committed_at,
         )
