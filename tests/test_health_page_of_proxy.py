@@ -1,0 +1,52 @@
+"""The page of one proxy in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.support.browser import assert_accessible
+
+HEALTH = "/admin/proxyhealth/workspaceproxy/health/"
+
+
+def open_proxy(page: Page, demo, name: str) -> None:
+    page.goto(f"{demo.base}{HEALTH}")
+    page.get_by_role("link", name=name, exact=True).click()
+    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+
+
+def test_proxy_page__from_the_health_page_to_its_form(page, demo):
+    open_proxy(page, demo, "Tokyo")
+    expect(page.locator("#proxyhealth-live .proxyhealth-badge").first).to_have_text("unhealthy")
+    expect(page.get_by_text("The proxy responded with a status code other than 200.")).to_be_visible()
+    expect(page.get_by_text("ended here")).to_be_visible()
+    expect(page.get_by_role("img", name="Latency of the last 24 hours")).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("link", name="Edit").click()
+    expect(page.get_by_label("Display name:")).to_have_value("Tokyo")
+
+
+def test_proxy_page__check_now_and_stays(page, demo):
+    open_proxy(page, demo, "Paris")
+    button = page.get_by_role("button", name="Check now")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#proxyhealth-announcement")).to_contain_text("hecked", timeout=20_000)
+    assert page.url.endswith("/detail/")
+    expect(button).to_be_focused()
+
+
+def test_proxy_page__copies_the_command_whole(page, demo):
+    open_proxy(page, demo, "Paris")
+    command = page.locator("#proxy-curl")
+    command.click()
+    assert page.evaluate("getSelection().toString()") == command.text_content()
+
+
+@pytest.mark.parametrize("name", ["Tokyo", "Oslo"])
+def test_proxy_page__fits_a_phone(page, demo, name):
+    page.set_viewport_size({"width": 390, "height": 800})
+    open_proxy(page, demo, name)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert_accessible(page)
