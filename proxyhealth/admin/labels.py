@@ -1,12 +1,9 @@
 """Labels in forms: a text with one ``key: value`` on each line."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.utils.html import format_html_join
-from django.utils.safestring import SafeString
 
 from proxyhealth.texts import is_label
 from proxyhealth.validators import short
@@ -59,7 +56,3 @@ def _fault(key: str, colon: str, text: str, before: dict[str, str]) -> str:
             "and begin with a letter or a digit."
         )
     return f"the key {short(key)} is already in another line." if key in before else ""
-
-
-def labels_as_html(labels: Mapping[str, str]) -> SafeString:
-    return format_html_join(", ", '<bdi class="proxyhealth-label">{}: {}</bdi>', labels.items())
