@@ -16,6 +16,7 @@ from proxyhealth.testing import FakeStatus, fake_snapshot
 from tests.support.servers import Server, refusing, report, send
 from tests.support.values import refuse_queries
 from tests.test_admin_history import staff
+from tests.test_unreadable_rows import OF_SQLITE, spoil
 
 pytestmark = pytest.mark.django_db
 
@@ -101,6 +102,29 @@ def test_deleted_proxy__is_not_shown_as_current(admin_client):
 @pytest.mark.parametrize(("id", "code"), [(uuid4(), 404), ("paris", 302)])
 def test_unknown_id__is_not_found(admin_client, id, code):
     assert admin_client.get(detail(id)).status_code == code
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("change", OF_SQLITE[2:])
+def test_unreadable_row__is_not_found(admin_client, change):
+    row = make()
+    spoil(row, change)
+    assert admin_client.get(detail(row)).status_code == 404
+
+
+def test_page__without_time_zones_and_in_german(admin_client, settings):
+    settings.USE_TZ, settings.TIME_ZONE, settings.LANGUAGE_CODE = False, "America/Chicago", "de"
+    row = make()
+    began_at = timezone.now() - timedelta(hours=2)
+    names = {"proxy": row, "proxy_uuid": row.pk, "proxy_name": "paris"}
+    Outage.objects.create(**names, status="unreachable", began_at=began_at, token=1_234_567)
+    Transition.objects.create(
+        **names, before="ok", after="unreachable", at=began_at, token=1_234_567, watched=1_234_567
+    )
+    with fake_snapshot(paris="unreachable"):
+        page = shown(admin_client, row)
+    assert page.count(f"{began_at:%Y-%m-%d %H:%M:%S} C") == 2
+    assert "<bdi>2 h" in page
 
 
 def test_invalid_url__is_unhealthy_without_a_command(admin_client):

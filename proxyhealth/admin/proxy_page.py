@@ -60,17 +60,16 @@ class ProxyPage:
     def show(self, request: HttpRequest, proxy_id: UUID) -> HttpResponse:
         if not self._admin.has_view_permission(request):
             raise PermissionDenied
-        row = WorkspaceProxy.objects.primary().filter(pk=proxy_id).first()
-        if row is None:
-            raise Http404(_("There is no workspace proxy with this id."))
         snapshot = health.snapshot()
-        proxy = row.as_proxy()
+        found = WorkspaceProxy.objects.primary().filter(pk=proxy_id).as_proxies()
+        if not found:
+            raise Http404(_("There is no workspace proxy with this id that can be read."))
+        proxy = found[0]
         status = health.join(proxy, snapshot.statuses.get(proxy.id))
         may_edit = self._admin.has_change_permission(request)
         context = {
             **self._admin.admin_site.each_context(request),
             "opts": self._admin.opts,
-            "original": row,
             "title": name_of(proxy),
             "proxy": proxy,
             "status": status,
