@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.support.browser import assert_accessible
+from tests.support.proxies import WorkspaceProxyServer, wait_for
 
 HEALTH = "/admin/proxyhealth/workspaceproxy/health/"
 
@@ -27,14 +30,27 @@ def test_proxy_page__from_the_health_page_to_its_form(page, demo):
     expect(page.get_by_label("Display name:")).to_have_value("Tokyo")
 
 
-def test_proxy_page__check_now_and_stays(page, demo):
-    open_proxy(page, demo, "Paris")
-    button = page.get_by_role("button", name="Check now")
-    button.focus()
-    page.keyboard.press("Enter")
-    expect(page.locator("#proxyhealth-announcement")).to_contain_text("hecked", timeout=20_000)
-    assert page.url.endswith("/detail/")
-    expect(button).to_be_focused()
+def test_proxy_page__an_outage_begins_under_the_open_page(page, demo):
+    with WorkspaceProxyServer() as server:
+        demo.post("/admin/proxyhealth/workspaceproxy/add/", name="quito", url=server.url)
+        path = f"{demo.base}/api/v2/workspaceproxies/quito"
+        region = wait_for(lambda: (found := demo.session.get(path, timeout=5).json())["healthy"] and found)
+        page.goto(f"{demo.base}/admin/proxyhealth/workspaceproxy/{region['id']}/detail/")
+        badge = page.locator("#proxyhealth-live .proxyhealth-badge").first
+        expect(badge).to_have_text("ok")
+        page.get_by_text("The request as it was sent").click()
+        server.report = {"errors": ["the disk is full"]}
+        button = page.get_by_role("button", name="Check now")
+        button.focus()
+        page.keyboard.press("Enter")
+        expect(badge).to_have_text("unhealthy")
+        expect(page.locator("#proxyhealth-announcement")).to_contain_text("quito")
+        expect(page.get_by_text("the disk is full").first).to_be_visible()
+        expect(page.get_by_role("link", name="Acknowledge…")).to_be_visible()
+        expect(page.get_by_text("GET /healthz-report HTTP/1.1")).to_be_visible()  # still open
+        expect(button).to_be_focused()
+        expect(page).to_have_title(re.compile("quito: unhealthy"))
+    demo.post(f"/admin/proxyhealth/workspaceproxy/{region['id']}/delete/", post="yes")
 
 
 def test_proxy_page__copies_the_command_whole(page, demo):
