@@ -17,7 +17,7 @@ def silenced(demo) -> list[str]:
 
 def test_silence__from_a_proxy_until_it_is_ended(page, demo):
     page.goto(f"{demo.base}{PROXIES}health/?label=region:as")
-    page.get_by_role("link", name="Tokyo").click()
+    page.get_by_role("link", name="Tokyo", exact=True).click()
     page.get_by_role("link", name="Silence", exact=True).click()
     expect(page.get_by_label("Proxies:")).to_have_value("tokyo")
     page.get_by_label("Proxies:").fill("region:as")
