@@ -92,7 +92,7 @@ class ProxyStatus:
 
     The status began at ``since``, with the first probe that found it; None if that is not known. ``raw`` is
     the result of the last probe if it contradicts the status, and is not confirmed yet, else None.
-    ``trace`` is the course of the probe as JSON in the process that probed, and empty elsewhere.
+    ``course`` is that of the probe, for its trace, in the process that probed, and None elsewhere.
     """
 
     proxy: Proxy
@@ -105,7 +105,7 @@ class ProxyStatus:
     tls_expires_at: datetime | None = None
     since: datetime | None = None
     raw: "ProxyStatus | None" = None
-    trace: str = field(default="", compare=False, repr=False)
+    course: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def healthy(self) -> bool:

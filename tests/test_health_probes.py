@@ -15,7 +15,7 @@ from proxyhealth.storage.probes import add_probes
 from proxyhealth.storage.traces import add_traces
 from proxyhealth.testing import fake_snapshot
 from tests.support.machine import at_most
-from tests.support.values import TRACE, a_round, make_proxy, make_status
+from tests.support.values import COURSE, TRACE, a_round, make_proxy, make_status
 
 PARIS = make_proxy()
 ROW = WorkspaceProxy(pk=PARIS.id, url=PARIS.url)
@@ -27,7 +27,7 @@ def probed():
     status = replace(make_status(PARIS), checked_at=NOW, latency=0.05)
     commit([status], take_token(), full_round=a_round())
     add_probes([status])
-    add_traces([replace(status, trace=TRACE.to_json())], take_token())
+    add_traces([replace(status, course=COURSE)], take_token())
     assert not health.snapshot().fault
 
 

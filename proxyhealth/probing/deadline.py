@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from proxyhealth.exceptions import TooManyBytes
 from proxyhealth.probing.turns import NoTurn
@@ -11,6 +12,8 @@ MAX_LINES = 300
 _LINES_OF_REDIRECT = 50  # a redirect costs as much as these
 MAX_LINE_BYTES = 64 * 1024
 MAX_TLS_OVERHEAD = 16 * 1024  # bytes of TLS after handshakes that carry no data
+
+MARK = 3  # items in the marks of a deadline
 
 # Receives without a pause, of the probe and in addition of each of its connections.
 _UNPACED_RECEIVES = 6
@@ -30,7 +33,7 @@ class Deadline:
         self._turn = turn or NoTurn()
         self.pause = self._turn.pause
         self.phase = "starting"
-        self.marks: list[tuple[str, float, str]] = []  # name, time, and address
+        self.marks: list[Any] = []  # in turn: the name of a phase, its begin in µs, and an address
         self._begin = time.monotonic()
         self._end = self._begin + seconds
         self._lines_left = MAX_LINES
@@ -40,7 +43,7 @@ class Deadline:
 
     def mark(self, name: str, address: str = "") -> None:
         """Note that a phase begins. The time that the probe waits for its turn does not count."""
-        self.marks.append((name, time.monotonic() - self._turn.waited, address))
+        self.marks += (name, int((time.monotonic() - self._turn.waited) * 1e6), address)
 
     def remaining(self) -> float:
         """Return the seconds that remain. Raise ``TimeoutError`` if there are none."""

@@ -114,7 +114,7 @@ def probe(proxy: Proxy, checked_at: datetime | None = None, turn: NoTurn | None 
         checked_at=checked_at,
         latency=time.monotonic() - begin - turn.waited if fetch.responded else None,
         tls_expires_at=fetch.tls_expires_at,
-        trace=fetch.recorder.trace(checked_at, status, reason, failure).to_json(),
+        course=fetch.recorder.course(checked_at, status, reason, failure),
     )
 
 

@@ -1,14 +1,15 @@
 """The course of a probe, which becomes its trace."""
 
 from datetime import datetime
-from itertools import pairwise
+from typing import Any
 
-from proxyhealth.probing.deadline import Deadline
+from proxyhealth.probing.deadline import MARK
 from proxyhealth.probing.transport import Connection
 from proxyhealth.statuses import Reason, Status
-from proxyhealth.trace import Phase, ProbeTrace, RequestTrace
+from proxyhealth.texts import clean
+from proxyhealth.trace import MAX_TEXT
 
-_MAX_LINE = 300  # characters of a URL or of a request line
+_MAX_REDIRECT = 300  # characters of its URL, and of its path
 
 
 class Recorder:
@@ -21,50 +22,50 @@ class Recorder:
         """Note a request of ``target`` over ``connection``."""
         self._begun.append((len(connection.deadline.marks), target, connection))
 
-    def trace(self, checked_at: datetime, status: Status, reason: Reason, error: str) -> ProbeTrace:
-        """Return the course of the probe, which ends now."""
-        if not self._begun:
-            return ProbeTrace(checked_at, status, reason, error)
-        deadline = self._begun[0][2].deadline
-        phases = _phases(deadline)
-        ends = [*(place for place, _, _ in self._begun[1:]), len(phases)]
-        requests = tuple(
-            _request(target, connection, tuple(phases[begin:end]))
-            for (begin, target, connection), end in zip(self._begun, ends, strict=True)
-        )
-        return ProbeTrace(checked_at, status, reason, error, requests)
+    def course(self, checked_at: datetime, status: Status, reason: Reason, error: str) -> dict[str, Any]:
+        """Return the course of the probe, which ends now, for :func:`proxyhealth.trace.encode`.
+
+        Every probe does this, so it makes no values. To encode them later, many at once, takes less time.
+        """
+        requests = []
+        if begun := self._begun:
+            deadline = begun[0][2].deadline
+            deadline.mark("")  # the end of the last phase
+            marks = deadline.marks
+            for place, target, connection in reversed(begun):
+                requests.append(_request(target, connection, marks[place:], is_first=not place))
+                del marks[place + MARK :]  # its begin is the end of the request before
+            requests.reverse()
+        return {
+            "checked_at": checked_at,
+            "status": status,
+            "reason": reason,
+            "error": clean(error, MAX_TEXT) if error else "",
+            "requests": requests,
+        }
 
 
-def _phases(deadline: Deadline) -> list[Phase]:
-    deadline.mark("")  # the end of the last one
-    return [
-        Phase(name, max(0.0, end - begin), address)
-        for (name, begin, address), (_, end, _) in pairwise(deadline.marks)
-    ]
-
-
-def _request(target: str, connection: Connection, phases: tuple[Phase, ...]) -> RequestTrace:
-    certificate, response = connection.first_to_expire, connection.response
-    return RequestTrace(
-        _shown(target),
-        phases,
-        _lines(connection.sent),
-        response.status if response else 0,
-        connection.tls_version,
-        certificate.expires_at if certificate else None,
-    )
+def _request(target: str, connection: Connection, marks: list[Any], *, is_first: bool) -> dict[str, Any]:
+    sent = connection.sent.decode("ascii")
+    if not is_first:
+        target = _shown(target)
+        if sent:
+            method, path, rest = sent.split(" ", 2)
+            sent = f"{method} {_shown(path)} {rest}"
+    request = {
+        "url": target,
+        "marks": marks,
+        "sent": sent,
+        "status_code": connection.response.status if connection.response else 0,
+    }
+    if tls_version := connection.tls_version:
+        certificate = connection.first_to_expire
+        request |= {"tls_version": tls_version, "tls_expires_at": certificate and certificate.expires_at}
+    return request
 
 
 def _shown(target: str) -> str:
-    """Return a URL or its path without the query, which may contain a token, and cut."""
-    shown, mark, _ = target.partition("?")
-    shown = f"{shown}?…" if mark else shown
-    return shown if len(shown) <= _MAX_LINE else shown[:_MAX_LINE] + "…"
-
-
-def _lines(sent: bytes) -> str:
-    """Return a request as lines of text."""
-    if not sent:
-        return ""
-    method, path, rest = sent.decode("ascii").split(" ", 2)
-    return f"{method} {_shown(path)} {rest}".replace("\r\n", "\n").rstrip("\n")
+    """Return the URL or the path of a redirect, cut, and without its query, which may contain a token."""
+    path, mark, _ = target.partition("?")
+    shown = path if len(path) <= _MAX_REDIRECT else f"{path[:_MAX_REDIRECT]}…"
+    return f"{shown}?…" if mark else shown

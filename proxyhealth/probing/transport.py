@@ -77,8 +77,7 @@ class Connection:
     @property
     def tls_version(self) -> str:
         """The version of TLS, or an empty string before the end of the handshake, and without TLS."""
-        tls = getattr(self._sock, "tls", None)
-        return (tls and tls.version()) or ""
+        return (isinstance(self._sock, TLSSocket) and self._sock.tls.version()) or ""
 
     def close(self) -> None:
         if self._sock is not None:
@@ -130,8 +129,9 @@ class Connection:
     def _connect_to(self, address: Address, left: int, failures: list[str]) -> tuple[PlainSocket, IPAddress]:
         ip = address_ip(address)
         before = f" (before that, {', '.join(failures)})" if failures else ""
-        self.deadline.phase = f"connecting to {ip} port {self.port}{before}"
-        self.deadline.mark(CONNECT, str(ip))
+        text = str(ip)
+        self.deadline.phase = f"connecting to {text} port {self.port}{before}"
+        self.deadline.mark(CONNECT, text.partition("%")[0])  # a scope may be any text
         sock = (TLSSocket if self._context else PlainSocket)(address.family, socket.SOCK_STREAM)
         sock.deadline = self.deadline
         try:

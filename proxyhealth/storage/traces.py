@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.storage.client import open_cache, run_script
 from proxyhealth.storage.document import DAMAGE
-from proxyhealth.trace import ProbeTrace
+from proxyhealth.trace import ProbeTrace, encode
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ end
 
 
 def add_traces(statuses: Iterable[ProxyStatus], token: int) -> None:
-    """Store the trace of each status that has one, from the probes with ``token``. Raise ``StoreError``."""
-    traced = [(_name(status.proxy.id), status.trace) for status in statuses if status.trace]
+    """Store the course of each status that has one, of the probes with ``token``. Raise ``StoreError``."""
+    traced = [(_name(status.proxy.id), encode(status.course)) for status in statuses if status.course]
     for begin in range(0, len(traced), _BATCH):
         names, traces = zip(*traced[begin : begin + _BATCH], strict=True)
         run_script(_STORE, names, token, _LIFETIME, *traces)

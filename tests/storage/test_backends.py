@@ -47,7 +47,7 @@ from tests.settings import REDIS_PORT
 from tests.support.ports import free_port
 from tests.support.proxies import wait_for
 from tests.support.servers import Server
-from tests.support.values import TRACE, a_round, make_proxy, make_status
+from tests.support.values import COURSE, TRACE, a_round, make_proxy, make_status
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 NATIVE = "django.core.cache.backends.redis.RedisCache"
@@ -89,7 +89,7 @@ def use_everything():
     assert take_pending() == {proxy.id}
     assert counters.find_refusal() == ""
     commit([make_status(proxy)], take_token())
-    add_traces([make_status(proxy, trace=TRACE.to_json())], take_token())
+    add_traces([make_status(proxy, course=COURSE)], take_token())
     assert read_trace(proxy.id) == TRACE
     activity = reader.read_activity()
     assert activity.snapshot.fault == ""

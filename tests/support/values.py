@@ -15,6 +15,30 @@ from proxyhealth.trace import Phase, ProbeTrace, RequestTrace
 
 NOW = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
+# The course of a probe, and the trace that is read.
+COURSE = {
+    "checked_at": NOW,
+    "status": Status.UNREACHABLE,
+    "reason": Reason.TIMEOUT,
+    "error": "request to proxy failed: no answer within 5 s",
+    "requests": [
+        {
+            "url": "https://paris.example.com/healthz-report",
+            "marks": [
+                *("look_up", 7_000_000, ""),
+                *("connect", 7_001_000, "192.0.2.1"),
+                *("connect", 7_251_000, "192.0.2.2"),
+                *("tls", 7_253_000, ""),
+                *("first_byte", 7_263_000, ""),
+                *("", 11_963_000, ""),
+            ],
+            "sent": "GET /healthz-report HTTP/1.1\r\nHost: paris.example.com\r\n\r\n",
+            "status_code": 0,
+            "tls_version": "TLSv1.3",
+            "tls_expires_at": NOW + timedelta(days=30),
+        }
+    ],
+}
 TRACE = ProbeTrace(
     NOW,
     Status.UNREACHABLE,
