@@ -30,6 +30,7 @@ from proxyhealth.display import number
 from proxyhealth.exceptions import InvalidQuery
 from proxyhealth.models import Outage
 from proxyhealth.notifications.marks import Marks
+from proxyhealth.overview import prober
 from proxyhealth.overview.headline import headline
 from proxyhealth.overview.selection import BY_URGENCY, Selection
 from proxyhealth.snapshot import ProxyStatus, Snapshot
@@ -120,15 +121,8 @@ def _tag(request: HttpRequest, fleet: _Fleet, rows: Rows) -> str:
     snapshot, marks = fleet.snapshot, fleet.marks
     outages = Outage.objects.primary().open().aggregate(count=Count("pk"), last=Max("pk"))
     inputs = (
-        (
-            snapshot.number,
-            snapshot.token,
-            snapshot.committed_at,
-            snapshot.change,
-            snapshot.checked_at,
-            snapshot.error_at,
-        ),
-        (snapshot.stale_reason, snapshot.refusal, fleet.fault),
+        (snapshot.number, snapshot.token, snapshot.committed_at, snapshot.change),
+        (snapshot.checked_at, snapshot.error_at, prober.why_stale(snapshot), snapshot.refusal, fleet.fault),
         (fleet.rows.changed_at, len(fleet.statuses), sorted(marks.silenced.items()), outages),
         sorted(marks.acknowledged.items()),
         (request.get_full_path(), request.user.pk, rows.permissions),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.core.exceptions import PermissionDenied
@@ -16,6 +15,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from proxyhealth import access
+from proxyhealth.conf import conf
 from proxyhealth.notifications.culprit import tasks_of
 from proxyhealth.notifications.wording import duration
 from proxyhealth.overview import prober
@@ -69,7 +69,7 @@ class ProberPage:
             "opts": self._admin.opts,
             "title": _("The prober"),
             "prober": found,
-            "now": datetime.now(UTC),
+            "guide": f"{conf.RUNBOOK_URL}#is-it-us" if conf.RUNBOOK_URL else "",
             "workers": list(_worker_rows(found.presence or Presence())),
             "rounds": rounds,
             "bars": list(_bars(rounds)),

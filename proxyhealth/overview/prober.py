@@ -33,34 +33,44 @@ class Prober:
     rounds: Sequence[RoundEntry] | None
     snapshot: Snapshot | None
 
-    @property
-    def failed(self) -> list[PartState]:
-        return [part for part in self.parts if part.state is State.FAILED]
-
-    @property
-    def unknown(self) -> list[PartState]:
-        return [part for part in self.parts if part.state is State.UNKNOWN]
+    def names(self, state: State, *, telling: bool = False) -> str:
+        """Return the labels of the parts in a state: those behind the statuses, or those that tell people."""
+        chosen = (part for part in self.parts if (part.name in _TELLING) == telling)
+        return ", ".join(part.label for part in chosen if part.state is state)
 
     @property
     def state(self) -> State:
-        """The worst state of all parts: a part that cannot be judged is no good news."""
-        states = {part.state for part in self.parts}
-        order = (State.FAILED, State.UNKNOWN, State.WARNING)
-        return next((state for state in order if state in states), State.OK)
+        """The state of the whole. A part that cannot be judged is no good news."""
+        for state in (State.FAILED, State.UNKNOWN, State.WARNING):
+            if self.names(state):
+                return state
+        is_doubtful = self.names(State.FAILED, telling=True) or self._is_network_unknown
+        return State.WARNING if is_doubtful else State.OK
+
+    @property
+    def _is_network_unknown(self) -> bool:
+        return any(part.name == "network" and part.state is State.OFF for part in self.parts)
 
     @property
     def verdict(self) -> str:
         """The answer to “is it us?” as a sentence."""
-        if self.failed:
-            names = ", ".join(str(part.label) for part in self.failed)
+        if names := self.names(State.FAILED):
             return _("It is us: %(parts)s.") % {"parts": names}
-        if self.unknown:
-            names = ", ".join(str(part.label) for part in self.unknown)
-            return _("Nothing is known to be wrong with us, but this is not known: %(parts)s.") % {
-                "parts": names
-            }
-        return _("It is not us: every part works. A proxy that fails has a fault of its own.")
+        if names := self.names(State.UNKNOWN):
+            text = _("Nothing is known to be wrong with us, but this is not known: %(parts)s.")
+        elif names := self.names(State.WARNING):
+            text = _("Nothing has failed here, but look at this: %(parts)s.")
+        elif names := self.names(State.FAILED, telling=True):
+            text = _("It is not us, but people may not be told: %(parts)s.")
+        elif self._is_network_unknown:
+            return _("It is not us, unless the network of the workers has failed. Set CANARY_URLS to know.")
+        else:
+            return _("It is not us: every part works. A proxy that fails has a fault of its own.")
+        return text % {"parts": names}
 
+
+# The parts without which the statuses are right all the same.
+_TELLING = frozenset({"channels", "heartbeats"})
 
 FUNCTIONS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
     "database": readiness.examine_database,

@@ -1,6 +1,5 @@
 """Tags and filters of the pages for operators."""
 
-from datetime import datetime
 from functools import partial
 
 from django import template
@@ -10,7 +9,6 @@ from django.utils.html import json_script
 from django.utils.safestring import SafeString
 
 from proxyhealth import access, display
-from proxyhealth.notifications import wording
 from proxyhealth.overview import live_words, prober
 from proxyhealth.report import HealthReport
 from proxyhealth.snapshot import ProxyStatus, Snapshot
@@ -30,12 +28,6 @@ _UNFOLDED_CHARACTERS = 300
 @register.filter
 def seconds(value: float) -> SafeString:
     return display.quantity(value, "s", 2)
-
-
-@register.filter
-def length_until(begin: datetime, end: datetime) -> str:
-    """Return the length of a time in words."""
-    return wording.duration(wording.seconds_between(begin, end))
 
 
 @register.filter

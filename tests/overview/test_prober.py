@@ -68,13 +68,34 @@ def test_parts__all_work(redis_client, serve, sent):
         "channels": "off",
         "heartbeats": "off",
     }
-    assert (found.state, found.failed) == (State.OK, [])
-    assert found.verdict.startswith("It is not us")
+    assert found.state is State.WARNING
+    assert found.verdict.startswith("It is not us, unless the network of the workers has failed.")
+
+
+def test_verdict__follows_the_worst_part(redis_client, serve, sent, configure):
+    configure(CANARY_URLS=["https://canary.example.com"])
+    run_everything(serve)
+    found = prober.examine()
+    assert (found.state, found.verdict[:33]) == (State.OK, "It is not us: every part works. A")
+
+    def with_state(name, state):
+        parts = [replace(part, state=state) if part.name == name else part for part in found.parts]
+        return replace(found, parts=parts)
+
+    for name, state, whole, text in (
+        ("channels", State.FAILED, State.WARNING, "It is not us, but people may not be told: Channels."),
+        ("queue", State.WARNING, State.WARNING, "Nothing has failed here, but look at this: Queue."),
+        ("beat", State.UNKNOWN, State.UNKNOWN, "wrong with us, but this is not known: Celery beat."),
+        ("beat", State.FAILED, State.FAILED, "It is us: Celery beat."),
+    ):
+        changed = with_state(name, state)
+        assert changed.state is whole
+        assert text in changed.verdict
 
 
 def test_parts__new_deployment_knows_little(redis_client):
     found = prober.examine()
-    assert (found.state, found.failed) == (State.UNKNOWN, [])
+    assert found.state is State.UNKNOWN
     assert {name for name, state in states(found).items() if state == "unknown"} == {
         "workers",
         "beat",
