@@ -15,7 +15,6 @@ from proxyhealth.cli import arguments, shown, status
 from proxyhealth.cli.exits import FINE, failure
 from proxyhealth.cli.fleet import Chosen, add_filters
 from proxyhealth.cli.output import Output
-from proxyhealth.display import number
 from proxyhealth.overview.check_words import progress_in_words
 from proxyhealth.rounds import progress, recheck
 from proxyhealth.rounds.progress import State
@@ -119,7 +118,7 @@ def _check_by_workers(ids: Sequence[UUID] | None, wait: float, output: Output) -
             words = progress_in_words(now) if now else ""
             if time.monotonic() >= end:
                 text = _("The check has not ended within %(seconds)s s. %(progress)s")
-                raise failure(text % {"seconds": number(wait), "progress": words})
+                raise failure(text % {"seconds": f"{wait:g}", "progress": words})
             show(now.checked if now else 0, now.total if now else 0, words)
             time.sleep(_POLL)
     if now.state not in (State.DONE, State.SUPERSEDED):

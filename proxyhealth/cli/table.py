@@ -16,7 +16,7 @@ MAX_CELL = 1_000  # characters
 
 # Columns of a terminal below which no column shrinks.
 _MIN_FLEXIBLE = 24
-_MIN_COLUMN = 8
+_MIN_COLUMN = 4
 
 
 class Cell(NamedTuple):
