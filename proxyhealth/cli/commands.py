@@ -20,7 +20,7 @@ from proxyhealth.cli.output import Output
 from proxyhealth.exceptions import HistoryUnavailable, RoundFailed, StoreError
 from proxyhealth.texts import without_passwords
 
-_MODULES: Mapping[str, Any] = {
+MODULES: Mapping[str, Any] = {
     "status": status,
     "check": check,
     "watch": watch,
@@ -60,7 +60,7 @@ def add_commands(parser: CommandParser) -> None:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar=_("COMMAND"), parser_class=_Parser
     )
-    for name, module in _MODULES.items():
+    for name, module in MODULES.items():
         command = commands.add_parser(name, help=helps[name], description=helps[name])
         for each in module.add_arguments(command):
             _add_common(each)
@@ -84,7 +84,7 @@ def run(options: Mapping[str, Any], output: Output, *, owns_process: bool) -> in
         try:
             # Scripts read English.
             with translation.override(None) if output.is_json else nullcontext():
-                return _run(_MODULES[options["command"]].run, options, output)
+                return _run(MODULES[options["command"]].run, options, output)
         except Terminated:
             return TERMINATED
         except KeyboardInterrupt:

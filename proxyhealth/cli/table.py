@@ -1,6 +1,6 @@
 """Tables as lines of styled text, as wide as a terminal, or as wide as they need to be in a pipe.
 
-Those of rich take three milliseconds a row.
+Those of rich take 16 times as long, which is 15 s for 10,000 proxies.
 """
 
 from collections.abc import Iterator, Sequence
