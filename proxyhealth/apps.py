@@ -14,8 +14,10 @@ class ProxyHealthConfig(AppConfig):
         from proxyhealth import receivers, tasks  # noqa: F401  importing them connects their receivers
         from proxyhealth.checks import check_celery, check_deployment, check_isolation, check_settings
         from proxyhealth.metrics.collector import collector
+        from proxyhealth.models.names import translate_names
         from proxyhealth.notifications.mail import check_email
 
+        translate_names(self.get_models())
         checks.register(check_settings)
         checks.register(check_celery)
         checks.register(check_isolation)

@@ -11,6 +11,8 @@ from functools import lru_cache
 from re import ASCII, Pattern, compile
 
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.texts import cut
 
@@ -92,7 +94,7 @@ def validate_selectors(text: str) -> None:
     faults = [(number, line, _fault(line)) for number, line in lines if line]
     errors = [
         ValidationError(
-            "Line %(number)s, “%(line)s”: %(fault)s",
+            _("Line %(number)s, “%(line)s”: %(fault)s"),
             code="invalid_selector",
             params={"number": number, "line": cut(line, 64), "fault": fault},
         )
@@ -100,7 +102,9 @@ def validate_selectors(text: str) -> None:
         if fault
     ]
     if not any(line for _, line in lines):
-        errors.append(ValidationError("Give at least one line. * matches all proxies.", code="no_selector"))
+        errors.append(
+            ValidationError(_("Give at least one line. * matches all proxies."), code="no_selector")
+        )
     if errors:
         raise ValidationError(errors)
 
@@ -108,13 +112,15 @@ def validate_selectors(text: str) -> None:
 def _fault(line: str) -> str:
     key, colon, value = (part.strip() for part in line.partition(":"))
     if "," in line or ";" in line:
-        return "write each pattern on a line of its own."
+        return gettext("write each pattern on a line of its own.")
     if not colon:
         if _NAME.fullmatch(line):
             return ""
-        return "a name has letters, digits, - and _. In a pattern, * stands for any characters, ? for one."
+        return gettext(
+            "a name has letters, digits, - and _. In a pattern, * stands for any characters, ? for one."
+        )
     if not key or not value:
-        return "a label is a key and a value, such as region:eu or region:*."
+        return gettext("a label is a key and a value, such as region:eu or region:*.")
     if _LABEL.fullmatch(key) and _LABEL.fullmatch(value):
         return ""
-    return "a label has letters, digits, and . _ - / in its key and its value."
+    return gettext("a label has letters, digits, and . _ - / in its key and its value.")

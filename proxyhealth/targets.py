@@ -8,9 +8,11 @@ from urllib.parse import quote, unquote
 
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
+from django.utils.translation import gettext, gettext_noop
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.texts import is_suspicious
-from proxyhealth.validators import MAX_URL_LENGTH, ProxyURL, parse_proxy_url, short
+from proxyhealth.validators import MAX_URL_LENGTH, Fault, ProxyURL, fault_text, parse_proxy_url, short
 
 MAX_RECIPIENTS = 50
 
@@ -52,29 +54,33 @@ def parse_recipients(target: str) -> list[str]:
     """
     addresses = list(dict.fromkeys(filter(None, map(str.strip, re.split(r"[,;\n]", target)))))
     if not addresses:
-        raise ValueError("enter at least one email address, one on each line")
+        raise Fault(gettext_noop("enter at least one email address, one on each line"))
     if len(addresses) > MAX_RECIPIENTS:
-        raise ValueError(f"a channel has at most {MAX_RECIPIENTS} addresses; use a mailing list")
+        raise Fault(
+            gettext_noop("a channel has at most %(count)s addresses; use a mailing list"),
+            count=MAX_RECIPIENTS,
+        )
     for address in addresses:
         try:
             validate_email(address)
             if is_suspicious(address):
                 raise ValidationError("a control character in quotation marks")
         except ValidationError:
-            raise ValueError(f"{short(address)} is not an email address such as ops@example.com") from None
+            text = gettext_noop("%(address)s is not an email address such as ops@example.com")
+            raise Fault(text, address=short(address)) from None
     return addresses
 
 
 def parse_webhook(target: str) -> Webhook:
     """Return the parts of the URL of a webhook. Raise ``ValueError`` with the fault, without a secret."""
     if len(target) > MAX_URL_LENGTH:
-        raise ValueError(f"it is longer than {MAX_URL_LENGTH:,} characters")
+        raise Fault(gettext_noop("it is longer than %(count)s characters"), count=f"{MAX_URL_LENGTH:,}")
     scheme, separator, rest = target.partition("://")
     authority, slash, path = re.fullmatch(r"([^/?#]*)([/?]?)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     user, _, host = authority.rpartition("@")
     url = parse_proxy_url(f"{scheme}{separator}{host}")
     if "#" in path or is_suspicious(path + user) or re.search(r"\s", path + user):
-        raise ValueError("it must not contain a space, an invisible character or a fragment (#)")
+        raise Fault(gettext_noop("it must not contain a space, an invisible character or a fragment (#)"))
     path = path if slash != "?" else f"?{path}"
     return Webhook(url, quote(f"/{path}", safe="!$%&'()*+,/:;=?@[]~"), unquote(user))
 
@@ -83,19 +89,22 @@ def apprise_scheme(target: str) -> str:
     """Return the scheme of a URL of Apprise. Raise ``ValueError`` if no channel may use the URL."""
     found = _SCHEME.match(target)
     if found is None or is_suspicious(target) or re.search(r"\s|,[a-z0-9]+://", target, re.IGNORECASE):
-        raise ValueError("enter one URL such as slack://…, without spaces")
+        raise Fault(gettext_noop("enter one URL such as slack://…, without spaces"))
     if "${" in unquote(target):
-        raise ValueError("it contains a variable (${…}); enter its value")
+        raise Fault(gettext_noop("it contains a variable (${…}); enter its value"))
     scheme = found[0].lower()
     if scheme in _LOCAL_SCHEMES:
-        raise ValueError(
-            f"{scheme}:// acts on the machine of the worker, which nobody watches; use another service"
+        text = gettext_noop(
+            "%(scheme)s:// acts on the machine of the worker, which nobody watches; use another service"
         )
+        raise Fault(text, scheme=scheme)
     if scheme in _REQUEST_SCHEMES:
-        raise ValueError(f"{scheme}:// requests any URL; create a channel of the kind webhook")
+        text = gettext_noop("%(scheme)s:// requests any URL; create a channel of the kind webhook")
+        raise Fault(text, scheme=scheme)
     names = {unquote(name).lower() for name in re.findall(r"[?&]([^=&]+)", target)}
     if files := sorted(names & _FILE_PARAMETERS):
-        raise ValueError(f"the parameter {files[0]} names a file of the worker, which channels must not read")
+        text = gettext_noop("the parameter %(name)s names a file of the worker, which channels must not read")
+        raise Fault(text, name=files[0])
     return scheme
 
 
@@ -111,7 +120,9 @@ def validate_target(kind: str, target: str) -> None:
                 apprise_scheme(target)
     except ValueError as error:
         raise ValidationError(
-            "This target cannot be used: %(why)s.", code="invalid_target", params={"why": error}
+            _("This target cannot be used: %(why)s."),
+            code="invalid_target",
+            params={"why": fault_text(error)},
         ) from None
 
 
@@ -122,7 +133,10 @@ def masked_target(kind: str, target: str) -> str:
             addresses = list(filter(None, map(str.strip, re.split(r"[,;\n]", target))))
             shown = [re.sub(r"^(.).*(?=@)", r"\1…", address) for address in addresses[:_SHOWN_ADDRESSES]]
             more = len(addresses) - len(shown)
-            return ", ".join(shown) + (f", and {more} more" if more else "")
+            names = ", ".join(shown)
+            return (
+                gettext("%(names)s and %(count)s more") % {"names": names, "count": more} if more else names
+            )
         case "webhook":
             try:
                 url, path, user = parse_webhook(target)

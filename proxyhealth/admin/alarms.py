@@ -7,6 +7,8 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.admin.history import ReadOnlyAdmin
 from proxyhealth.display import time_tag
@@ -23,15 +25,15 @@ class AlarmAdmin(ReadOnlyAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return self.fields
 
-    @admin.display(description="start")
+    @admin.display(description=_("start"))
     def began(self, row: Alarm) -> SafeString:
         return time_tag(row.began_at)
 
-    @admin.display(description="end")
+    @admin.display(description=_("end"))
     def ended(self, row: Alarm) -> SafeString | str:
-        return time_tag(row.ended_at) if row.ended_at else "goes on"
+        return time_tag(row.ended_at) if row.ended_at else gettext("goes on")
 
-    @admin.display(description="duration")
+    @admin.display(description=_("duration"))
     def duration(self, row: Alarm) -> SafeString | None:
         if not row.ended_at:
             return None

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from django import forms
 from django.core.exceptions import ValidationError
 from django.utils.text import capfirst
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.admin.durations import HumanDurationField
 from proxyhealth.models import Channel, Transition
@@ -17,10 +19,10 @@ from proxyhealth.targets import new_secret
 from proxyhealth.validators import validate_text
 
 STATUSES = {
-    Status.UNREACHABLE.value: "unreachable: the proxy does not respond",
-    Status.UNHEALTHY.value: "unhealthy: the proxy responds, but reports errors or no valid report",
-    Status.UNREGISTERED.value: "unregistered: the proxy has no URL any more",
-    Transition.REMOVED: "removed: the proxy was deleted",
+    Status.UNREACHABLE.value: _("unreachable: the proxy does not respond"),
+    Status.UNHEALTHY.value: _("unhealthy: the proxy responds, but reports errors or no valid report"),
+    Status.UNREGISTERED.value: _("unregistered: the proxy has no URL any more"),
+    Transition.REMOVED: _("removed: the proxy was deleted"),
 }
 
 
@@ -31,40 +33,49 @@ class ChannelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for typ
     """
 
     kind: ClassVar[str] = ""
-    target_label: ClassVar[str] = "Target"
-    target_help: ClassVar[str] = ""
+    target_label: ClassVar[Any] = _("Target")
+    target_help: ClassVar[Any] = ""
 
     target = forms.CharField(max_length=4_000, widget=forms.Textarea(attrs={"rows": 3, "cols": 60}))
     # The hidden initial value: another process may disable the channel while the form is open.
     enabled = forms.BooleanField(
         required=False,
         initial=True,
+        label=_("Enabled"),
         show_hidden_initial=True,
-        help_text="A disabled channel is told nothing. Enabled again, it is told what happens from then on.",
+        help_text=_(
+            "A disabled channel is told nothing. Enabled again, it is told what happens from then on."
+        ),
     )
     proxies = forms.CharField(
         required=False,
         max_length=10_000,
-        label="Which proxies",
+        label=_("Which proxies"),
         widget=forms.Textarea(attrs={"rows": 4, "cols": 60}),
-        help_text="One pattern on each line: of names, such as eu-*, or of a label, such as region:eu. "
-        "Empty: all proxies.",
+        help_text=_(
+            "One pattern on each line: of names, such as eu-*, or of a label, such as region:eu. "
+            "Empty: all proxies."
+        ),
     )
     statuses = forms.MultipleChoiceField(
         choices=list(STATUSES.items()),
         initial=default_statuses,
-        label="Which statuses",
+        label=_("Which statuses"),
         widget=forms.CheckboxSelectMultiple,
-        help_text="The begin of each of these is told. The end of what was told is always told.",
-        error_messages={"required": "Choose at least one status."},
+        help_text=_("The begin of each of these is told. The end of what was told is always told."),
+        error_messages={"required": _("Choose at least one status.")},
     )
     delay = HumanDurationField(
-        help_text="Tell only what lasts longer, for example 5 min. Empty: at once.",
+        label=_("Delay"),
+        help_text=_("Tell only what lasts longer, for example 5 min. Empty: at once."),
     )
     remind_every = HumanDurationField(
+        label=_("Remind every"),
         lowest=60,
         highest=30 * 86_400,
-        help_text="Repeat what goes on, for example every 4 h, until somebody acknowledges it. Empty: never.",
+        help_text=_(
+            "Repeat what goes on, for example every 4 h, until somebody acknowledges it. Empty: never."
+        ),
     )
 
     class Meta:
@@ -84,13 +95,14 @@ class ChannelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for typ
         self.initial["target"] = ""
         if "name" in self.fields:
             self.fields["name"].validators.append(validate_text)
-            self.fields["name"].help_text = "As messages and pages call this channel."
+            self.fields["name"].help_text = _("As messages and pages call this channel.")
         if target := self.fields.get("target"):
             target.required = is_new
-            target.label, target.help_text = capfirst(self.target_label), self.target_help
+            target.label, target.help_text = capfirst(str(self.target_label)), self.target_help
             if not is_new:
-                target.label = f"Replace the {self.target_label}"
-                target.help_text = f"Empty: keep the present one. {target.help_text}"
+                target.label = gettext("Replace: %(target)s") % {"target": self.target_label}
+                keep = gettext("Empty: keep the present one.")
+                target.help_text = f"{keep} {target.help_text}"
 
     def clean_target(self) -> str:
         target = "\n".join(line.strip() for line in self.cleaned_data["target"].splitlines()).strip()
@@ -99,27 +111,27 @@ class ChannelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for typ
 
 class EmailForm(ChannelForm):
     kind = Channel.Kind.EMAIL.value
-    target_label = "recipients"
-    target_help = "One email address on each line. All of them are in each mail, so they see each other."
+    target_label = _("recipients")
+    target_help = _("One email address on each line. All of them are in each mail, so they see each other.")
 
 
 class WebhookForm(ChannelForm):
     kind = Channel.Kind.WEBHOOK.value
-    target_label = "URL"
-    target_help = "It gets a POST request with JSON, with a signature by the secret of this channel."
+    target_label = _("URL")
+    target_help = _("It gets a POST request with JSON, with a signature by the secret of this channel.")
 
     secret = forms.CharField(
         required=False,
         min_length=16,
         max_length=128,
-        label="Secret",
+        label=_("Secret"),
         widget=forms.TextInput(attrs={"autocomplete": "off", "class": "vTextField"}),
-        help_text="What the receiver verifies the signatures with. Empty: one is made, and shown once.",
+        help_text=_("What the receiver verifies the signatures with. Empty: one is made, and shown once."),
     )
     new_secret = forms.BooleanField(
         required=False,
-        label="Make a new secret",
-        help_text="It replaces the present one at once, and is shown once after saving.",
+        label=_("Make a new secret"),
+        help_text=_("It replaces the present one at once, and is shown once after saving."),
     )
 
     class Meta(ChannelForm.Meta):
@@ -129,14 +141,16 @@ class WebhookForm(ChannelForm):
         super().__init__(*args, **kwargs)
         self.initial["secret"] = ""
         if self.instance.pk and "secret" in self.fields:
-            self.fields["secret"].label = "Replace the secret"
-            self.fields["secret"].help_text = "Empty: keep the present one."
+            self.fields["secret"].label = _("Replace the secret")
+            self.fields["secret"].help_text = _("Empty: keep the present one.")
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
         typed = data.get("secret") or ""
         if typed and data.get("new_secret"):
-            self.add_error("new_secret", ValidationError("Enter a secret, or have one made, but not both."))
+            self.add_error(
+                "new_secret", ValidationError(_("Enter a secret, or have one made, but not both."))
+            )
         elif not self.errors and not typed:
             if data.get("new_secret") or not self.instance.secret:
                 self.made_secret = new_secret()
@@ -146,8 +160,8 @@ class WebhookForm(ChannelForm):
 
 class AppriseForm(ChannelForm):
     kind = Channel.Kind.APPRISE.value
-    target_label = "address of Apprise"
-    target_help = (
+    target_label = _("address of Apprise")
+    target_help = _(
         "Such as slack://TokenA/TokenB/TokenC or tgram://Token/ChatID. The documentation of Apprise has the "
         "address of each service."
     )
@@ -168,18 +182,18 @@ def kinds() -> list[dict[str, Any]]:
     return [
         {
             "kind": Channel.Kind.EMAIL.value,
-            "title": "Email",
-            "text": "A mail to one or more people, or to a mailing list.",
+            "title": _("Email"),
+            "text": _("A mail to one or more people, or to a mailing list."),
         },
         {
             "kind": Channel.Kind.WEBHOOK.value,
-            "title": "Webhook",
-            "text": "A signed POST request with JSON to a program of yours.",
+            "title": _("Webhook"),
+            "text": _("A signed POST request with JSON to a program of yours."),
         },
         {
             "kind": Channel.Kind.APPRISE.value,
-            "title": "Chat or pager",
-            "text": "Slack, Teams, Discord, Telegram, PagerDuty, ntfy, and many others, by Apprise.",
+            "title": _("Chat or pager"),
+            "text": _("Slack, Teams, Discord, Telegram, PagerDuty, ntfy, and many others, by Apprise."),
             "missing": "" if has_apprise else "proxyhealth[apprise]",
         },
     ]

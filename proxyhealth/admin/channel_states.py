@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
+from django.utils.translation import gettext, ngettext
 
 from proxyhealth.display import name_of, number, time_tag
 from proxyhealth.models import Delivery, WorkspaceProxy
@@ -37,15 +38,16 @@ def state_of(channel: Any) -> SafeString:
     """Return the state of a channel that :func:`with_state` has annotated, in words as HTML."""
     error = format_html("<bdi>{}</bdi>", clean(channel.last_error, 500)) if channel.last_error else ""
     if not channel.enabled:
-        reason = format_html(": {}", error) if channel.is_failing and error else ""
-        return _state("unhealthy" if reason else "unregistered", format_html("disabled{}", reason))
+        if channel.is_failing and error:
+            return _state("unhealthy", format_html(gettext("disabled: {}"), error))
+        return _state("unregistered", gettext("disabled"))
     if channel.is_failing:
         since = min(filter(None, (channel.failing_since, channel.last_failure_at)))
-        text = format_html("failing since {}{}", time_tag(since), format_html(": {}", error) if error else "")
-        return _state("unreachable", text)
+        text = gettext("failing since {time}: {error}") if error else gettext("failing since {time}")
+        return _state("unreachable", format_html(text, time=time_tag(since), error=error))
     if channel.last_success_at:
-        return _state("ok", format_html("works, last message {}", _ago(channel.last_success_at)))
-    return _state("unregistered", "never used")
+        return _state("ok", format_html(gettext("works, last message {}"), _ago(channel.last_success_at)))
+    return _state("unregistered", gettext("never used"))
 
 
 def _state(look: str, text: str) -> SafeString:
@@ -54,9 +56,13 @@ def _state(look: str, text: str) -> SafeString:
 
 def _ago(moment: datetime) -> SafeString:
     if (timezone.now() - moment).total_seconds() < 60:
-        return format_html('<span title="{}">just now</span>', moment.isoformat(timespec="seconds"))
+        return format_html(
+            '<span title="{}">{}</span>', moment.isoformat(timespec="seconds"), gettext("just now")
+        )
     return format_html(
-        '<time datetime="{}">{} ago</time>', moment.isoformat(timespec="seconds"), timesince(moment, depth=1)
+        '<time datetime="{}">{}</time>',
+        moment.isoformat(timespec="seconds"),
+        gettext("%(duration)s ago") % {"duration": timesince(moment, depth=1)},
     )
 
 
@@ -65,7 +71,8 @@ def matching(proxies: str) -> tuple[int, int, SafeString]:
     selector = Selector.parse(proxies)
     rows = list(WorkspaceProxy.objects.primary().active().only("name", "display_name", "labels"))
     chosen = [row for row in rows if selector.matches(row.name, _labels(row))]
-    count = format_html("{} of {} proxies", number(len(chosen)), number(len(rows)))
+    text = ngettext("%(count)s of %(total)s proxy", "%(count)s of %(total)s proxies", len(rows))
+    count = format_html("{}", text % {"count": number(len(chosen)), "total": number(len(rows))})
     if not chosen or selector.is_empty:
         return len(chosen), len(rows), count
     names = format_html_join(", ", "<bdi>{}</bdi>", ((name_of(row),) for row in chosen[:_MAX_NAMES]))

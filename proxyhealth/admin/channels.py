@@ -14,6 +14,8 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST
 
 from proxyhealth import access
@@ -58,41 +60,41 @@ class ChannelAdmin(GrantedAdmin):
 
     # What the pages show. No page shows a saved target or secret.
 
-    @admin.display(description="kind")
+    @admin.display(description=_("kind"))
     def shown_kind(self, row: Channel) -> str:
         return row.get_kind_display()
 
-    @admin.display(description="target")
+    @admin.display(description=_("target"))
     def shown_target(self, row: Channel) -> SafeString:
         return format_html('<bdi dir="ltr">{}</bdi>', clean(masked_target(row.kind, row.target), 200))
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state(self, row: Channel) -> SafeString:
         return state_of(row)
 
-    @admin.display(description="pending", ordering="pending_count")
+    @admin.display(description=_("pending"), ordering="pending_count")
     def pending(self, row: Any) -> str:
         return number(row.pending_count)
 
-    @admin.display(description="matches")
+    @admin.display(description=_("matches"))
     def matches(self, row: Channel) -> SafeString:
         return matching(row.proxies)[2]
 
-    @admin.display(description="which proxies", empty_value="all proxies")
+    @admin.display(description=_("which proxies"))
     def shown_proxies(self, row: Channel) -> str:
-        return clean(", ".join(row.proxies.splitlines()), 500)
+        return clean(", ".join(row.proxies.splitlines()), 500) or gettext("all proxies")
 
-    @admin.display(description="which statuses")
+    @admin.display(description=_("which statuses"))
     def shown_statuses(self, row: Channel) -> str:
         return ", ".join(status for status in STATUSES if status in (row.statuses or ()))
 
-    @admin.display(description="delay", empty_value="none")
+    @admin.display(description=_("delay"))
     def shown_delay(self, row: Channel) -> str:
-        return duration_text(row.delay)
+        return duration_text(row.delay) or gettext("none")
 
-    @admin.display(description="remind every", empty_value="never")
+    @admin.display(description=_("remind every"))
     def shown_remind_every(self, row: Channel) -> str:
-        return duration_text(row.remind_every)
+        return duration_text(row.remind_every) or gettext("never")
 
     # The form. The kind of a new channel is in the address, as chosen on the first page of the wizard.
 
@@ -109,12 +111,12 @@ class ChannelAdmin(GrantedAdmin):
         if obj is None:
             secret = ["secret"] if is_webhook else []
             options = {"fields": what, "classes": ["collapse"], "description": _ALL}
-            return ((None, {"fields": ["name", "target", *secret]}), ("What is told", options))
+            return ((None, {"fields": ["name", "target", *secret]}), (_("What is told"), options))
         secret = ["secret", "new_secret"] if is_webhook else []
         return (
             (None, {"fields": ["name", "enabled", "state", "shown_kind", "shown_target"]}),
-            ("What is told", {"fields": ["proxies", "matches", *what[1:]]}),
-            ("Replace", {"fields": ["target", *secret], "classes": ["collapse"]}),
+            (_("What is told"), {"fields": ["proxies", "matches", *what[1:]]}),
+            (_("Replace"), {"fields": ["target", *secret], "classes": ["collapse"]}),
         )
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
@@ -147,7 +149,9 @@ class ChannelAdmin(GrantedAdmin):
         """Return the page of a new secret, or that of the channel after a test, or else ``response``."""
         chosen, total, _ = matching(obj.proxies)
         if total and not chosen:
-            self.message_user(request, "No proxy matches, so nothing will be told.", messages.WARNING)
+            self.message_user(
+                request, gettext("No proxy matches, so nothing will be told."), messages.WARNING
+            )
         if "_test" in request.POST and self.has_change_permission(request, obj):
             setattr(request, _TEST, obj.pk)
             response = HttpResponseRedirect(self._page(obj.pk))
@@ -156,7 +160,7 @@ class ChannelAdmin(GrantedAdmin):
                 **self.admin_site.each_context(request),
                 "opts": self.opts,
                 "original": obj,
-                "title": "Secret of the channel",
+                "title": gettext("Secret of the channel"),
                 "secret": secret,
                 "next": response["Location"],
             }
@@ -191,7 +195,7 @@ class ChannelAdmin(GrantedAdmin):
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
-            "title": "Add a channel",
+            "title": gettext("Add a channel"),
             "kinds": kinds(),
         }
         return TemplateResponse(request, "admin/proxyhealth/channel_kinds.html", context)
@@ -231,20 +235,23 @@ class ChannelAdmin(GrantedAdmin):
         if not self.has_change_permission(request, channel):
             raise PermissionDenied
         if channel is None:
-            raise Http404("There is no channel with this id.")
+            raise Http404(gettext("There is no channel with this id."))
         self._test(request, channel)
         return HttpResponseRedirect(self._page(channel.pk))
 
     def _test(self, request: HttpRequest, channel: Channel) -> None:
         answer = transport.send_test(channel)
-        took = f"{number(answer.seconds, 1)} s"
+        values = {"seconds": number(answer.seconds, 1), "answer": answer.text}
         if answer.ok:
-            text, level = f"The test was sent in {took}. The answer: {answer.text}", messages.SUCCESS
+            text, level = (
+                gettext("The test was sent in %(seconds)s s. The answer: %(answer)s"),
+                messages.SUCCESS,
+            )
             outcome: dict[str, Any] = {"last_success_at": timezone.now()}
         else:
-            text, level = f"The test failed after {took}: {answer.text}", messages.ERROR
+            text, level = gettext("The test failed after %(seconds)s s: %(answer)s"), messages.ERROR
             outcome = {"last_failure_at": timezone.now(), "last_error": answer.text}
-        self.message_user(request, clean(text, 1_000), level)
+        self.message_user(request, clean(text % values, 1_000), level)
         Channel.objects.using(router.db_for_write(Channel)).filter(pk=channel.pk).update(**outcome)
         # Not the answer: a mail server may repeat the address of a recipient.
         self.log_change(request, channel, f"A test {'was sent' if answer.ok else 'failed'}.")
@@ -259,8 +266,9 @@ class ChannelAdmin(GrantedAdmin):
         channels = list(objs)
         rows = Delivery.objects.primary().filter(channel__in=channels).order_by()
         count = rows[: MAX_ROWS + 1].count()
-        deliveries = f"more than {number(MAX_ROWS)}" if count > MAX_ROWS else number(count)
-        model_count = {"channels": len(channels), "deliveries": deliveries}
+        more = gettext("more than %(count)s") % {"count": number(MAX_ROWS)}
+        deliveries = more if count > MAX_ROWS else number(count)
+        model_count = {gettext("channels"): len(channels), gettext("deliveries"): deliveries}
         denied = set() if self.has_delete_permission(request) else {self.opts.verbose_name}
         return [str(channel) for channel in channels], model_count, denied, []
 
@@ -287,12 +295,12 @@ class ChannelAdmin(GrantedAdmin):
                 rows.filter(pk__lte=last).delete()
 
 
-_ALL = "By default, the begin and the end of each outage of each proxy, at once, without reminders."
+_ALL = _("By default, the begin and the end of each outage of each proxy, at once, without reminders.")
 
 _READ_ONLY = (
     (None, {"fields": ["name", "enabled", "state", "shown_kind", "shown_target"]}),
     (
-        "What is told",
+        _("What is told"),
         {"fields": ["shown_proxies", "matches", "shown_statuses", "shown_delay", "shown_remind_every"]},
     ),
 )

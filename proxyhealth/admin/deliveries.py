@@ -12,6 +12,8 @@ from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth import access
 from proxyhealth.admin.history import ReadOnlyAdmin, TimeFilter
@@ -20,11 +22,11 @@ from proxyhealth.models import Channel, Delivery
 from proxyhealth.rounds import dispatch
 from proxyhealth.texts import clean
 
-_NOTHING = "Nothing is sent again: none of these has failed, or their channels are disabled."
+_NOTHING = _("Nothing is sent again: none of these has failed, or their channels are disabled.")
 
 
 class ChannelFilter(admin.SimpleListFilter):
-    title = "channel"
+    title = _("channel")
     parameter_name = "channel"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -40,7 +42,7 @@ class ChannelFilter(admin.SimpleListFilter):
 
 
 class StateFilter(admin.SimpleListFilter):
-    title = "state"
+    title = _("state")
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -88,11 +90,11 @@ class DeliveryAdmin(ReadOnlyAdmin):
         rows = super().get_queryset(request).select_related("channel", "transition", "alarm")
         return rows.defer("transition__report", "channel__target", "channel__secret")
 
-    @admin.display(description="created")
+    @admin.display(description=_("created"))
     def created(self, row: Delivery) -> SafeString:
         return time_tag(row.created_at)
 
-    @admin.display(description="channel")
+    @admin.display(description=_("channel"))
     def shown_channel(self, row: Delivery) -> SafeString:
         name = format_html("<bdi>{}</bdi>", clean(row.channel.name, 64))
         page = f"{self.admin_site.name}:proxyhealth_channel_change"
@@ -101,30 +103,30 @@ class DeliveryAdmin(ReadOnlyAdmin):
         except NoReverseMatch:  # the host has unregistered the channels
             return name
 
-    @admin.display(description="what")
+    @admin.display(description=_("what"))
     def what(self, row: Delivery) -> SafeString:
         return what(row)
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def shown_state(self, row: Delivery) -> str:
         return row.get_state_display()
 
-    @admin.display(description="next attempt")
+    @admin.display(description=_("next attempt"))
     def next(self, row: Delivery) -> SafeString | str:
         return time_tag(row.next_attempt_at) if row.next_attempt_at else ""
 
-    @admin.display(description="sent")
+    @admin.display(description=_("sent"))
     def sent(self, row: Delivery) -> SafeString | str:
         return time_tag(row.sent_at) if row.sent_at else ""
 
-    @admin.display(description="error")
+    @admin.display(description=_("error"))
     def shown_error(self, row: Delivery) -> SafeString:
         return format_html("<bdi>{}</bdi>", clean(row.error, 500))
 
     def has_try_again_permission(self, request: HttpRequest) -> bool:
         return access.is_granted(request.user.has_perm("proxyhealth.change_channel"))
 
-    @admin.action(description="Try again now", permissions=["try_again"])
+    @admin.action(description=_("Try again now"), permissions=["try_again"])
     def try_again(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
         """Make failed deliveries pending, each with all others of its message: a repeat is the same."""
         failed = Delivery.objects.primary().filter(state=Delivery.State.FAILED, channel__enabled=True)
@@ -137,17 +139,19 @@ class DeliveryAdmin(ReadOnlyAdmin):
             self.message_user(request, _NOTHING, messages.WARNING)
             return
         dispatch.request_delivery(0)
-        what = "1 delivery is" if count == 1 else f"{number(count)} deliveries are"
-        self.message_user(request, f"{what} sent again now.", messages.SUCCESS)
+        text = ngettext(
+            "%(count)s delivery is sent again now.", "%(count)s deliveries are sent again now.", count
+        )
+        self.message_user(request, text % {"count": number(count)}, messages.SUCCESS)
 
 
 def what(row: Delivery) -> SafeString:
     """Return what a delivery tells, as HTML."""
     if row.transition:
         change = f"{clean(row.transition.before, 32)} → {clean(row.transition.after, 32)}"
-        reminder = f", reminder {row.number}" if row.number else ""
+        reminder = gettext(", reminder %(number)s") % {"number": number(row.number)} if row.number else ""
         return format_html(
             '<bdi>{}</bdi>: <bdi dir="ltr">{}</bdi>{}', clean(row.transition.proxy_name, 64), change, reminder
         )
-    end = "end of " if row.number else ""
-    return format_html("{}{}", end, row.alarm.get_kind_display() if row.alarm else "")
+    kind = row.alarm.get_kind_display() if row.alarm else ""
+    return format_html(gettext("end of {}") if row.number else "{}", kind)

@@ -4,6 +4,7 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.durations import duration_text, parse_duration
 
@@ -27,14 +28,16 @@ class HumanDurationField(forms.CharField):
             seconds = parse_duration(text)
         except ValueError:
             raise ValidationError(
-                "Enter a number with a unit (s, min, h, or d), for example 5 min.", code="invalid_duration"
+                _("Enter a number with a unit (s, min, h, or d), for example 5 min."), code="invalid_duration"
             ) from None
         if 0 < seconds < self._lowest:
-            text = duration_text(self._lowest)
-            raise ValidationError(f"The shortest duration is {text}.", code="too_short")
+            params = {"duration": duration_text(self._lowest)}
+            raise ValidationError(
+                _("The shortest duration is %(duration)s."), code="too_short", params=params
+            )
         if seconds > self._highest:
-            text = duration_text(self._highest)
-            raise ValidationError(f"The longest duration is {text}.", code="too_long")
+            params = {"duration": duration_text(self._highest)}
+            raise ValidationError(_("The longest duration is %(duration)s."), code="too_long", params=params)
         return seconds
 
     def has_changed(self, initial: Any, data: Any) -> bool:

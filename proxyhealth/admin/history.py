@@ -18,6 +18,9 @@ from django.urls import NoReverseMatch, URLPattern, reverse
 from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.text import capfirst
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth import access
 from proxyhealth.display import name_of, number, time_tag
@@ -59,16 +62,16 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # generic for type
 class TimeFilter(admin.SimpleListFilter):
     """A filter by the index on the token, which is a time in microseconds."""
 
-    title = "time"
+    title = _("time")
     parameter_name = "hours"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return [
-            ("1", "Past hour"),
-            ("24", "Past 24 hours"),
-            ("168", "Past 7 days"),
-            ("720", "Past 30 days"),
-            ("2160", "Past 90 days"),
+            ("1", gettext("Past hour")),
+            ("24", gettext("Past 24 hours")),
+            ("168", gettext("Past 7 days")),
+            ("720", gettext("Past 30 days")),
+            ("2160", gettext("Past 90 days")),
         ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -80,7 +83,7 @@ class TimeFilter(admin.SimpleListFilter):
 
 
 class StatusFilter(admin.SimpleListFilter):
-    title = "new status"
+    title = _("new status")
     parameter_name = "status"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -94,7 +97,7 @@ class StatusFilter(admin.SimpleListFilter):
 class ProxyFilter(admin.SimpleListFilter):
     """A filter by the id of a proxy. It lists the proxies of a small fleet, and always the chosen one."""
 
-    title = "proxy"
+    title = _("proxy")
     parameter_name = "proxy"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -163,7 +166,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic for 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        title = str(self.opts.verbose_name_plural).capitalize()
+        title = capfirst(str(self.opts.verbose_name_plural))
         context = {"title": title, "max_rows": number(MAX_ROWS), **(extra_context or {})}
         return super().changelist_view(request, context)
 
@@ -172,9 +175,9 @@ class RowsOfProxiesAdmin(ReadOnlyAdmin):
     """An admin of rows that have the id and the name of a proxy, whose own row may be gone."""
 
     search_fields = ("proxy_name",)  # to have a search; see below
-    search_help_text = "The name of a proxy as it is now, or its id."
+    search_help_text = _("The name of a proxy as it is now, or its id.")
 
-    @admin.display(description="proxy")
+    @admin.display(description=_("proxy"))
     def shown_proxy(self, row: Any) -> SafeString:
         name = format_html("<bdi>{}</bdi>", clean(row.proxy_name, 64).strip() or row.proxy_uuid)
         if row.proxy_id is None:
@@ -210,25 +213,27 @@ class TransitionAdmin(RowsOfProxiesAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return self.fields
 
-    @admin.display(description="time")
+    @admin.display(description=_("time"))
     def time(self, row: Transition) -> SafeString:
         return time_tag(row.at)
 
-    @admin.display(description="change")
+    @admin.display(description=_("change"))
     def change(self, row: Transition) -> SafeString:
         return change_of(row)
 
-    @admin.display(description="report", empty_value="none")
-    def shown_report(self, row: Transition) -> SafeString | None:
-        return report_of(row)
+    @admin.display(description=_("report"))
+    def shown_report(self, row: Transition) -> SafeString | str:
+        return report_of(row) or gettext("none")
 
-    @admin.display(description="signal")
+    @admin.display(description=_("signal"))
     def signal(self, row: Transition) -> SafeString | str:
         if row.signal_due_at is None:
-            return "nothing to send"
-        return format_html(
-            "due at {}, {} attempts so far", time_tag(row.signal_due_at), number(row.signal_attempts)
+            return gettext("nothing to send")
+        count = row.signal_attempts
+        text = ngettext(
+            "due at {time}, {count} attempt so far", "due at {time}, {count} attempts so far", count
         )
+        return format_html(text, time=time_tag(row.signal_due_at), count=number(count))
 
 
 @admin.register(Gap)
@@ -240,15 +245,15 @@ class GapAdmin(ReadOnlyAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return self.fields
 
-    @admin.display(description="start")
+    @admin.display(description=_("start"))
     def began(self, row: Gap) -> SafeString:
         return time_tag(row.start)
 
-    @admin.display(description="end")
+    @admin.display(description=_("end"))
     def ended(self, row: Gap) -> SafeString:
         return time_tag(row.end)
 
-    @admin.display(description="duration")
+    @admin.display(description=_("duration"))
     def duration(self, row: Gap) -> SafeString:
         seconds = round(row.microseconds / 1_000_000)
         return format_html('<bdi dir="ltr">{}</bdi>', timedelta(seconds=seconds))

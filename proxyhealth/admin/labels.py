@@ -4,6 +4,8 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth.texts import is_label
 from proxyhealth.validators import short
@@ -14,11 +16,15 @@ class LabelsField(forms.CharField):
 
     def __init__(self, **options: Any) -> None:
         widget = forms.Textarea(attrs={"rows": 4, "cols": 40})
-        help_text = (
+        help_text = _(
             "One a line, for example region: eu. Channels, silences, and filters choose proxies by them."
         )
         super().__init__(
-            **{"required": False, "strip": False, "widget": widget, "help_text": help_text, **options}
+            label=_("Labels"),
+            required=False,
+            strip=False,
+            widget=widget,
+            **{"help_text": help_text, **options},
         )
 
     def prepare_value(self, value: Any) -> Any:
@@ -34,7 +40,9 @@ class LabelsField(forms.CharField):
             if not line.strip():
                 continue
             if fault := _fault(key, colon, text, labels):
-                errors.append(ValidationError(f"Line {number}, {short(line.strip())}: {fault}", code="label"))
+                params = {"number": number, "line": short(line.strip()), "fault": fault}
+                message = _("Line %(number)s, %(line)s: %(fault)s")
+                errors.append(ValidationError(message, code="label", params=params))
             labels[key] = text
         if errors:
             raise ValidationError(errors)
@@ -49,10 +57,12 @@ class LabelsField(forms.CharField):
 
 def _fault(key: str, colon: str, text: str, before: dict[str, str]) -> str:
     if not colon or not key or not text:
-        return "write a key, a colon, and a value, such as region: eu."
+        return gettext("write a key, a colon, and a value, such as region: eu.")
     if not (is_label(key) and is_label(text)):
-        return (
+        return gettext(
             "a key and a value have 1 to 63 letters, digits, and the characters . _ - /, "
             "and begin with a letter or a digit."
         )
-    return f"the key {short(key)} is already in another line." if key in before else ""
+    if key in before:
+        return gettext("the key %(key)s is already in another line.") % {"key": short(key)}
+    return ""

@@ -17,8 +17,12 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.urls import URLPattern, reverse
 from django.utils import timezone
+from django.utils.dates import WEEKDAYS, WEEKDAYS_ABBR
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth import access
 from proxyhealth.admin.granted import GrantedAdmin
@@ -29,8 +33,6 @@ from proxyhealth.selectors import Selector
 from proxyhealth.snapshot import labels_of
 from proxyhealth.texts import clean
 from proxyhealth.utils import aware
-
-WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 # Names in a text about proxies. More than these make it too long to read.
 _MAX_NAMES = 5
@@ -45,22 +47,24 @@ def _time_zones() -> list[tuple[str, str]]:
 
 class SilenceForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for type checkers only
     weekdays = forms.TypedMultipleChoiceField(
-        choices=list(enumerate(WEEKDAYS)),
+        choices=lambda: list(WEEKDAYS.items()),
         coerce=int,
+        label=_("Weekdays"),
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text="None: the silence is in force without a pause from its start to its end.",
+        help_text=_("None: the silence is in force without a pause from its start to its end."),
     )
     time_zone = forms.ChoiceField(
         choices=_time_zones,
+        label=_("Time zone"),
         required=False,
-        help_text="The clocks that “from” and “until” are read from. Daylight saving time counts.",
+        help_text=_("The clocks that “from” and “until” are read from. Daylight saving time counts."),
     )
 
     class Meta:
         help_texts = {  # noqa: RUF012  the shape that Django expects
-            "begin": "Empty, with “until”: all day.",
-            "end": "If it is not later than “from”, it is on the next day.",
+            "begin": _("Empty, with “until”: all day."),
+            "end": _("If it is not later than “from”, it is on the next day."),
         }
         widgets = {"proxies": forms.Textarea(attrs={"rows": 4, "cols": 40})}  # noqa: RUF012
 
@@ -68,18 +72,20 @@ class SilenceForm(forms.ModelForm):  # type: ignore[type-arg]  # generic for typ
         super().__init__(*args, **kwargs)
         for name in {"starts", "ends"} & self.fields.keys():
             # Django gives a name to the pair, but not to its two fields.
-            for part, text in zip(self.fields[name].widget.widgets, ("date", "time"), strict=True):
-                part.attrs["aria-label"] = f"{name.capitalize()}: {text}"
+            date, time = self.fields[name].widget.widgets
+            label = capfirst(str(self.fields[name].label))
+            date.attrs["aria-label"] = gettext("%(field)s: date") % {"field": label}
+            time.attrs["aria-label"] = gettext("%(field)s: time") % {"field": label}
 
 
 class EndedFilter(admin.SimpleListFilter):
     """A filter that hides the silences that have ended by default."""
 
-    title = "ended"
+    title = _("ended")
     parameter_name = "ended"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("yes", "Yes"), ("all", "All")]
+        return [("yes", gettext("Yes")), ("all", gettext("All"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() == "all":
@@ -89,7 +95,7 @@ class EndedFilter(admin.SimpleListFilter):
 
     def choices(self, changelist: Any) -> Iterator[Any]:
         choices = super().choices(changelist)
-        yield {**next(choices), "display": "No"}
+        yield {**next(choices), "display": gettext("No")}
         yield from choices
 
 
@@ -115,15 +121,17 @@ class SilenceAdmin(GrantedAdmin):
     readonly_fields = ("state", "matches", "created")
     fieldsets = (
         (None, {"fields": ("proxies", "reason")}),
-        ("Time", {"fields": (("starts", "ends"),)}),
+        (_("Time"), {"fields": (("starts", "ends"),)}),
         (
-            "Weekly repetition",
+            _("Weekly repetition"),
             {
                 "fields": ("weekdays", ("begin", "end"), "time_zone"),
-                "description": "Within this time, the silence may be in force only on some days and hours.",
+                "description": _(
+                    "Within this time, the silence may be in force only on some days and hours."
+                ),
             },
         ),
-        ("Now", {"fields": ("state", "matches", "created")}),
+        (_("Now"), {"fields": ("state", "matches", "created")}),
     )
 
     class Media:
@@ -163,11 +171,12 @@ class SilenceAdmin(GrantedAdmin):
         super().save_model(request, obj, form, change)
         proxies = _read_proxies()
         chosen = _chosen(obj, proxies)
-        count = _of(len(chosen), len(proxies))
-        text = f"It silences {count}: {_names(chosen)}." if chosen else "It matches no proxy now."
+        values = {"proxies": _of(len(chosen), len(proxies)), "names": _names(chosen)}
+        text = gettext("It silences %(proxies)s: %(names)s.") % values
+        text = text if chosen else gettext("It matches no proxy now.")
         self.message_user(request, text, messages.INFO if chosen else messages.WARNING)
 
-    @admin.action(description="End now", permissions=["change"])
+    @admin.action(description=_("End now"), permissions=["change"])
     def end_now(self, request: HttpRequest, queryset: QuerySet[Silence]) -> None:
         now = timezone.now()
         ended = [row for row in queryset if row.starts < now < row.ends]
@@ -176,42 +185,56 @@ class SilenceAdmin(GrantedAdmin):
             row.save(update_fields=["ends"])
             self.log_change(request, row, "Ended.")
         if ended:
-            self.message_user(request, f"{_silences(len(ended))} ended.", messages.SUCCESS)
+            text = ngettext("%(count)s silence ended.", "%(count)s silences ended.", len(ended))
+            self.message_user(request, text % {"count": number(len(ended))}, messages.SUCCESS)
         if others := len(queryset) - len(ended):
-            text = f"{_silences(others)} had not started, or had ended before. To cancel one, delete it."
-            self.message_user(request, text, messages.WARNING)
+            text = ngettext(
+                "%(count)s silence had not started, or had ended before. To cancel it, delete it.",
+                "%(count)s silences had not started, or had ended before. To cancel one, delete it.",
+                others,
+            )
+            self.message_user(request, text % {"count": number(others)}, messages.WARNING)
 
     # The columns, which also show rows that skipped validation.
 
-    @admin.display(description="state")
+    @admin.display(description=_("state"))
     def state(self, row: Silence) -> SafeString | str:
         now = datetime.now(UTC)
         try:
             window = Times.of(row).window(now)
         except ValidationError as error:
-            return format_html('<span class="proxyhealth-error">ignored: {}</span>', " ".join(error.messages))
+            return format_html(
+                '<span class="proxyhealth-error">{}</span>',
+                gettext("ignored: %(why)s") % {"why": " ".join(error.messages)},
+            )
         if window is None:
-            return format_html("ended {}", time_tag(row.ends)) if aware(row.ends) <= now else "never again"
+            if aware(row.ends) > now:
+                return gettext("never again")
+            return format_html(gettext("ended {}"), time_tag(row.ends))
         if window.start <= now:
-            return format_html("<strong>in force</strong> until {}", time_tag(window.stop))
-        return format_html("next: {} to {}", time_tag(window.start), time_tag(window.stop))
+            return format_html(gettext("<strong>in force</strong> until {}"), time_tag(window.stop))
+        return format_html(gettext("next: {} to {}"), time_tag(window.start), time_tag(window.stop))
 
-    @admin.display(description="when")
+    @admin.display(description=_("when"))
     def when(self, row: Silence) -> str:
         if not row.weekdays or not isinstance(row.weekdays, list):
-            return "once"
-        days = ", ".join(WEEKDAYS[day][:3] for day in sorted(row.weekdays) if day in range(7))
-        times = "all day" if row.begin is None or row.end is None else f"{row.begin:%H:%M}–{row.end:%H:%M}"
+            return gettext("once")
+        days = ", ".join(str(WEEKDAYS_ABBR[day]) for day in sorted(row.weekdays) if day in range(7))
+        is_short = row.begin is not None and row.end is not None
+        times = f"{row.begin:%H:%M}–{row.end:%H:%M}" if is_short else gettext("all day")
         return f"{days} {times} {row.time_zone}"
 
-    @admin.display(description="proxies")
+    @admin.display(description=_("proxies"))
     def shown_proxies(self, row: Silence) -> SafeString:
         lines = [line.strip() for line in row.proxies.splitlines() if line.strip()]
         shown = [(clean(line, 64),) for line in lines[:_MAX_NAMES]]
-        rest = f" and {number(len(lines) - _MAX_NAMES)} more" if len(lines) > _MAX_NAMES else ""
-        return format_html("{}{}", format_html_join(", ", "<bdi>{}</bdi>", shown), rest)
+        names = format_html_join(", ", "<bdi>{}</bdi>", shown)
+        if len(lines) <= _MAX_NAMES:
+            return names
+        more = number(len(lines) - _MAX_NAMES)
+        return format_html(gettext("{names} and {count} more"), names=names, count=more)
 
-    @admin.display(description="matches now")
+    @admin.display(description=_("matches now"))
     def matches(self, row: Any) -> str:
         if hasattr(row, "chosen"):
             return number(len(row.chosen))
@@ -220,9 +243,13 @@ class SilenceAdmin(GrantedAdmin):
         text = _of(len(chosen), len(proxies))
         return f"{text}: {_names(chosen)}" if chosen else text
 
-    @admin.display(description="created")
+    @admin.display(description=_("created"))
     def created(self, row: Silence) -> SafeString:
-        return format_html("{} by {}", time_tag(row.created_at), row.created_by or "a program")
+        return format_html(
+            gettext("{time} by {name}"),
+            time=time_tag(row.created_at),
+            name=row.created_by or gettext("a program"),
+        )
 
 
 def _read_proxies() -> Sequence[tuple[str, Any]]:
@@ -239,15 +266,15 @@ def _chosen(row: Silence, proxies: Iterable[tuple[str, Any]]) -> list[str]:
 
 def _names(names: Sequence[str]) -> str:
     shown = ", ".join(clean(name, 64) for name in names[:_MAX_NAMES])
-    return f"{shown} and {number(len(names) - _MAX_NAMES)} more" if len(names) > _MAX_NAMES else shown
+    if len(names) <= _MAX_NAMES:
+        return shown
+    values = {"names": shown, "count": number(len(names) - _MAX_NAMES)}
+    return gettext("%(names)s and %(count)s more") % values
 
 
 def _of(count: int, total: int) -> str:
-    return f"{number(count)} of {number(total)} proxies"
-
-
-def _silences(count: int) -> str:
-    return "1 silence" if count == 1 else f"{number(count)} silences"
+    text = ngettext("%(count)s of %(total)s proxy", "%(count)s of %(total)s proxies", total)
+    return text % {"count": number(count), "total": number(total)}
 
 
 def add_page(site: admin.AdminSite, request: HttpRequest, names: Sequence[str]) -> HttpResponse | None:

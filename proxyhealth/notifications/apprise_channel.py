@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext
 
 from proxyhealth.conf import conf
 from proxyhealth.exceptions import DeliveryFailed
@@ -63,7 +64,7 @@ def validate_service(target: str) -> None:
                 _service(_library(), target, lines)
         except DeliveryFailed as error:
             raise ValidationError(
-                "This target cannot be used: %(why)s.", code="invalid_target", params={"why": error}
+                gettext("This target cannot be used: %(why)s."), code="invalid_target", params={"why": error}
             ) from None
 
 
