@@ -69,10 +69,12 @@ coverage: $(VENV)/.installed-dev node_modules/.installed
 quick: $(VENV)/.installed-dev
 	$(DEVMODE) $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(SLOW)) $(TESTS)
 
-# Each of these tests starts a whole deployment and has time limits. On two cores, three at once are too slow.
-## Kill real processes while clients read, and check what the clients see (about five minutes)
+# Each of these tests starts a whole deployment and has time limits. On two cores, three at once are too slow,
+# but for those that are patient.
+## Kill real processes while clients read, and check what the clients see (about ten minutes)
 chaos: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses 2 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses 2 --dist worksteal -m "not (alone or patient)"
+	$(BIN)/python -m pytest tests/chaos --quiet --no-header --numprocesses 4 --dist worksteal -m patient
 	$(BIN)/python -m pytest tests/chaos --quiet --no-header -m alone
 
 ## Follow the documents: install, deploy, build the site; test the API and the alerts with other programs

@@ -19,6 +19,7 @@ _deployments = pytest.StashKey[list[Deployment]]()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(what): the fault that the test causes; its line begins with it")
     config.addinivalue_line("markers", "alone: needs the whole machine; no other test may run beside it")
+    config.addinivalue_line("markers", "patient: mostly waits, and has no limit below ten seconds")
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,9 @@ PROXYHEALTH = {
 }
 CELERY_BROKER_URL = CELERY_RESULT_BACKEND = os.environ.get("BROKER_URL", REDIS_URL)
 
+if "WATCHDOG_START" in os.environ:
+    INSTALLED_APPS = [*INSTALLED_APPS, "tests.chaos.early.EarlyWatchdog"]
+
 if "STEP_FOLDER" in os.environ:
     INSTALLED_APPS = [*INSTALLED_APPS, "tests.chaos.steps.Steps"]
     if DATABASES["default"]["ENGINE"].endswith("sqlite3"):

@@ -121,8 +121,8 @@ while time.monotonic() < end:
 @pytest.mark.fault("a silent proxy saved constantly")
 def test_silent_proxy_saved_constantly__rounds_run(deploy, verdict):
     """Each check of it occupies a process for as long as the timeout, and rounds need processes, too."""
-    interval, seconds = 6, 30
-    deployment = deploy(interval=interval, timeout=2, env={"PROXYHEALTH_SHARD_SIZE": 3})
+    interval, seconds = 4, 20
+    deployment = deploy(interval=interval, timeout=1, env={"PROXYHEALTH_SHARD_SIZE": 3})
     silent = deployment.add("silent")
     for n in range(5):
         deployment.add(f"p{n}")

@@ -11,8 +11,8 @@ import pytest
 from tests.chaos.deployment import HOOKS
 from tests.chaos.polling import Poller
 
-INTERVAL = 4
-LIMIT = 2 * INTERVAL
+INTERVAL = 3
+LIMIT = 2 * INTERVAL + 2
 STALE_AFTER = 3 * INTERVAL
 LEEWAY = 2.0  # for a round and a poll
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.proxies import wait_for
 
+pytestmark = pytest.mark.patient
+
 
 @pytest.mark.fault("a proxy that {kind}, three failures needed")
 @pytest.mark.parametrize(("kind", "limit"), [("refuses", 15), ("is silent", 35)])

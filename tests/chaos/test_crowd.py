@@ -17,7 +17,7 @@ from tests.chaos.deployment import GUNICORN, Deployment
 from tests.support.proxies import wait_for
 
 CLIENTS = 500
-SECONDS = 12  # with rounds that change the snapshot
+SECONDS = 8  # with rounds that change the snapshot
 QUIET = 3  # seconds after that, without rounds
 PAUSE = 1.0  # seconds between two polls of a client
 PROXIES = 20

@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.chaos.deployment import GUNICORN, Deployment
 from tests.support.proxies import wait_for
 
-SECONDS = 10
-SCRAPES = 200  # at least
+SECONDS = 7
+SCRAPES = 150  # at least
 PAUSE = 0.03  # seconds between two scrapes of a reader
 READERS = 2  # for each process
 INTERVAL = 1
