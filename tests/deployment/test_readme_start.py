@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.deployment.conftest import NEWEST
 from tests.deployment.documents import DOCS, ROOT, UV_INSTALL, Reader, blocks
 from tests.deployment.web import Web
 from tests.support.ports import free_port
@@ -13,6 +14,8 @@ from tests.support.proxies import WorkspaceProxyServer, wait_for
 
 START = (DOCS / "start.md").read_text()
 RUNBOOK = (DOCS / "runbook.md").read_text()
+PAIR = NEWEST  # which pip chooses for the reader
+
 HEALTH_PAGE = "/admin/proxyhealth/workspaceproxy/health/"
 
 # Runs several commands of Celery in one process, because the imports take most of their time.

@@ -7,12 +7,15 @@ import json
 import pytest
 
 from tests.deployment import shop
+from tests.deployment.conftest import OLDEST
 from tests.deployment.documents import DOCS, ROOT, UV_INSTALL, Reader
 from tests.deployment.web import Web
 from tests.support.ports import free_port
 from tests.support.proxies import WorkspaceProxyServer, wait_for
 
 STEPS, _, REMOVAL = (DOCS / "your-project.md").read_text().partition("## Removal")
+PAIR = OLDEST
+
 HEALTH_PAGE = "/admin/proxyhealth/workspaceproxy/health/"
 LIST = "/proxyhealth/api/v2/workspaceproxies"
 
