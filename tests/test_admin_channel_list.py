@@ -34,6 +34,10 @@ STATES = [
         {"last_failure_at": AGO, "last_success_at": NOW, "last_error": "<no>"},
         "</time>: <bdi>&lt;no&gt;</bdi>",
     ),
+    (
+        {"last_success_at": AGO, "last_error": "not accepted for <b>: 550"},
+        "</time>, <bdi>not accepted for &lt;b&gt;: 550</bdi>",
+    ),
     ({"enabled": False}, ">disabled<"),
     ({"enabled": False, "last_failure_at": AGO, "last_error": "410 Gone"}, ">disabled: <bdi>410 Gone</bdi>"),
 ]
@@ -102,7 +106,7 @@ def test_test__holds_no_transaction(admin_client, receiver, monkeypatch, setting
         return send(channel)
 
     monkeypatch.setattr(channels.transport, "send_test", watched)
-    post(admin_client, f"{LIST}add/?kind=webhook", form(target=receiver.url, _test="1"))
+    post(admin_client, f"{LIST}add/?kind=webhook", form(target=receiver.url, secret="s" * 20, _test="1"))
     post(admin_client, f"{LIST}{Channel.objects.get().pk}/test/", {})
     assert open_blocks == [False, False]
 

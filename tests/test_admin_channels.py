@@ -59,7 +59,8 @@ def test_wizard__fields_fit_the_kind(admin_client):
 
 def test_wizard__saves_and_sends_a_test(admin_client, receiver):
     before = timezone.now()
-    data = form(name="On call", target=f"{receiver.url}/hook", _test="1")
+    secret = "chosen by the receiver"
+    data = form(name="On call", target=f"{receiver.url}/hook", secret=secret, _test="1")
     text = post(admin_client, f"{ADD}?kind=webhook", data)
     channel = Channel.objects.get()
     assert "The test was sent in 0." in text
@@ -72,7 +73,9 @@ def test_wizard__saves_and_sends_a_test(admin_client, receiver):
 
 def test_wizard__failed_test_says_so_and_keeps_the_channel(admin_client):
     with WebhookReceiver(send(response(status="500 Oh no"))) as receiver:
-        text = post(admin_client, f"{ADD}?kind=webhook", form(target=receiver.url, _test="1"))
+        text = post(
+            admin_client, f"{ADD}?kind=webhook", form(target=receiver.url, secret="s" * 20, _test="1")
+        )
     assert "The test failed after 0." in text
     assert "500" in text
     channel = Channel.objects.get()
@@ -115,6 +118,21 @@ def test_secret__is_shown_once(admin_client):
     assert text.count(channel.secret) == 1
     for path in (LIST, address(channel), "/admin/", f"{LIST}{channel.pk}/history/"):
         assert channel.secret not in text_of(admin_client, path)
+
+
+def test_secret__is_shown_before_the_test_is_sent(admin_client, receiver):
+    """A receiver that verifies signatures does not know a secret that was made just now."""
+    text = post(admin_client, f"{ADD}?kind=webhook", form(target=receiver.url, _test="1"))
+    channel = Channel.objects.get()
+    assert channel.secret in text
+    assert receiver.received == []
+    assert channel.last_success_at is None
+    test = f"{LIST}{channel.pk}/test/"
+    assert f'<form method="post" action="{test}">' in text
+    assert f'href="{address(channel)}">Send the test later' in text
+    assert "The test was sent in 0." in post(admin_client, test, {})
+    post(admin_client, address(channel), form(channel, new_secret="on", _test="1"))
+    assert len(receiver.received) == 1
 
 
 def test_secret__new_one_replaces_it(admin_client):

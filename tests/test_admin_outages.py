@@ -166,7 +166,7 @@ def test_page__shows_its_transitions_and_deliveries(admin_client):
     assert "<bdi>&lt;i&gt;ops</bdi>" in text
     assert "<td>reminder 2</td><td>failed</td>" in text
     assert "no such &lt;u&gt;host" in text
-    assert "<td>ok</td><td>pending</td>" in text
+    assert '<td>ok</td><td>pending<div class="help">It is due. A worker sends it' in text
     assert str(outage.proxy_uuid) in text
 
 

@@ -46,7 +46,10 @@ def state_of(channel: Any) -> SafeString:
         text = gettext("failing since {time}: {error}") if error else gettext("failing since {time}")
         return _state("unreachable", format_html(text, time=time_tag(since), error=error))
     if channel.last_success_at:
-        return _state("ok", format_html(gettext("works, last message {}"), _ago(channel.last_success_at)))
+        text = format_html(gettext("works, last message {}"), _ago(channel.last_success_at))
+        if error:
+            return _state("unhealthy", format_html("{}, {}", text, error))
+        return _state("ok", text)
     return _state("unregistered", gettext("never used"))
 
 

@@ -27,7 +27,7 @@ from proxyhealth.admin.history import MAX_ROWS
 from proxyhealth.display import number
 from proxyhealth.durations import duration_text
 from proxyhealth.models import Channel, Delivery
-from proxyhealth.notifications import transport
+from proxyhealth.notifications import sending, transport
 from proxyhealth.targets import masked_target
 from proxyhealth.texts import clean
 
@@ -149,13 +149,15 @@ class ChannelAdmin(GrantedAdmin):
         """Return the page of a new secret, or that of the channel after a test, or else ``response``."""
         chosen, total, _ = matching(obj.proxies)
         if total and not chosen:
-            self.message_user(
-                request, gettext("No proxy matches, so nothing will be told."), messages.WARNING
-            )
-        if "_test" in request.POST and self.has_change_permission(request, obj):
-            setattr(request, _TEST, obj.pk)
+            text = gettext("No proxy matches, so nothing will be told.")
+            self.message_user(request, text, messages.WARNING)
+        secret = getattr(obj, "made_secret", "")
+        is_test = "_test" in request.POST and self.has_change_permission(request, obj)
+        if is_test:
             response = HttpResponseRedirect(self._page(obj.pk))
-        if secret := getattr(obj, "made_secret", ""):
+        if is_test and not secret:
+            setattr(request, _TEST, obj.pk)
+        if secret:
             context = {
                 **self.admin_site.each_context(request),
                 "opts": self.opts,
@@ -163,6 +165,8 @@ class ChannelAdmin(GrantedAdmin):
                 "title": gettext("Secret of the channel"),
                 "secret": secret,
                 "next": response["Location"],
+                # A receiver that does not know the secret yet would refuse the test.
+                "is_test": is_test,
             }
             return TemplateResponse(request, "admin/proxyhealth/channel_secret.html", context)
         return response
@@ -241,17 +245,20 @@ class ChannelAdmin(GrantedAdmin):
 
     def _test(self, request: HttpRequest, channel: Channel) -> None:
         answer = transport.send_test(channel)
-        values = {"seconds": number(answer.seconds, 1), "answer": answer.text}
-        if answer.ok:
-            text, level = (
-                gettext("The test was sent in %(seconds)s s. The answer: %(answer)s"),
-                messages.SUCCESS,
-            )
-            outcome: dict[str, Any] = {"last_success_at": timezone.now()}
+        values = {
+            "seconds": number(answer.seconds, 1),
+            "answer": answer.text,
+            "refused": sending.NOT_FOR_ALL.format(answer.refused) if answer.refused else "",
+        }
+        outcome: dict[str, Any] = {"last_success_at": timezone.now(), "last_error": values["refused"]}
+        if answer.refused:
+            text, level = _REFUSED % values, messages.WARNING
+        elif answer.ok:
+            text, level = _SENT % values, messages.SUCCESS
         else:
-            text, level = gettext("The test failed after %(seconds)s s: %(answer)s"), messages.ERROR
+            text, level = _FAILED % values, messages.ERROR
             outcome = {"last_failure_at": timezone.now(), "last_error": answer.text}
-        self.message_user(request, clean(text % values, 1_000), level)
+        self.message_user(request, clean(text, 1_000), level)
         Channel.objects.using(router.db_for_write(Channel)).filter(pk=channel.pk).update(**outcome)
         # Not the answer: a mail server may repeat the address of a recipient.
         self.log_change(request, channel, f"A test {'was sent' if answer.ok else 'failed'}.")
@@ -294,6 +301,10 @@ class ChannelAdmin(GrantedAdmin):
             while last := keys[_BATCH - 1 : _BATCH].first():
                 rows.filter(pk__lte=last).delete()
 
+
+_SENT = _("The test was sent in %(seconds)s s. The answer: %(answer)s")
+_REFUSED = _("The test was sent in %(seconds)s s, but %(refused)s. The answer: %(answer)s")
+_FAILED = _("The test failed after %(seconds)s s: %(answer)s")
 
 _ALL = _("By default, the begin and the end of each outage of each proxy, at once, without reminders.")
 

@@ -19,6 +19,7 @@ from proxyhealth import access
 from proxyhealth.admin.history import ReadOnlyAdmin, TimeFilter
 from proxyhealth.display import number, time_tag
 from proxyhealth.models import Channel, Delivery
+from proxyhealth.notifications import waiting
 from proxyhealth.rounds import dispatch
 from proxyhealth.texts import clean
 
@@ -76,6 +77,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "shown_channel",
         "what",
         "shown_state",
+        "waits",
         "attempts",
         "next",
         "sent",
@@ -110,6 +112,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
     @admin.display(description=_("state"))
     def shown_state(self, row: Delivery) -> str:
         return row.get_state_display()
+
+    @admin.display(description=_("why not yet"))
+    def waits(self, row: Delivery) -> str:
+        return waiting.reasons(Delivery.objects.primary().db, [row]).get(row.pk, "")
 
     @admin.display(description=_("next attempt"))
     def next(self, row: Delivery) -> SafeString | str:

@@ -27,6 +27,7 @@ from proxyhealth.display import number, time_tag
 from proxyhealth.history.outages import acknowledge, unacknowledge
 from proxyhealth.models import Delivery, Outage, Transition, WorkspaceProxy
 from proxyhealth.models.outages import BAD_STATUSES
+from proxyhealth.notifications import waiting
 from proxyhealth.texts import clean
 
 # Transitions and deliveries on the page of an outage.
@@ -193,6 +194,9 @@ def _changes(outage: Outage) -> list[dict[str, Any]]:
     ]
 
 
-def _deliveries(outage: Outage) -> QuerySet[Delivery]:
+def _deliveries(outage: Outage) -> list[tuple[Delivery, str]]:
+    """Return the deliveries of an outage, and why those that are pending are not sent yet."""
     rows = Delivery.objects.primary().filter(outage=outage).select_related("channel", "transition")
-    return rows.order_by("pk")[:_MAX_ROWS]
+    deliveries = list(rows.order_by("pk")[:_MAX_ROWS])
+    reasons = waiting.reasons(rows.db, deliveries)
+    return [(row, reasons.get(row.pk, "")) for row in deliveries]

@@ -27,11 +27,14 @@ class _Words:
 
 _WORDS: dict[str, _Words] = {
     Alarm.Kind.NO_ROUNDS: _Words(
-        begin=gettext_lazy("No full round for %(duration)s: no status can be believed now."),
-        end=gettext_lazy("Full rounds run again, after %(duration)s."),
+        begin=gettext_lazy(
+            "No complete check of the proxies for %(duration)s: no status can be believed now."
+        ),
+        end=gettext_lazy("The proxies are checked again, after %(duration)s."),
         sentence=gettext_lazy(
-            "Readers show the last statuses, marked as stale, and nobody notices a proxy that fails. Check "
-            "that the workers and beat run, and read the worker's log."
+            "A proxy that fails now is not noticed. Pages show the last statuses, marked as stale. Look at "
+            "the Celery workers and at Celery beat: both must run. If they do, look for “round failed” in "
+            "the log of the workers."
         ),
         tag=gettext_lazy("no rounds for %(duration)s"),
         end_tag=gettext_lazy("rounds again after %(duration)s"),
@@ -41,8 +44,9 @@ _WORDS: dict[str, _Words] = {
         begin=gettext_lazy("The workers have been offline for %(duration)s: no status can be believed now."),
         end=gettext_lazy("The workers are online again, after %(duration)s."),
         sentence=gettext_lazy(
-            "None of CANARY_URLS responded, so the network of the workers has failed, and rounds change no "
-            "status. Repair that network, or start workers on a host with a network."
+            "No address of CANARY_URLS responds to the workers, so their own network has failed. A proxy "
+            "that fails now is not noticed. Look at the network of the hosts of the workers: routes, DNS, "
+            "and firewall. Or start workers on another host."
         ),
         tag=gettext_lazy("prober offline for %(duration)s"),
         end_tag=gettext_lazy("prober online after %(duration)s"),
@@ -52,8 +56,9 @@ _WORDS: dict[str, _Words] = {
         begin=gettext_lazy("Redis has been out of reach for %(duration)s: no status can be believed now."),
         end=gettext_lazy("Redis is within reach again, after %(duration)s."),
         sentence=gettext_lazy(
-            "Rounds cannot store what they find, and readers show the last statuses, marked as stale. Bring "
-            "Redis back, and then check that the workers run."
+            "No results can be stored. Pages show the last statuses, marked as stale. Look at the Redis "
+            "server: it must run, have free memory, and accept connections from web servers and workers. "
+            "When it is back, check that the workers run."
         ),
         tag=gettext_lazy("Redis out of reach for %(duration)s"),
         end_tag=gettext_lazy("Redis again after %(duration)s"),

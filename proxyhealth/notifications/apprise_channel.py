@@ -21,7 +21,7 @@ from proxyhealth.exceptions import DeliveryFailed
 from proxyhealth.models import Channel
 from proxyhealth.notifications import forms
 from proxyhealth.notifications.limits import within_limit
-from proxyhealth.notifications.messages import Event, Message
+from proxyhealth.notifications.messages import Event, Message, Receipt
 from proxyhealth.probing.policy import AddressPolicy, IPAddress
 from proxyhealth.statuses import Status
 from proxyhealth.targets import apprise_scheme, secret_parts, without_secrets
@@ -46,7 +46,7 @@ _LOGGERS = ("apprise", "urllib3.connectionpool", "requests_oauthlib.oauth1_auth"
 _captured: ContextVar[list[str] | None] = ContextVar("proxyhealth_captured", default=None)
 
 
-def send_apprise(channel: Channel, message: Message) -> str:
+def send_apprise(channel: Channel, message: Message) -> Receipt:
     """Send ``message``, and return that the service has accepted it. Raise ``DeliveryFailed``."""
     try:
         apprise_scheme(channel.target)
@@ -68,7 +68,7 @@ def validate_service(target: str) -> None:
             ) from None
 
 
-def _deliver(target: str, message: Message) -> str:
+def _deliver(target: str, message: Message) -> Receipt:
     apprise = _library()
     with _capturing() as lines:
         service = _service(apprise, target, lines)
@@ -83,7 +83,7 @@ def _deliver(target: str, message: Message) -> str:
     name = str(service.service_name)
     if not ok:
         raise DeliveryFailed(_why(lines, target, f"{name} has not accepted the message"))
-    return f"accepted by {name}"
+    return Receipt(f"accepted by {name}")
 
 
 def _library() -> ModuleType:

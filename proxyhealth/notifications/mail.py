@@ -16,7 +16,7 @@ from proxyhealth.exceptions import DeliveryFailed
 from proxyhealth.models import Channel
 from proxyhealth.notifications import forms
 from proxyhealth.notifications.limits import within_limit
-from proxyhealth.notifications.messages import Message
+from proxyhealth.notifications.messages import Message, Receipt
 from proxyhealth.targets import parse_recipients, without_secrets
 from proxyhealth.texts import clean, without_passwords
 
@@ -71,10 +71,10 @@ def check_email(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-def send_mail(channel: Channel, message: Message) -> str:
+def send_mail(channel: Channel, message: Message) -> Receipt:
     """Send ``message`` to all recipients in one mail, and return the answer of the server.
 
-    Raise ``DeliveryFailed`` if no recipient was accepted. If only some were, the answer names the others: to
+    Raise ``DeliveryFailed`` if no recipient was accepted. If only some were, the receipt names the others: to
     send it again would repeat it to those that have it.
     """
     try:
@@ -94,7 +94,7 @@ def _email(message: Message, recipients: list[str]) -> mail.EmailMultiAlternativ
     return email
 
 
-def _deliver(email: mail.EmailMultiAlternatives) -> str:
+def _deliver(email: mail.EmailMultiAlternatives) -> Receipt:
     backend: Any = None
     try:
         backend = _backend()
@@ -110,12 +110,12 @@ def _deliver(email: mail.EmailMultiAlternatives) -> str:
         raise DeliveryFailed(f"{_name_of(backend)} has not sent the mail; it may be set to fail silently")
     answer = _without_password(record.answer or f"accepted by {_name_of(backend)}", backend)
     if not record.refusals:
-        return answer
+        return Receipt(answer)
     refusals = _without_password(record.refusals, backend)
     logger.warning(
         "mail not accepted for all message=%s error=%s", email.extra_headers["Message-ID"], refusals
     )
-    return f"{answer}; not accepted for {refusals}"
+    return Receipt(answer, refusals)
 
 
 def _backend() -> Any:

@@ -4,6 +4,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from proxyhealth.report import EMPTY_REPORT, HealthReport
@@ -57,6 +58,16 @@ class AlarmChange:
     detail: str
     began_at: datetime
     ended_at: datetime | None = None
+
+
+class Receipt(NamedTuple):
+    """The answer of the other side that has accepted a message.
+
+    ``refused`` names the recipients that it has not accepted the message for, with its words.
+    """
+
+    answer: str
+    refused: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The decision on the pending deliveries of one channel: told now, not needed, or looked at again later."""
 
+import enum
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,26 +53,50 @@ _COLUMNS = (
 )
 
 
+class Why(enum.Enum):
+    """The reason for which a delivery waits."""
+
+    SILENCED = enum.auto()
+    DELAY = enum.auto()  # of the channel
+    FLAPPING = enum.auto()
+
+
+class Wait(NamedTuple):
+    """A delivery waits ``until`` then, if nothing happens before."""
+
+    why: Why
+    until: datetime
+
+
 @dataclass
 class Plan:
     """The decision: the keys of deliveries to tell, with their number of flaps, and to drop, by reason.
 
-    ``look_at`` is the time at which something that waits may have to be told, or None if nothing waits.
+    ``waits`` has those that wait, and why. ``look_at`` is the time at which something that waits may have to
+    be told, or None if nothing waits.
     """
 
     tell: dict[int, int] = field(default_factory=dict)
     drop: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    waits: dict[int, Wait] = field(default_factory=dict)
     look_at: datetime | None = None
 
-    def wait(self, until: datetime) -> None:
-        """Look again ``until`` then, if not before."""
-        self.look_at = until if self.look_at is None else min(self.look_at, until)
+    def wait(self, rows: Iterable[Row], why: Why, until: datetime, look_at: datetime | None = None) -> None:
+        """Let these rows wait ``until`` then. Look again at that time, or at ``look_at``."""
+        self.waits.update((row.pk, Wait(why, until)) for row in rows)
+        look_at = look_at or until
+        self.look_at = look_at if self.look_at is None else min(self.look_at, look_at)
 
 
-def plan(alias: str, channel: Channel) -> Plan:
-    """Return what to do with the pending deliveries of a channel that has no message on its way."""
+def plan(alias: str, channel: Channel, proxy: UUID | None = None) -> Plan:
+    """Return what to do with the pending deliveries of a channel that has no message on its way.
+
+    With ``proxy``, return only what concerns that proxy.
+    """
     # Sorted and divided here: for that, SQLite would read all deliveries of the channel.
     pending = channel.deliveries.using(alias).pending().filter(message__isnull=True).order_by()
+    if proxy:
+        pending = pending.filter(transition__proxy_uuid=proxy)
     found = sorted(pending.values_list(*_COLUMNS))
     rows = [Row(*values) for values in found if values[_COLUMNS.index("transition__proxy_uuid")]]
     planner = _Planner.read(alias, channel, rows)
@@ -122,7 +147,8 @@ class _Planner:
         until = self._silenced_until(rows[0], self.now)
         if until and kept:
             # A silence may be deleted, or changed, at any time.
-            self.plan.wait(min(until, self.now + timedelta(seconds=conf.INTERVAL)))
+            soon = self.now + timedelta(seconds=conf.INTERVAL)
+            self.plan.wait(kept, Why.SILENCED, until, min(until, soon))
             return
         ready = [row for row in kept if not self._is_early(row)]
         if ready:
@@ -155,7 +181,7 @@ class _Planner:
             return False
         due_at = row.began_at + timedelta(seconds=self.channel.delay)
         if due_at > self.now:
-            self.plan.wait(due_at)
+            self.plan.wait([row], Why.DELAY, due_at)
         return due_at > self.now
 
     def _tell(self, rows: Sequence[Row]) -> None:
@@ -164,7 +190,7 @@ class _Planner:
         if flapping_at:
             episode = _until_calm([flapping_at, *(row.at for row in rows)], self.now) - 1
             if episode < 0:
-                self.plan.wait(max(flapping_at, rows[-1].at) + CALM_TIME)
+                self.plan.wait(rows, Why.FLAPPING, max(flapping_at, rows[-1].at) + CALM_TIME)
                 return
             self._tell_last(rows[:episode])
             rows = rows[episode:]

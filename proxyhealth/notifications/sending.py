@@ -53,6 +53,9 @@ _THREAD_NAME = "proxyhealth channel"
 
 _DISABLED = "The channel is disabled."
 
+# Of a message that is sent: others have it, so it is not sent again.
+NOT_FOR_ALL = "not accepted for {}"
+
 
 def send_due(patience: float | None = None) -> float | None:
     """Send what is due, and return the seconds until something is due again, or None if nothing is pending.
@@ -213,7 +216,7 @@ def _serve(alias: str, pk: int, claim: UUID) -> None:
 
 def _send(alias: str, channel: Channel, message: Message) -> None:
     try:
-        transport.send(channel, message)
+        receipt = transport.send(channel, message)
     except DeliveryFailed as failure:
         error = failure
     except Exception as unexpected:
@@ -221,7 +224,7 @@ def _send(alias: str, channel: Channel, message: Message) -> None:
         # Its text may have a secret.
         error = DeliveryFailed(f"an unexpected error: {type(unexpected).__name__}")
     else:
-        _repeat(alias, lambda: _succeeded(alias, channel, message))
+        _repeat(alias, lambda: _succeeded(alias, channel, message, receipt.refused))
         return
     _repeat(alias, lambda: _failed(alias, channel, message, error))
 
@@ -244,20 +247,21 @@ def _deliveries(alias: str, channel: Channel, message: Message) -> Any:
     return channel.deliveries.using(alias).pending().filter(message=message.id)
 
 
-def _succeeded(alias: str, channel: Channel, message: Message) -> None:
+def _succeeded(alias: str, channel: Channel, message: Message, refused: str) -> None:
     now = timezone.now()
+    error = NOT_FOR_ALL.format(refused) if refused else ""
     # Whoever has the claim: it was sent.
     row = Channel.objects.using(alias).filter(pk=channel.pk)
     with transaction.atomic(using=alias):
         row.update(
-            rests_until=now + timedelta(seconds=conf.GROUP_INTERVAL), last_success_at=now, last_error=""
+            rests_until=now + timedelta(seconds=conf.GROUP_INTERVAL), last_success_at=now, last_error=error
         )
         count = _deliveries(alias, channel, message).update(
             state=Delivery.State.SENT,
             sent_at=now,
             attempts=F("attempts") + 1,
             next_attempt_at=None,
-            error="",
+            error=error,
         )
         row.update(sent_count=F("sent_count") + count)
     logger.info("message sent channel=%d message=%s deliveries=%d", channel.pk, message.id, count)

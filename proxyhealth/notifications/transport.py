@@ -12,14 +12,14 @@ from proxyhealth.exceptions import DeliveryFailed
 from proxyhealth.models import Channel
 from proxyhealth.notifications.apprise_channel import send_apprise
 from proxyhealth.notifications.mail import send_mail
-from proxyhealth.notifications.messages import Event, Message
+from proxyhealth.notifications.messages import Event, Message, Receipt
 from proxyhealth.notifications.webhook import send_webhook
 from proxyhealth.targets import secret_parts, without_secrets
 from proxyhealth.texts import clean, without_passwords
 
 logger = logging.getLogger(__name__)
 
-_SENDERS: dict[str, Callable[[Channel, Message], str]] = {
+_SENDERS: dict[str, Callable[[Channel, Message], Receipt]] = {
     Channel.Kind.EMAIL: send_mail,
     Channel.Kind.WEBHOOK: send_webhook,
     Channel.Kind.APPRISE: send_apprise,
@@ -27,18 +27,22 @@ _SENDERS: dict[str, Callable[[Channel, Message], str]] = {
 
 
 class Answer(NamedTuple):
-    """The answer to a test message: its text for the person who sent it, and the seconds that it took."""
+    """The answer to a test message: its text for the person who sent it, and the seconds that it took.
+
+    ``refused`` names the recipients that did not get it, if others did.
+    """
 
     ok: bool
     text: str
     seconds: float
+    refused: str = ""
 
 
-def send(channel: Channel, message: Message) -> str:
+def send(channel: Channel, message: Message) -> Receipt:
     """Send ``message`` to ``channel``, and return the answer of the other side in short.
 
-    Raise ``DeliveryFailed``, and nothing else, within about ten seconds. Neither the answer nor the error has
-    a secret of the channel.
+    Raise ``DeliveryFailed``, and nothing else, within about ten seconds. Neither the receipt nor the error
+    has a secret of the channel.
     """
     sender = _SENDERS.get(channel.kind)
     if sender is None:
@@ -65,7 +69,8 @@ def send_test(channel: Channel) -> Answer:
     """Send a test message, and return the answer. ``channel`` may be unsaved. Never raise."""
     begin = time.monotonic()
     try:
-        answer = Answer(True, send(channel, test_message(channel)), 0)
+        receipt = send(channel, test_message(channel))
+        answer = Answer(True, receipt.answer, 0, receipt.refused)
     except DeliveryFailed as error:
         answer = Answer(False, str(error), 0)
     return answer._replace(seconds=time.monotonic() - begin)

@@ -17,7 +17,7 @@ from proxyhealth.exceptions import AddressBlocked, DeliveryFailed
 from proxyhealth.models import Channel
 from proxyhealth.notifications import forms
 from proxyhealth.notifications.limits import TIMEOUT
-from proxyhealth.notifications.messages import Message
+from proxyhealth.notifications.messages import Message, Receipt
 from proxyhealth.probing import tls
 from proxyhealth.probing.bodies import read_beginning
 from proxyhealth.probing.deadline import Deadline
@@ -37,7 +37,7 @@ _GONE = 410
 _WAIT = (429, 503)
 
 
-def send_webhook(channel: Channel, message: Message) -> str:
+def send_webhook(channel: Channel, message: Message) -> Receipt:
     """Send ``message``, and return the answer. Raise ``DeliveryFailed``."""
     try:
         webhook = parse_webhook(channel.target)
@@ -60,7 +60,7 @@ def send_webhook(channel: Channel, message: Message) -> str:
         headers["Authorization"] = f"Basic {credentials}"
         hidden.add(credentials)
     try:
-        return _hidden(_post(webhook, headers, body), hidden)
+        return Receipt(_hidden(_post(webhook, headers, body), hidden))
     except DeliveryFailed as error:
         text = _hidden(str(error), hidden)
         raise DeliveryFailed(text, error.retry_after, is_final=error.is_final) from None

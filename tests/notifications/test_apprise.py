@@ -31,7 +31,7 @@ def test_apprise__service_gets_title_and_text():
     message = make_message()
     with WebhookReceiver() as server:
         answer = transport.send(apprise(f"mmost://{server.netloc}/{TOKEN}"), message)
-    assert answer == "accepted by Mattermost"
+    assert answer == ("accepted by Mattermost", "")
     ((line, _, body),) = server.received
     assert line.startswith(f"POST /hooks/{TOKEN} ")
     text = json.loads(body)["text"]

@@ -53,7 +53,7 @@ def test_mail__has_text_and_html(use_backend):
     server, answer = deliver(
         use_backend, mailing("ops@example.com\nbob@example.com, ops@example.com"), message
     )
-    assert answer == "250 OK"
+    assert answer == ("250 OK", "")
     (mail,) = server.mails
     assert mail["From"] == "proxies@example.com"
     assert mail["To"] == "ops@example.com, bob@example.com"
@@ -69,7 +69,7 @@ def test_mail__has_text_and_html(use_backend):
 
 def test_mail__answer_is_that_of_the_server(use_backend):
     _, answer = deliver(use_backend, DATA="250 2.0.0 Ok: queued as 4XyZ")
-    assert answer == "250 2.0.0 Ok: queued as 4XyZ"
+    assert answer == ("250 2.0.0 Ok: queued as 4XyZ", "")
 
 
 def test_mail__name_with_a_line_break_adds_no_header(use_backend):
@@ -109,16 +109,40 @@ def test_mail__invalid_target_is_not_sent(target, use_backend):
 
 
 def test_mail__some_recipients_refused(use_backend, caplog):
-    """The others have the mail, so it is not sent again, and the answer names who has not."""
+    """The others have the mail, so it is not sent again, and the receipt names who has not."""
     replies = {"bob@example.com": "550 5.1.1 No such user", "amy@example.com": "452 4.2.2 Mailbox full"}
     channel = mailing("ops@example.com,bob@example.com,amy@example.com")
     server, answer = deliver(use_backend, channel, RCPT=lambda address: replies.get(address, "250 OK"))
     assert len(server.mails) == 1
-    assert answer == (
-        "250 OK; not accepted for bob@example.com: 550 (permanent) 5.1.1 No such user, "
+    assert answer.answer == "250 OK"
+    assert answer.refused == (
+        "bob@example.com: 550 (permanent) 5.1.1 No such user, "
         "amy@example.com: 452 (temporary) 4.2.2 Mailbox full"
     )
     assert f"message={server.mails[0]['Message-ID']} error=bob@example.com: 550" in caplog.text
+
+
+def test_mail__refused_recipient_is_on_the_delivery(use_backend, proxy, receiver, later):
+    """Until a message is accepted for all. Nobody is told twice."""
+    channel = make_channel(receiver, kind="email", target="ops@example.com\nbob@example.com")
+    replies = {"bob@example.com": "550 5.1.1 No such user"}
+    with MailServer(RCPT=lambda address: replies.get(address, "250 OK")) as server:
+        use_backend(port=server.port)
+        change(proxy, "unreachable")
+        send_due()
+        later(60)
+        assert send_due() is None
+        assert len(server.mails) == 1
+        error = "not accepted for bob@example.com: 550 (permanent) 5.1.1 No such user"
+        delivery = Delivery.objects.get()
+        assert (delivery.state, delivery.error) == ("sent", error)
+        channel.refresh_from_db()
+        assert channel.last_error == error
+        replies.clear()
+        change(proxy, "ok")
+        send_due()
+    channel.refresh_from_db()
+    assert channel.last_error == ""
 
 
 @pytest.mark.parametrize(
@@ -221,7 +245,7 @@ def test_mail__hang_after_acceptance_is_no_failure(use_backend, monkeypatch):
     replies = b"220 test\r\n250 test\r\n250 OK\r\n250 OK\r\n354 Go\r\n250 Queued\r\n"
     with Server(send_and_hold(replies), read=False) as server, at_most(3):
         use_backend(port=server.port)
-        assert transport.send(mailing(), make_message()) == "250 Queued"
+        assert transport.send(mailing(), make_message()).answer == "250 Queued"
 
 
 class Hanging(BaseEmailBackend):
@@ -279,7 +303,7 @@ def test_mail__backend_that_sends_nothing(use_backend):
 def test_mail__backend_without_smtp(use_backend):
     use_backend("django.core.mail.backends.locmem.EmailBackend")
     django_mail.outbox = []
-    assert transport.send(mailing(), make_message()) == (
+    assert transport.send(mailing(), make_message()).answer == (
         "accepted by django.core.mail.backends.locmem.EmailBackend"
     )
     assert len(django_mail.outbox) == 1
@@ -303,7 +327,7 @@ def test_mail__backend_that_keeps_its_connection(use_backend):
     with MailServer() as server:
         use_backend(f"{__name__}.Kept", host="127.0.0.1", port=server.port)
         for _ in range(3):
-            assert transport.send(mailing(), make_message()) == "250 OK"
+            assert transport.send(mailing(), make_message()).answer == "250 OK"
         assert "sendmail" not in vars(Kept.kept)
         Kept.kept.close()
     assert len(server.mails) == 3

@@ -91,11 +91,14 @@ def test_mail__of_one_change(say, change, parts):
         (
             "no_rounds",
             False,
-            ["No full round for 4 min: no status can be believed now.", "No worker responds."],
+            [
+                "No complete check of the proxies for 4 min: no status can be believed now.",
+                "No worker responds.",
+            ],
         ),
         ("offline", False, ["The workers have been offline for 4 min", "network"]),
-        ("redis", False, ["Redis has been out of reach for 4 min", "Bring Redis back"]),
-        ("no_rounds", True, ["Full rounds run again, after 4 min.", "2026-11-27 03:00:40 UTC"]),
+        ("redis", False, ["Redis has been out of reach for 4 min", "Look at the Redis server"]),
+        ("no_rounds", True, ["The proxies are checked again, after 4 min.", "2026-11-27 03:00:40 UTC"]),
         ("offline", True, ["The workers are online again, after 4 min."]),
         ("redis", True, ["Redis is within reach again, after 4 min."]),
         ("new kind", False, ["The prober has failed for 4 min", "No worker responds."]),
@@ -123,7 +126,7 @@ def test_mail__tells_the_worst_first(say):
         begin(5, "dead-5"),
     ]
     text = say(message(*changes, alarms=(alarm(),)))
-    order = ["No full round", "dead-5", "sick-4", "still-3", "flap-2", "ok-1"]
+    order = ["No complete check", "dead-5", "sick-4", "still-3", "flap-2", "ok-1"]
     assert sorted(order, key=text.index) == order
 
 

@@ -64,7 +64,7 @@ def test_webhook__server_gets_signed_json():
     message = make_message()
     with WebhookReceiver() as server:
         channel = webhook(f"{server.url}/services/{TOKEN}?key=ä b".replace(" ", "%20"))
-        assert transport.send(channel, message) == "HTTP 200 OK: “ok”"
+        assert transport.send(channel, message).answer == "HTTP 200 OK: “ok”"
     ((line, headers, body),) = server.received
     assert line == f"POST /services/{TOKEN}?key=%C3%A4%20b HTTP/1.1"
     assert headers["host"] == server.netloc
@@ -90,7 +90,7 @@ def test_webhook__repeat_has_the_same_id_and_body():
 
 def test_webhook__each_2xx_is_success():
     with WebhookReceiver(send(response(b"", status="204 No Content", length=""))) as server:
-        assert transport.send(webhook(server.url), make_message()) == "HTTP 204 No Content"
+        assert transport.send(webhook(server.url), make_message()).answer == "HTTP 204 No Content"
 
 
 def test_webhook__user_in_the_url_becomes_a_header():
@@ -204,7 +204,7 @@ def test_webhook__success_does_not_wait_for_the_body(monkeypatch):
     monkeypatch.setattr("proxyhealth.probing.bodies._BEGINNING_TIMEOUT", 0.1)
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nok"
     with WebhookReceiver(send_and_hold(answer)) as server, at_most(2):
-        assert transport.send(webhook(server.url), make_message()) == "HTTP 200 OK: “ok”"
+        assert transport.send(webhook(server.url), make_message()).answer == "HTTP 200 OK: “ok”"
 
 
 def connect(port, seconds):
