@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # The tests of pages in a browser, which take a fifth of the time of all tests.
-PAGES := $(wildcard tests/notifications/test_mail_rendering.py tests/project/test_mailbox_page.py \
+PAGES := $(wildcard tests/alive/test_*.py tests/notifications/test_mail_rendering.py tests/project/test_mailbox_page.py \
 	tests/project/test_region_picker_*.py tests/project/test_silence_page.py tests/test_health_page*.py tests/test_prober_page.py \
 	tests/test_proxy_list_page.py)
 

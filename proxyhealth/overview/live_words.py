@@ -28,6 +28,7 @@ def live_sentences() -> dict[str, str]:
         "unregistered": _("{proxy} is not registered"),
         "unknown": _("{proxy} is unknown"),
         "changed": _("{proxy} has changed"),
+        "gone": _("{proxy} is no longer in this list"),
         "several": _("Proxies that changed: {count}. {changes}"),
         "more": _("and {count} more"),
         # Check now.

@@ -104,7 +104,7 @@ def _error_of(request: Request, left: Collection[UUID]) -> str:
     """Return why the check of one of these proxies has failed after the request, or ''."""
     texts = {str(id) for id in left}
     for failure in reversed(request.failures):
-        if failure.token > request.token and not failure.ids.isdisjoint(texts):
+        if failure.token > request.token and failure.concerns(texts):
             return failure.error
     return request.error if request.closed > request.token else ""
 

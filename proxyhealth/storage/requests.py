@@ -14,6 +14,7 @@ from proxyhealth.storage.client import open_cache, run_script
 _TTL = 600  # seconds for which a request and a failure can be read
 
 _MAX_FAILURES = 20
+_MAX_IDS = 500  # of a failure; one of more proxies is taken for a failure of all
 _MAX_ERROR = 1_000  # characters
 
 # Returns what later tells of a failure: the number of rounds that have failed so far.
@@ -35,11 +36,15 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 
 
 class Failure(NamedTuple):
-    """The failure of a check: its token, the ids of its proxies, and its error."""
+    """The failure of a check: its token, the ids of its proxies, and its error. No ids mean all proxies."""
 
     token: int
     ids: frozenset[str]
     error: str
+
+    def concerns(self, ids: Collection[str]) -> bool:
+        """Return True if it was a check of one of these proxies."""
+        return not self.ids or not self.ids.isdisjoint(ids)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ def load_request(id: UUID) -> Request | None:
 
 def add_failure(token: int, ids: Collection[UUID], error: str) -> None:
     """Store why the check with this token has failed."""
-    entry = json.dumps([token, sorted(map(str, ids)), error[:_MAX_ERROR]])
+    texts = sorted(map(str, ids)) if len(ids) <= _MAX_IDS else []
+    entry = json.dumps([token, texts, error[:_MAX_ERROR]])
     run_script(_ADD_FAILURE, ["check-failures"], entry, _TTL)
 
 

@@ -53,25 +53,33 @@
   let older = 0; // likewise
   let timer = 0;
   let refreshing = false;
+  let clockError = 0; // milliseconds by which the clock of this computer is behind that of the server
   const rows = () => [...live.querySelectorAll("[data-proxy]")];
-  const statuses = () => new Map(rows().map((row) => [row.id, row.dataset.status]));
+  const valuesOf = (name) => new Map(rows().map((row) => [row.id, row.dataset[name]]));
   const startOf = (row) => Date.parse(row.dataset.since) || 0;
   const newestStart = () => Math.max(0, ...rows().map(startOf));
-  const said = statuses(); // the last status of each row that was shown or said
+  const said = valuesOf("status"); // the last status of each row that was shown or said
   let newest = newestStart();
 
   // What changed
 
-  function sentencesOfChanges(before) {
+  function sentencesOfChanges(statuses, names) {
     const changes = [];
     for (const row of rows()) {
       const { proxy, status } = row.dataset;
       const isNews = said.has(row.id) ? said.get(row.id) !== status : startOf(row) > newest;
-      if (before.get(row.id) !== status) row.dataset.changed = MARK_SECONDS;
+      if (statuses.get(row.id) !== status) row.dataset.changed = MARK_SECONDS;
       if (isNews) changes.push(fill(sentences[status] ?? sentences.changed, { proxy: isolated(proxy) }));
       said.set(row.id, status);
     }
     newest = Math.max(newest, newestStart());
+    // On one page of several, a row that left may only have moved to another page.
+    const isWhole = !document.getElementById("proxyhealth-pages");
+    for (const [id, proxy] of names) {
+      if (isWhole && !document.getElementById(id) && said.delete(id)) {
+        changes.push(fill(sentences.gone, { proxy: isolated(proxy) }));
+      }
+    }
     return changes;
   }
 
@@ -159,15 +167,21 @@
     const fresh = page.getElementById("proxyhealth-live");
     if (!fresh) throw new Lost(sentences.otherPage);
     if (isOlder(fresh) && ++older <= MAX_OLDER) return false;
-    const before = statuses();
+    const before = [valuesOf("status"), valuesOf("proxy")];
     patch(fresh);
     title = page.title;
     etag = tag ?? "";
-    sayChanges(sentencesOfChanges(before));
+    sayChanges(sentencesOfChanges(...before));
     return true;
   }
 
   // Contact with the server
+
+  // Ages come from times of the server. Its header has whole seconds.
+  function noteClock(date) {
+    const error = Date.parse(date) - Date.now();
+    if (!Number.isNaN(error)) clockError = Math.abs(error) > 2000 ? error : 0;
+  }
 
   async function load() {
     const response = await fetch(location.href, {
@@ -179,6 +193,7 @@
       throw new Lost(sentences.noAnswer);
     });
     if (response.type === "opaqueredirect") throw new Lost(sentences.signedOut);
+    noteClock(response.headers.get("Date"));
     if (response.status === 304) return true;
     if (response.status === 403) throw new Lost(sentences.forbidden);
     if (!response.ok) throw new Lost(fill(sentences.failed, { status: response.status }));
@@ -234,7 +249,7 @@
       text = time.appendChild(document.createElement("span"));
       text.setAttribute("data-by-script", "");
     }
-    setText(text, ` (${ago(Date.now() - new Date(time.dateTime))})`);
+    setText(text, ` (${ago(Date.now() + clockError - new Date(time.dateTime))})`);
   }
 
   function showAges() {

@@ -1,4 +1,4 @@
-"""The open health page in a real browser: what stays, what is marked and said, and when contact is lost."""
+"""The refreshes of an open page: what stays, what is marked and said, and when contact is lost."""
 
 from __future__ import annotations
 
@@ -6,133 +6,17 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.contrib.auth.models import User
-from django.test import Client
 from playwright.sync_api import expect
 
 from proxyhealth import health
 from proxyhealth.models import WorkspaceProxy
-from proxyhealth.rounds import progress
-from proxyhealth.rounds.recheck import run_pending_check
-from tests.support.browser import expected_problem, open_page
-from tests.support.forwarder import Forwarder
-from tests.support.ports import free_port
+from tests.alive.helpers import REFRESH, WATCH, fail, names, refresh, said
+from tests.support.browser import expected_problem
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-PATH = "/admin/proxyhealth/workspaceproxy/health/"
-REFRESH = 5_000  # ms
 
-
-# Records what is said, and whether the page still works on an answer. The clock of Playwright leaves messages
-# alone.
-WATCH = """() => {
-    window.said = [];
-    new MutationObserver((all) => all.forEach((one) => one.addedNodes.forEach((node) =>
-        window.said.push(node.textContent.trim().replace(/[\\u2068\\u2069]/g, "")))))
-        .observe(document.getElementById("proxyhealth-announcement"), { childList: true });
-    const later = () => new Promise((resolve) => {
-        const channel = new MessageChannel();
-        channel.port1.onmessage = () => { channel.port1.close(); resolve(); };
-        channel.port2.postMessage(0);
-    });
-    const send = window.fetch;
-    window.fetch = async (...options) => {
-        window.busy = true;
-        try {
-            const response = await send(...options);
-            const read = response.body ? response.clone().text() : Promise.resolve();
-            read.then(later).then(later).then(() => { window.busy = false; });
-            return response;
-        } catch (error) {
-            window.busy = false;
-            throw error;
-        }
-    };
-}"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def queries_beside_playwright():
-    """Playwright runs an event loop in this thread, which uses the database all the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def fresh_reads(configure):
-    configure(READ_INTERVAL=0)
-
-
-@pytest.fixture
-def fleet(serve):
-    """Three proxies that are ok, by name. Set ``report`` of one to change its status."""
-    servers = {name: serve() for name in ("cairo", "oslo", "paris")}
-    for name, server in servers.items():
-        WorkspaceProxy.objects.create(name=name, url=server.url)
-    health.force_update()
-    return servers
-
-
-class Site:
-    """A web server that can die: connections to it are cut."""
-
-    def __init__(self, target):
-        self.target, self.port = target, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self):
-        self._forwarder = Forwarder(self.target, self.port)
-
-    def stop(self):
-        self._forwarder.__exit__(None, None, None)
-
-
-@pytest.fixture
-def site(live_server):
-    site = Site(live_server.thread.port)
-    yield site
-    site.stop()
-
-
-@pytest.fixture
-def page(browser, fleet, site):
-    """The health page, whose clock stands still."""
-    client = Client()
-    client.force_login(User.objects.create_superuser("ada"))
-    with open_page(browser) as page:
-        cookies = [{"name": n, "value": c.value, "url": site.url} for n, c in client.cookies.items()]
-        page.context.add_cookies(cookies)
-        page.clock.install()
-        page.goto(site.url + PATH)
-        page.clock.pause_at(datetime.now(UTC) + timedelta(seconds=2))
-        page.evaluate(WATCH)
-        yield page
-
-
-def refresh(page):
-    """Let the page refresh itself, and wait until it has done so."""
-    with page.expect_response("**/health/"):
-        page.clock.run_for(REFRESH)
-    page.wait_for_function("!window.busy")
-
-
-def names(page):
-    return page.locator("tr[data-proxy]").evaluate_all("(rows) => rows.map((row) => row.dataset.proxy)")
-
-
-def said(page):
-    return page.evaluate("window.said")
-
-
-def fail(server, text="kaputt"):
-    server.report = {"errors": [text]}
-    health.force_update()
-
-
-def test_alive__keeps_focus_and_selection_across_a_re_sort(page, fleet):
+def test_open_page__keeps_focus_and_selection_across_a_re_sort(page, fleet):
     row = page.locator('tr[data-proxy="paris"]')
     button = row.get_by_role("button", name="Check paris now")
     button.focus()
@@ -152,7 +36,7 @@ def test_alive__keeps_focus_and_selection_across_a_re_sort(page, fleet):
     assert page.evaluate("window.row.isConnected")
 
 
-def test_alive__keeps_what_was_opened_chosen_and_typed(page, fleet):
+def test_open_page__keeps_what_was_opened_chosen_and_typed(page, fleet):
     fail(fleet["oslo"], "x" * 400)
     refresh(page)
     page.locator('tr[data-proxy="oslo"] summary').click()
@@ -173,7 +57,7 @@ def test_alive__keeps_what_was_opened_chosen_and_typed(page, fleet):
     expect(page.get_by_label("Choose all proxies of this page")).to_be_checked()
 
 
-def test_alive__says_a_change_once_and_marks_it(page, fleet):
+def test_open_page__says_a_change_once_and_marks_it(page, fleet):
     fail(fleet["paris"])
     for _ in range(3):
         refresh(page)
@@ -186,7 +70,39 @@ def test_alive__says_a_change_once_and_marks_it(page, fleet):
     expect(page.locator("#proxyhealth-announcement")).to_be_empty()
 
 
-def test_alive__says_many_changes_in_one_sentence(page, fleet):
+def test_open_page__says_what_left_a_filtered_list(page, fleet):
+    fail(fleet["oslo"])
+    page.goto(f"{page.url}?status=unhealthy")
+    page.evaluate(WATCH)
+    fleet["paris"].report = {"errors": ["x"]}
+    fleet["oslo"].report = {}
+    health.force_update()
+    refresh(page)
+    expect(page.locator('tr[data-proxy="paris"]')).to_be_visible()
+    assert said(page) == ["Proxies that changed: 2. paris is unhealthy, oslo is no longer in this list"]
+
+
+def test_open_page__keeps_the_row_that_is_read_in_its_place(page, fleet):
+    WorkspaceProxy.objects.bulk_create(WorkspaceProxy(name=f"p{number:02}") for number in range(30))
+    health.force_update()
+    refresh(page)
+    row = page.locator('tr[data-proxy="p20"]')
+    row.evaluate("(row) => row.scrollIntoView({ block: 'start' })")
+    top = row.bounding_box()["y"]
+    fail(fleet["paris"])
+    fail(fleet["cairo"])
+    refresh(page)
+    assert names(page)[:2] == ["cairo", "paris"]
+    assert abs(row.bounding_box()["y"] - top) < 2
+
+
+def test_open_page__ages_come_from_the_clock_of_the_server(page):
+    with page.expect_response("**/health/"):
+        page.clock.pause_at(datetime.now(UTC) + timedelta(minutes=30))
+    expect(page.locator("#proxyhealth-facts time")).to_contain_text(" s ago)")
+
+
+def test_open_page__says_many_changes_in_one_sentence(page, fleet):
     fleet["oslo"].report = {"errors": ["x"]}
     fail(fleet["paris"])
     refresh(page)
@@ -194,7 +110,7 @@ def test_alive__says_many_changes_in_one_sentence(page, fleet):
     assert said(page) == ["Proxies that changed: 2. oslo is unhealthy, paris is unhealthy"]
 
 
-def test_alive__never_goes_back_in_time(page, fleet):
+def test_open_page__never_goes_back_in_time(page, fleet):
     """Of two web processes, one is behind."""
     old = page.request.get(page.url).body()
     fail(fleet["paris"])
@@ -210,7 +126,7 @@ def test_alive__never_goes_back_in_time(page, fleet):
     expect(row).to_have_attribute("data-status", "ok")
 
 
-def test_alive__goes_on_after_redis_was_emptied(page, fleet, redis_client):
+def test_open_page__goes_on_after_redis_was_emptied(page, fleet, redis_client):
     fail(fleet["oslo"])
     refresh(page)
     redis_client.flushall()
@@ -220,7 +136,7 @@ def test_alive__goes_on_after_redis_was_emptied(page, fleet, redis_client):
     expect(page.locator("#proxyhealth-live")).to_have_attribute("data-snapshot", "1")
 
 
-def test_alive__redis_down_and_back(page, fleet, stopped, valkey):
+def test_open_page__redis_down_and_back(page, fleet, stopped, valkey):
     stopped()
     refresh(page)
     stale = page.locator("#proxyhealth-live .proxyhealth-stale")
@@ -232,7 +148,7 @@ def test_alive__redis_down_and_back(page, fleet, stopped, valkey):
     expect(stale).to_have_count(0)
 
 
-def test_alive__web_server_down_and_back(page, site):
+def test_open_page__web_server_down_and_back(page, site):
     title = page.title()
     site.stop()
     offline = page.locator("#proxyhealth-offline")
@@ -262,7 +178,7 @@ def test_alive__web_server_down_and_back(page, site):
     ],
     ids=["forbidden", "signed out", "other page"],
 )
-def test_alive__says_why_contact_is_lost(page, answer, text):
+def test_open_page__says_why_contact_is_lost(page, answer, text):
     page.route("**/health/", lambda route: route.fulfill(**answer))
     with expected_problem(page, "Failed to load resource"):
         page.clock.run_for(REFRESH)
@@ -270,7 +186,7 @@ def test_alive__says_why_contact_is_lost(page, answer, text):
     expect(page.locator("tr[data-proxy]")).to_have_count(3)
 
 
-def test_alive__unchanged_page_costs_nothing(page):
+def test_open_page__unchanged_page_costs_nothing(page):
     tags = []
 
     def respond(route):
@@ -288,7 +204,7 @@ def test_alive__unchanged_page_costs_nothing(page):
     assert tags == [None, '"one"']
 
 
-def test_alive__hidden_tab_refreshes_less(page):
+def test_open_page__hidden_tab_refreshes_less(page):
     requests = []
     page.on("request", lambda request: requests.append(request.url))
     page.evaluate(
@@ -304,7 +220,7 @@ def test_alive__hidden_tab_refreshes_less(page):
         page.evaluate("() => { window.away = false; document.dispatchEvent(new Event('visibilitychange')); }")
 
 
-def test_alive__leaves_nothing_behind(page, fleet):
+def test_open_page__leaves_nothing_behind(page, fleet):
     """Over many refreshes, neither elements nor timers add up."""
     page.evaluate(
         """() => {
@@ -324,59 +240,3 @@ def test_alive__leaves_nothing_behind(page, fleet):
         refresh(page)
     assert page.evaluate("document.querySelectorAll('*').length") == before
     assert page.evaluate("window.timers.size") <= 2
-
-
-def progress_of(page, name):
-    return page.locator(f'tr[data-proxy="{name}"] .proxyhealth-progress')
-
-
-def test_check_now__says_what_changed_and_goes_away(page, fleet):
-    fleet["paris"].report = {"errors": ["kaputt"]}
-    page.get_by_role("button", name="Check paris now").click()
-    place = progress_of(page, "paris")
-    expect(place).to_have_text("A check of 1 proxy is requested.")
-    run_pending_check()
-    page.clock.run_for(1_000)
-    expect(place).to_contain_text("1 proxy has changed: \u2068paris\u2069 is unhealthy (was ok).")
-    expect(page.locator('tr[data-proxy="paris"]')).to_have_attribute("data-status", "unhealthy")
-    assert names(page)[0] == "paris"
-    expect(page.get_by_role("button", name="Check paris now")).to_be_focused()
-    assert said(page) == [
-        "A check of 1 proxy is requested.",
-        "Checked. 1 proxy has changed: paris is unhealthy (was ok).",
-    ], "the refresh does not say it again"
-    page.clock.run_for(15_000)
-    expect(place).to_have_count(0)
-
-
-def test_check_now__without_a_worker(page, monkeypatch):
-    monkeypatch.setattr(progress, "PATIENCE", 0)
-    page.get_by_role("button", name="Check all now").click()
-    place = page.locator(".proxyhealth-progress")
-    expect(place).to_have_text("A check of all proxies is requested.")
-    page.clock.run_for(1_000)
-    expect(place).to_contain_text("No worker has taken the check for")
-    expect(place).to_contain_text("is the Celery worker running?")
-    expect(place.get_by_role("link", name="What is wrong with the prober?")).to_be_visible()
-    health.force_update()  # a worker starts
-    page.clock.run_for(5_000)
-    expect(place).to_have_text("Checked. Nothing has changed.")
-    expect(place.get_by_role("link")).to_have_count(0)
-
-
-def test_check_now__chosen_proxies(page, sent):
-    button = page.get_by_role("button", name="Check the chosen now")
-    button.click()
-    expect(page.locator(".proxyhealth-progress")).to_have_text("Choose at least one proxy.")
-    page.get_by_label("Choose oslo").check()
-    page.get_by_label("Choose paris").check()
-    button.click()
-    expect(page.locator(".proxyhealth-progress")).to_have_text("A check of 2 proxies is requested.")
-    assert [len(ids) for ids in sent] == [2]
-
-
-def test_check_now__server_down(page, site):
-    site.stop()
-    with expected_problem(page, "ERR_CONNECTION_REFUSED"):
-        page.get_by_role("button", name="Check oslo now").click()
-        expect(progress_of(page, "oslo")).to_have_text("The server does not answer.")
