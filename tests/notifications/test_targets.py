@@ -100,7 +100,7 @@ def test_webhook__parts():
     ("kind", "target", "shown"),
     [
         ("email", "ops@example.com\nbob@example.com", "o…@example.com, b…@example.com"),
-        ("email", "a@b, c@d; e@f\ng@h,i@j", "a…@b, c…@d, e…@f, and 2 more"),
+        ("email", "a@b, c@d; e@f\ng@h,i@j", "a…@b, c…@d, e…@f and 2 more"),
         ("webhook", SLACK, "https://hooks.slack.com/…"),
         ("webhook", "https://example.com/", "https://example.com"),
         ("webhook", "https://me:hunter2@example.com:8443/?token=x", "https://…@example.com:8443/…"),
