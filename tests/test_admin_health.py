@@ -307,3 +307,17 @@ def test_etag__a_message_is_never_left_out(admin_client, oslo, sent):
         response = revalidate(admin_client, first)
     assert response.status_code == 200
     assert list(map(str, response.context["messages"]))
+
+
+def test_template__project_extends_a_block(admin_client, oslo, settings, tmp_path):
+    folder = tmp_path / "admin/proxyhealth/workspaceproxy"
+    folder.mkdir(parents=True)
+    name = "admin/proxyhealth/workspaceproxy/health.html"
+    (folder / "health.html").write_text(
+        f'{{% extends "{name}" %}}{{% block facts %}}<p>Call 123.</p>{{{{ block.super }}}}{{% endblock %}}'
+    )
+    settings.TEMPLATES = [{**settings.TEMPLATES[0], "DIRS": [tmp_path]}]
+    with fake_snapshot(oslo="ok"):
+        text = text_of(admin_client)
+    assert "<p>Call 123.</p>" in text
+    assert "Last full round:" in text
