@@ -7,8 +7,8 @@ import re
 from playwright.sync_api import Page, expect
 
 from project.fleet import FLEET
-from tests.support.browser import assert_accessible, both_schemes, expected_problem
-from tests.support.proxies import WorkspaceProxyServer, wait_for
+from tests.support.browser import assert_accessible, both_schemes
+from tests.support.proxies import WorkspaceProxyServer
 
 REFRESH = 5_000  # ms between two refreshes
 TIMEOUT = 3 * REFRESH
@@ -52,50 +52,6 @@ def test_health_page__refreshes_and_keeps_the_focus(page, demo):
     id = demo.session.get(f"{demo.base}/api/v2/workspaceproxies/quito", timeout=5).json()["id"]
     demo.post(f"/admin/proxyhealth/workspaceproxy/{id}/delete/", post="yes")
     expect(badge(page, "quito")).to_have_count(0, timeout=TIMEOUT)
-
-
-def test_health_page__refresh_keeps_a_report_open(page, demo):
-    path = f"{demo.base}/api/v2/workspaceproxies/lima"
-    with WorkspaceProxyServer(report={"warnings": ["one", "two", "three", "four"]}) as server:
-        demo.post("/admin/proxyhealth/workspaceproxy/add/", name="lima", url=server.url)
-        wait_for(lambda: demo.session.get(path, timeout=5).json()["healthy"])
-    page.clock.install()
-    open_health_page(page, demo)
-    row = page.locator('tr[data-proxy="lima"]')
-    expect(row.get_by_text("one")).to_be_visible()
-    expect(row.get_by_text("two")).to_be_hidden()
-    row.locator("summary").click()
-    expect(row.get_by_text("two")).to_be_visible()
-    page.evaluate("document.querySelector('time').id = 'before'")
-    page.clock.run_for(REFRESH)
-    expect(page.locator("#before")).to_have_count(0)
-    expect(row.get_by_text("two")).to_be_visible()
-    expect(row.locator("summary")).to_be_focused()
-    id = demo.session.get(path, timeout=5).json()["id"]
-    demo.post(f"/admin/proxyhealth/workspaceproxy/{id}/delete/", post="yes")
-
-
-def test_health_page__age_of_the_round(page, demo):
-    open_health_page(page, demo)
-    expect(page.locator("time[data-ago]").first).to_contain_text(" s ago)")
-
-
-def test_health_page__network_lost_and_back(page, demo):
-    open_health_page(page, demo)
-    offline = page.locator("#proxyhealth-offline")
-    with expected_problem(page, "ERR_INTERNET_DISCONNECTED"):
-        page.context.set_offline(True)
-        expect(offline).to_be_visible(timeout=TIMEOUT)
-        expect(offline).to_contain_text("The statuses may be out of date.")
-        page.context.set_offline(False)
-        expect(offline).to_be_hidden(timeout=TIMEOUT)
-
-
-def test_health_page__signed_out(page, demo):
-    open_health_page(page, demo)
-    page.context.clear_cookies()
-    offline = page.locator("#proxyhealth-offline")
-    expect(offline).to_contain_text("You are no longer signed in", timeout=TIMEOUT)
 
 
 def test_health_page__filter_by_status(page, demo):

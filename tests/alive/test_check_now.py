@@ -8,8 +8,8 @@ from playwright.sync_api import expect
 from proxyhealth import health
 from proxyhealth.rounds import progress
 from proxyhealth.rounds.recheck import run_pending_check
-from tests.alive.helpers import names, said
-from tests.support.browser import expected_problem
+from tests.alive.helpers import REFRESH, fail, names, refresh, said
+from tests.support.browser import assert_accessible, expected_problem
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -68,3 +68,19 @@ def test_check_now__server_down(page, site):
     with expected_problem(page, "ERR_CONNECTION_REFUSED"):
         page.get_by_role("button", name="Check oslo now").click()
         expect(progress_of(page, "oslo")).to_have_text("The server does not answer.")
+
+
+def test_check_now__is_accessible_with_messages_and_marks(page, fleet, site, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0)
+    fail(fleet["paris"])
+    refresh(page)
+    page.get_by_role("button", name="Check all now").click()
+    expect(page.locator(".proxyhealth-progress")).to_have_text("A check of all proxies is requested.")
+    page.clock.run_for(1_000)
+    expect(page.get_by_role("link", name="What is wrong with the prober?")).to_be_visible()
+    page.route("**/health/", lambda route: route.fulfill(status=403))
+    with expected_problem(page, "Failed to load resource"):
+        page.clock.run_for(REFRESH)
+        expect(page.locator("#proxyhealth-offline")).to_be_visible()
+        page.clock.resume()
+        assert_accessible(page)

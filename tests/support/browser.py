@@ -61,7 +61,8 @@ def expected_problem(page: Page, text: str) -> Iterator[None]:
 # Wait for the colours of the new scheme: during the transition they belong to neither.
 FINDINGS = """async () => {
     await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
-    await Promise.all(document.getAnimations().map((animation) => animation.finished));
+    const transitions = document.getAnimations().filter((animation) => animation instanceof CSSTransition);
+    await Promise.all(transitions.map((transition) => transition.finished));
     return (await axe.run()).violations.map((v) => [v.id, v.help, v.nodes.map((node) => node.html)]);
 }"""
 
