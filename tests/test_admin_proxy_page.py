@@ -79,6 +79,8 @@ def test_proxy_without_a_url__says_what_is_missing(admin_client):
     health.force_update()
     page = shown(admin_client, row)
     assert "The proxy has no URL yet" in page
+    assert "No report is known." in page
+    assert "No probe of the last 24 hours is known." in page
     assert "curl" not in page
 
 

@@ -24,6 +24,7 @@ from proxyhealth.display import STATUS_ALERTS, name_of, number, runbook_url, tim
 from proxyhealth.history.strips import strips
 from proxyhealth.history.uptime import NOTHING, WINDOWS, Uptime, uptimes
 from proxyhealth.models import Delivery, Outage, Silence, Transition, WorkspaceProxy
+from proxyhealth.models.outages import BAD_STATUSES
 from proxyhealth.notifications.silences import current as current_silences
 from proxyhealth.notifications.wording import duration, reason_sentence
 from proxyhealth.overview.course import requests_of
@@ -170,7 +171,7 @@ def _course(status: ProxyStatus) -> dict[str, Any]:
 def _history(snapshot: Snapshot, id: UUID) -> dict[str, Any]:
     probes = health.recent_probes(id)
     return {
-        "has_probes": bool(probes),
+        "has_probes": any(each.latency is not None or each.status in BAD_STATUSES for each in probes),
         "chart": latency_chart(probes),
         "strips": [
             (title, strip(strips(snapshot, [id], window)[id], title))
