@@ -19,7 +19,14 @@ def open_proxy(page: Page, demo, name: str) -> None:
     expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
 
 
+def _with_strict_policy(route) -> None:
+    response = route.fetch()
+    policy = "default-src 'self'; img-src 'self' data:"  # the icon of the project
+    route.fulfill(response=response, headers={**response.headers, "content-security-policy": policy})
+
+
 def test_proxy_page__from_the_health_page_to_its_form(page, demo):
+    page.route("**/detail/", _with_strict_policy)  # a violation would be an error in the console
     open_proxy(page, demo, "Tokyo")
     expect(page.locator("#proxyhealth-live .proxyhealth-badge").first).to_have_text("unhealthy")
     expect(page.get_by_text("The proxy responded with a status code other than 200.")).to_be_visible()

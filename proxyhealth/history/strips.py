@@ -7,13 +7,15 @@ day of the current time zone. Its last cell is today until now, and a day on whi
 
 import time
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
+from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
+from django.db.models import TextField
+from django.db.models.functions import Cast
 from django.utils import timezone
 
 from proxyhealth.conf import conf
@@ -131,17 +133,23 @@ def _read(grid: _Grid, token: int, ids: Sequence[UUID]) -> dict[UUID, Sequence[C
     rows = Transition.objects.primary().filter(
         proxy_uuid__in=ids, token__gt=token, watched__gt=grid.begin, watched__lte=grid.end
     )
-    columns = rows.order_by("proxy_uuid", "token").values_list("proxy_uuid", "watched", "before", "after")
-    changes: dict[UUID, list[_Change]] = defaultdict(list)
-    for id, watched, before, after in columns:
-        of_proxy = changes[id]
-        if not of_proxy:
-            of_proxy.append((grid.begin, _is_up(before)))
-        of_proxy.append((max(watched, of_proxy[-1][0]), _is_up(after)))
-    unchanged = [id for id in ids if id not in changes]
+    # As text, because one UUID per row would take a third of the time.
+    id_text = Cast("proxy_uuid", TextField())
+    columns = rows.order_by("proxy_uuid", "token").values_list(id_text, "watched", "before", "after")
+    found = {UUID(id): grid.of(_changes(grid, group)) for id, group in groupby(columns, itemgetter(0))}
+    unchanged = [id for id in ids if id not in found]
     first = dict(first_statuses(grid.begin, grid.end, unchanged))
     kinds = {is_up: grid.of([(grid.begin, is_up)]) for is_up in (True, False, None)}
-    return {id: grid.of(changes[id]) if id in changes else kinds[_is_up(first.get(id) or "")] for id in ids}
+    return found | {id: kinds[_is_up(first.get(id) or "")] for id in unchanged}
+
+
+def _changes(grid: _Grid, rows: Iterable[tuple[str, int, str, str]]) -> list[_Change]:
+    changes: list[_Change] = []
+    for _, watched, before, after in rows:
+        if not changes:
+            changes.append((grid.begin, _is_up(before)))
+        changes.append((max(watched, changes[-1][0]), _is_up(after)))
+    return changes
 
 
 def _is_up(status: str) -> bool | None:
