@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The tests of pages in a browser, which take a fifth of the time of all tests.
 PAGES := $(wildcard tests/alive/test_*.py tests/notifications/test_mail_rendering.py tests/project/test_mailbox_page.py \
 	tests/project/test_region_picker_*.py tests/project/test_silence_page.py tests/test_health_page*.py tests/test_prober_page.py \
-	tests/test_proxy_list_page.py)
+	tests/test_proxy_list_page.py tests/status_page/test_status_page.py)
 
 # What `make quick` leaves out as well: commands, and what other programs check.
 SLOW := $(PAGES) tests/project tests/contrib tests/api/test_typescript.py \

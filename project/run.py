@@ -45,6 +45,7 @@ DEMO_DEFAULTS = {
     "PROXYHEALTH_INTERVAL": "10",
     "PROXYHEALTH_TIMEOUT": "3",
     "PROXYHEALTH_GROUP_INTERVAL": "5",
+    "PROXYHEALTH_STATUS_PAGE": "1",
 }
 
 LOCK_TIMEOUT = 10  # s, longer than the processes of a killed demo need to end
@@ -323,6 +324,7 @@ def _announce(port: int, embedded: bool, password: str, terminal: Terminal) -> N
         f"  region picker {home}regions/",
         f"  health page   {home}admin/proxyhealth/workspaceproxy/health/",
         *([f"  mailbox       {home}mailbox/"] if FOLDER in os.environ else []),
+        f"  status page   {home}status/",
         f"  JSON          {home}api/v2/workspaceproxies",
         f"  metrics       {home}metrics",
         f"  sign-in       {sign_in}",

@@ -18,6 +18,7 @@ urlpatterns = [
     path("", include("proxyhealth.urls")),
     path("", include("proxyhealth.metrics.urls")),
     path("", include("proxyhealth.readiness.urls")),
+    path("status/", include("proxyhealth.status_page.urls")),
 ]
 
 if os.environ.get(FOLDER):

@@ -27,6 +27,7 @@ from proxyhealth.exceptions import StoreError
 from proxyhealth.metrics import exposition
 from proxyhealth.rounds import broker, steps
 from proxyhealth.rounds.worker import library_of_pool
+from proxyhealth.status_page import views as status_page
 from proxyhealth.storage.client import require_client
 from proxyhealth.task_names import TaskName
 from proxyhealth.texts import without_passwords
@@ -51,10 +52,7 @@ SETTINGS = {
     "RECHECK_AFTER": ("E038", "Set the seconds until an unconfirmed result is probed again, for example 5."),
     "HISTORY_DAYS": ("E039", "Set the days for which transitions and gaps are kept, for example 400."),
     "GROUP_INTERVAL": ("E040", "Set the seconds in which a channel rests after a message, for example 30."),
-    "HEARTBEAT_URLS": (
-        "E041",
-        "Set a list of URLs of services that expect heartbeats, or [].",
-    ),
+    "HEARTBEAT_URLS": ("E041", "Set a list of URLs of services that expect heartbeats, or []."),
     "BASE_URL": ("E042", "Set the address of the site, such as 'https://control.example.com', or ''."),
     "CONCURRENCY": ("E012", "Set the number of probes at once in a process, for example 512."),
     "SHARD_SIZE": ("E013", "Set the number of proxies in one task of a round, for example 1000."),
@@ -73,6 +71,8 @@ SETTINGS = {
     ),
     "PRIMARY": ("E023", "Set a dictionary with the 'url' of the control plane, or None."),
     "PUBLIC_REGIONS": ("E024", "Set True to make the regions readable without authentication, else False."),
+    "STATUS_PAGE": ("E043", "Set True to show the status page to everyone, else False."),
+    "STATUS_PAGE_INDEX": ("E044", "Set True to let search engines list the status page, else False."),
     "PUBLIC_CSP": ("E027", "Set True to add the proxies to the policy of every page, else False."),
     "AUTHENTICATE": ("E025", "Set the path of a function from request to user, or None for the session."),
     "METRICS_TOKEN": ("E026", "Set the output of secrets.token_urlsafe(), or '' for public metrics."),
@@ -107,7 +107,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
                 id, hint = SETTINGS[name]
                 messages.append(Error(without_passwords(error), hint=hint, id=f"proxyhealth.{id}"))
     if not messages:
-        messages = [*_check_cache(), *_check_stale_after(), *_check_metrics()]
+        messages = [*_check_cache(), *_check_stale_after(), *_check_metrics(), *_check_status_page()]
     return messages
 
 
@@ -183,6 +183,18 @@ def _check_metrics() -> list[CheckMessage]:
             )
         )
     return messages
+
+
+def _check_status_page() -> list[CheckMessage]:
+    if not conf.STATUS_PAGE or _is_served(status_page.status):
+        return []
+    return [
+        Warning(
+            "PROXYHEALTH['STATUS_PAGE'] is set, but no URL leads to the status page.",
+            hint="Include 'proxyhealth.status_page.urls' in the URLs, or remove the setting.",
+            id="proxyhealth.W009",
+        )
+    ]
 
 
 def check_celery(**kwargs: Any) -> list[CheckMessage]:

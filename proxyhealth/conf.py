@@ -315,6 +315,10 @@ class Settings:
     """The control plane, if it is listed as a region."""
     PUBLIC_REGIONS = _Setting(False, _boolean)
     """True if the regions are readable without authentication."""
+    STATUS_PAGE = _Setting(False, _boolean)
+    """True if everyone may see the names and the statuses of the proxies on the status page."""
+    STATUS_PAGE_INDEX = _Setting(False, _boolean)
+    """True if search engines may list the status page."""
     PUBLIC_CSP = _Setting(False, _boolean)
     """True if the middleware adds the proxies to the policy of every response, whoever requests it."""
     AUTHENTICATE = _Setting(None, _optional(_function))

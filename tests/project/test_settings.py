@@ -188,6 +188,8 @@ VALUES = {
     "PROXYHEALTH_ADDRESS_ALLOW": ("10.0.0.0/8", lambda s: s.PROXYHEALTH.get("ADDRESS_ALLOW"), ["10.0.0.0/8"]),
     "PROXYHEALTH_ADDRESS_DENY": ("10.0.0.0/8", lambda s: s.PROXYHEALTH.get("ADDRESS_DENY"), ["10.0.0.0/8"]),
     "PROXYHEALTH_PUBLIC_REGIONS": ("true", lambda s: s.PROXYHEALTH["PUBLIC_REGIONS"], True),
+    "PROXYHEALTH_STATUS_PAGE": ("true", lambda s: s.PROXYHEALTH["STATUS_PAGE"], True),
+    "PROXYHEALTH_STATUS_PAGE_INDEX": ("1", lambda s: s.PROXYHEALTH["STATUS_PAGE_INDEX"], True),
     "PROXYHEALTH_PRIMARY_URL": (
         "https://a",
         lambda s: s.PROXYHEALTH.get("PRIMARY", {}).get("url"),
