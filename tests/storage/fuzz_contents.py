@@ -23,12 +23,15 @@ from proxyhealth import health
 from proxyhealth.api import inventory, listing
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.notifications import culprit
+from proxyhealth.overview import prober_parts
+from proxyhealth.readiness.parts import Part
 from proxyhealth.rounds import runner
 from proxyhealth.rounds.recheck import run_check
 from proxyhealth.rounds.shards import Plan
 from proxyhealth.snapshot import Snapshot
 from proxyhealth.statuses import Reason, Status
-from proxyhealth.storage import counters, reader
+from proxyhealth.storage import counters, presence, reader, rounds_log
 from proxyhealth.storage.counters import count_task
 from proxyhealth.storage.deployment import read_identity
 from proxyhealth.storage.lease import RoundRequest, begin_round, end_round, take_token
@@ -106,6 +109,9 @@ class Fuzzer:
         store_part(begun.token, 0, json.dumps({"shard": 0, "found": found}))
         end_round(begun.token)
         count_task("check_all", "success", 0.5)
+        presence.note_worker("a", {"name": "celery@a", "tasks": [["x", 1.0]], "takes": ["celery"]})
+        presence.note_beat("b", {"host": "b", "error": "x"})
+        presence.note_tick(60)
         add_pending([str(uuid4())])
         self._good = {
             name: (self._client.dump(name), self._client.pttl(name))
@@ -139,6 +145,15 @@ class Fuzzer:
         """Read in every way."""
         for snapshot in (health.snapshot(), reader.read_anew(), reader.read_activity().snapshot):
             check_snapshot(snapshot)
+        signs, entries = presence.read(), rounds_log.read()
+        culprit.describe(signs)
+        for part in (
+            prober_parts.workers(signs),
+            prober_parts.beat(signs),
+            prober_parts.queue(Part(True, facts={"value": 1}), signs),
+            prober_parts.rounds(entries),
+        ):
+            assert part.text
         health.proxy_hosts(healthy_only=True)
         health.statuses_of(WorkspaceProxy.objects.all())
         admin = "/admin/proxyhealth/workspaceproxy/"

@@ -20,6 +20,7 @@ HASHES = {
         "count:new", "error", "error_at", "offline", "colour",
     ],
     "tasks": ["check_all:success", "check_all:microseconds", "check_all:failure", "new:success", ":", "new"],
+    "presence": ["worker:a", "beat:b", "tick", "heartbeat:c", "begun", "since:beat:b"],
     "plan": ["ticket", "plan", "shards", "shard:0", "part:0", "slot:0", "slot:1"],
 }  # fmt: skip
 LIVES = st.sampled_from([None, 1, 20, 10**6, 10**12])  # milliseconds
