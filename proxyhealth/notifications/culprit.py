@@ -63,6 +63,8 @@ def fault_of_beat(signs: Presence, clock: Clock = display.clock) -> Fault | None
             return None  # there may have been no time for a tick
         return Fault(_("No tick of Celery beat has been seen since %s.") % clock(sign.at), sign.at)
     if sign.age > late_after(sign):
+        if signs.settled_for <= late_after(sign):
+            return None
         return Fault(_("Celery beat has sent no tick since %s.") % clock(sign.at), sign.at)
     if not sign.text("error"):
         return None
@@ -86,6 +88,8 @@ def fault_of_workers(signs: Presence, clock: Clock = display.clock) -> Fault | N
 
 
 def _fault_without_workers(signs: Presence, clock: Clock) -> Fault | None:
+    if signs.settled_for <= GONE_AFTER:
+        return None
     if signs.workers:
         last = signs.workers[0]
         facts = {"name": last.text("name"), "moment": clock(last.at)}
@@ -137,7 +141,9 @@ def _fault_of_busy(takers: list[Sign]) -> Fault | None:
 
 def _fault_between(signs: Presence, clock: Clock) -> Fault | None:
     """Return that nobody takes the ticks, although beat sends them and workers run."""
-    if not signs.tick or not signs.beats or signs.tick.age <= late_after(signs.tick):
+    if not signs.tick or not signs.beats:
+        return None
+    if min(signs.tick.age, signs.settled_for) <= late_after(signs.tick):
         return None
     text = _("Celery beat and a worker run, but no worker has taken a tick since %s.")
     return Fault(text % clock(signs.tick.at), signs.tick.at)
@@ -166,6 +172,16 @@ _copy = PerProcess(_Copy)
 forget = _copy.reset
 
 
+def note_outage() -> None:
+    """Remember that the cache takes no signs of life now."""
+    _copy.value.failed_at = time.monotonic()
+
+
+def settled(signs: Presence) -> Presence:
+    """Return ``signs`` with the time for which the cache has taken them."""
+    return signs._replace(settled_for=time.monotonic() - _copy.value.failed_at)
+
+
 def culprit(snapshot: Snapshot, clock: Clock = display.clock) -> str:
     """Return which part is missing while ``snapshot`` is late, as sentences in the current language.
 
@@ -174,16 +190,16 @@ def culprit(snapshot: Snapshot, clock: Clock = display.clock) -> str:
     copy = _copy.value
     if isolation.is_isolated() or not snapshot.stale:
         return ""
+    if snapshot.fault or snapshot.refusal:
+        note_outage()
     if snapshot.fault or snapshot.offline or snapshot.refusal:
-        copy.failed_at = time.monotonic()
-        return ""
-    # While the cache was away, nobody could report: wait until those that run have done so.
-    if time.monotonic() < copy.failed_at + GONE_AFTER:
         return ""
     try:
         signs = copy.signs.get(lambda previous: (presence.read(), _FRESH), timeout=_TIMEOUT)
     except StoreError:
+        note_outage()
         return ""
+    signs = settled(signs)
     text = describe(signs, clock)
     if not text and snapshot.last_round_failed and signs.running and last_beat(signs):
         return _("Celery beat and a worker run. The error of the last round says what is wrong.")

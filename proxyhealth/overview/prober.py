@@ -10,7 +10,7 @@ from proxyhealth import display
 from proxyhealth.exceptions import HistoryUnavailable
 from proxyhealth.models import Alarm
 from proxyhealth.models.rows import using_database_of
-from proxyhealth.notifications.culprit import culprit
+from proxyhealth.notifications.culprit import culprit, note_outage, settled
 from proxyhealth.overview import prober_parts as each
 from proxyhealth.overview.prober_parts import PartState, State
 from proxyhealth.readiness import parts as readiness
@@ -94,9 +94,12 @@ def examine() -> Prober:
     """
     found = _examination.results()
     snapshot = found["snapshot"].facts.get("value")
-    signs = found["presence"].facts.get("value")
+    signs: Presence | None = found["presence"].facts.get("value")
     rounds = found["rounds"].facts.get("value")
     alarms = _open_alarms(found["database"])
+    if signs is None or (snapshot and (snapshot.fault or snapshot.refusal)):
+        note_outage()
+    signs = settled(signs) if signs else None
     parts = [
         each.redis(found["cache"], snapshot, alarms),
         each.database(found["database"]),

@@ -22,7 +22,7 @@ from proxyhealth.notifications import heartbeats as senders
 from proxyhealth.notifications.culprit import Fault
 from proxyhealth.readiness.parts import Part
 from proxyhealth.snapshot import Snapshot
-from proxyhealth.storage.presence import Presence, Sign
+from proxyhealth.storage.presence import GONE_AFTER, Presence, Sign
 from proxyhealth.storage.rounds_log import KILLED, RUNNING, RoundEntry
 from proxyhealth.utils import aware
 
@@ -139,6 +139,9 @@ def workers(signs: Presence | None) -> PartState:
     fault, running = culprit.fault_of_workers(signs), signs.running
     if fault:
         return _faulty("workers", fault, _START_WORKER if not running else "")
+    if not running and signs.settled_for <= GONE_AFTER:
+        text = _("Redis was away a moment ago. A worker that runs gives a sign within %(seconds)s s.")
+        return PartState("workers", State.UNKNOWN, text % {"seconds": display.number(GONE_AFTER)})
     if not running:
         text = _("No worker has reported itself. Those of an earlier version do not.")
         return PartState("workers", State.UNKNOWN, text)
@@ -165,6 +168,8 @@ def beat(signs: Presence | None) -> PartState:
     last = culprit.last_beat(signs)
     if last is None:
         return PartState("beat", State.UNKNOWN, _("No tick has been seen yet."))
+    if last.age > culprit.late_after(last):
+        return PartState("beat", State.UNKNOWN, _("Redis was away. Beat gives a sign with its next tick."))
     facts = {"age": wording.duration(last.age), "interval": display.number(conf.INTERVAL)}
     text = _("The last sign of beat is %(age)s old. It sends a tick every %(interval)s s.")
     hosts = [f"{sign.text('host')} ({sign.count('pid')})" for sign in running_beats(signs)]

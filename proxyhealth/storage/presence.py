@@ -4,6 +4,7 @@ Each value begins with its time by the clock of Redis, because the clocks of the
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -83,13 +84,18 @@ class Sign(NamedTuple):
 
 
 class Presence(NamedTuple):
-    """The last signs of life, the latest first. ``begun`` is the time since which there have been any."""
+    """The last signs of life, the latest first. ``begun`` is the time since which there have been any.
+
+    ``settled_for`` are the seconds since this process last saw that the cache takes no signs. Before, nobody
+    could give one, so an old sign says nothing.
+    """
 
     workers: Sequence[Sign] = ()
     beats: Sequence[Sign] = ()
     tick: Sign | None = None  # that a worker has taken
     heartbeats: Mapping[str, Sign] = {}
     begun: Sign | None = None
+    settled_for: float = math.inf
 
     @property
     def running(self) -> list[Sign]:

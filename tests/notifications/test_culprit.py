@@ -101,6 +101,10 @@ CASES = {
         GOOD._replace(workers=[worker(active=2, tasks=[[TaskName.CHECK_ALL, 3.0]])]),
         "",
     ),
+    "redis was away": (
+        GOOD._replace(workers=[worker(LATE)], beats=[sign(LATE)], tick=sign(LATE), settled_for=5.0),
+        "",
+    ),
     "ticks go elsewhere": (
         GOOD._replace(tick=sign(LATE)),
         f"Celery beat and a worker run, but no worker has taken a tick since {AT_LATE}.",
@@ -133,12 +137,12 @@ def test_culprit__only_while_no_round_ends(redis_client, stale):
         assert culprit(replace(stale, **{field: "x"})) == "", "it has a reason of its own"
 
 
-def test_culprit__waits_after_redis_is_back(redis_client, stale, monkeypatch):
+def test_culprit__waits_after_redis_is_back(redis_client, stale):
     """While Redis was away, nobody could give a sign: that is no reason to say that nobody runs."""
     presence.note_worker("a", {"name": "celery@a", "stopped": True})
     assert culprit(replace(stale, fault="The cache cannot be read.")) == ""
     assert culprit(stale) == ""
-    monkeypatch.setattr(culprits, "GONE_AFTER", 0)
+    culprits._copy.value.failed_at -= GONE_AFTER
     assert culprit(stale).startswith("No Celery worker runs.")
 
 

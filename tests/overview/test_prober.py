@@ -13,6 +13,7 @@ from django.utils import timezone
 from project.celery import app
 from proxyhealth import health
 from proxyhealth.models import Alarm, Channel, WorkspaceProxy
+from proxyhealth.notifications import culprit as culprits
 from proxyhealth.notifications import heartbeats
 from proxyhealth.overview import prober
 from proxyhealth.overview.prober import State
@@ -22,6 +23,7 @@ from proxyhealth.rounds.runner import run_round
 from proxyhealth.storage import presence, rounds_log
 from proxyhealth.storage.counters import count_round
 from proxyhealth.storage.lease import RoundRequest, begin_round, take_token
+from proxyhealth.storage.presence import GONE_AFTER
 from tests.support.machine import at_most
 from tests.support.ports import free_port
 from tests.support.servers import Server
@@ -208,6 +210,21 @@ def test_queue__of_a_broker_that_is_away(redis_client, monkeypatch):
 def test_queue__of_another_broker_is_not_known(redis_client, monkeypatch):
     monkeypatch.setitem(app.conf, "broker_url", "memory://")
     assert part("queue").text == "Only a broker on Redis shows how many tasks wait."
+
+
+def test_parts__redis_was_away(redis_client, configure, monkeypatch):
+    """Nobody could give a sign meanwhile: an old one does not say that nobody runs."""
+    configure(INTERVAL=60)
+    presence.note_worker("a", {"name": "celery@a"})
+    presence.note_tick(60)
+    for field in ("worker:a", "tick"):
+        stamp, _, text = redis_client.hget(_presence(), field).partition(b" ")
+        redis_client.hset(_presence(), field, b"%d %s" % (int(stamp) - 600_000_000, text))
+    assert (part("workers").state, part("beat").state) == (State.FAILED, State.FAILED)
+    culprits.note_outage()
+    assert (part("workers").state, part("beat").state) == (State.UNKNOWN, State.UNKNOWN)
+    culprits._copy.value.failed_at -= GONE_AFTER
+    assert (part("workers").state, part("beat").state) == (State.FAILED, State.UNKNOWN)
 
 
 def test_beat__second_one(redis_client):
