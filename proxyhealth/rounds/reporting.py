@@ -54,8 +54,6 @@ class WorkerReports:
                 presence.note_worker(self._id, {**self.describe(self._consumer), "stopped": True})
 
     def _run(self) -> None:
-        with suppress(StoreError):
-            presence.forget_old()
         while not self._ended.is_set():
             with suppress(Exception):  # the cache, or an attribute that this version of Celery does not have
                 presence.note_worker(self._id, self.describe(self._consumer))

@@ -24,7 +24,7 @@ _MAX_TEXT = 300  # characters
 # Without a permission that earlier versions do not need.
 _NOTE = """
 local key = KEYS[1]
-local lifetime, field, text, failing = unpack(ARGV)
+local lifetime, field, text, failing, oldest = unpack(ARGV)
 local kind = redis.call('TYPE', key).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', key) end
 local time = redis.call('TIME')
@@ -36,14 +36,9 @@ if not begun or begun > tonumber(now) then redis.call('HSET', key, 'begun', now)
 if failing == '1' then redis.call('HSETNX', key, 'since:' .. field, now) end
 if failing == '0' then redis.call('HDEL', key, 'since:' .. field) end
 redis.call('EXPIRE', key, lifetime)
-return now
-"""
-
-_FORGET = """
-local key, oldest = KEYS[1], ARGV[1]
-if redis.call('TYPE', key).ok ~= 'hash' then return end
-local time = redis.call('TIME')
-oldest = time[1] * 1000000 + time[2] - oldest * 1000000
+if oldest == '' then return end
+-- Forget the processes that ended long ago, except for the last of each kind.
+local limit = tonumber(now) - oldest * 1000000
 local fields, last = redis.call('HGETALL', key), {}
 for i = 1, #fields, 2 do
   local kind = string.match(fields[i], '^(%l+):')
@@ -53,8 +48,8 @@ end
 for i = 1, #fields, 2 do
   local kind = string.match(fields[i], '^(%l+):')
   local at = tonumber(string.match(fields[i + 1], '^(%d+) ') or '') or 0
-  local is_old = (kind == 'worker' or kind == 'beat') and at < oldest and at < last[kind]
-  if is_old or kind == 'heartbeat' and at < oldest - 86400 * 1000000 then
+  local is_old = (kind == 'worker' or kind == 'beat') and at < limit and at < last[kind]
+  if is_old or kind == 'heartbeat' and at < limit - 86400 * 1000000 then
     redis.call('HDEL', key, fields[i], 'since:' .. fields[i])
   end
 end
@@ -121,8 +116,7 @@ def note_tick(interval: float) -> None:
 
     ``interval`` is that of beat in seconds. Raise ``StoreError``.
     """
-    _note("tick", {"interval": interval})
-    forget_old()
+    _note("tick", {"interval": interval}, oldest=_FORGET_AFTER)
 
 
 def note_heartbeat(id: str, error: str) -> None:
@@ -130,14 +124,12 @@ def note_heartbeat(id: str, error: str) -> None:
     _note(f"heartbeat:{id}", {"error": error} if error else {}, failing=bool(error))
 
 
-def forget_old() -> None:
-    """Forget the processes that ended long ago, except for the last of each kind. Raise ``StoreError``."""
-    run_script(_FORGET, ["presence"], _FORGET_AFTER)
-
-
-def _note(field: str, values: Mapping[str, Any], failing: bool | None = None) -> None:
-    flag = "" if failing is None else str(int(failing))
-    run_script(_NOTE, ["presence"], LIFETIME, field, json.dumps(dict(values)), flag)
+def _note(
+    field: str, values: Mapping[str, Any], *, failing: bool | None = None, oldest: int | None = None
+) -> None:
+    flag = "" if failing is None else int(failing)
+    limit = "" if oldest is None else oldest
+    run_script(_NOTE, ["presence"], LIFETIME, field, json.dumps(dict(values)), flag, limit)
 
 
 def read() -> Presence:

@@ -7,15 +7,17 @@ import time
 from contextlib import ExitStack
 
 import pytest
+from django.core.cache import caches
 from django.db import connection
 
+from proxyhealth.conf import conf
 from proxyhealth.exceptions import RoundFailed
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.notifications import heartbeats
 from proxyhealth.rounds import runner, sharing
 from proxyhealth.rounds.recheck import run_check
 from proxyhealth.rounds.shards import Plan
-from proxyhealth.storage import reader
+from proxyhealth.storage import presence, reader
 from proxyhealth.storage.plan import load_plan
 from tests.support.machine import at_most
 from tests.support.proxies import wait_for
@@ -24,6 +26,7 @@ from tests.support.values import refuse_queries
 
 pytestmark = pytest.mark.django_db
 
+KEY = caches["default"].make_key("proxyhealth:presence")
 SECRET = "0a1b2c3d-secret"
 OK = send(response(b"OK"))
 
@@ -53,6 +56,18 @@ def listen(configure):
 def beat(heart):
     heartbeats.send()
     heart.wait(10)
+
+
+def test_heartbeat__last_result_is_in_the_cache(listen, heart, redis_client):
+    """The page of the prober shows it, and no part of the URL but its host."""
+    servers = listen(OK, send(response(b"", status=500)))
+    beat(heart)
+    good, bad = (presence.read().heartbeats[heartbeats.id_of(url)] for url in conf.HEARTBEAT_URLS)
+    assert (good.text("error"), bad.text("error")) == ("", "status 500")
+    assert (good.since, bad.since is None) == (None, False)
+    assert heartbeats.host_of(conf.HEARTBEAT_URLS[1]) == f"127.0.0.1:{servers[1].port}"
+    stored = b"".join(value for pair in redis_client.hgetall(KEY).items() for value in pair)
+    assert SECRET.encode() not in stored
 
 
 def test_heartbeat__after_each_full_round(listen, heart):
