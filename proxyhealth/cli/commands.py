@@ -112,6 +112,8 @@ def _run(
         raise failure(text % {"error": error}) from error
     except RoundFailed as error:
         raise failure(_("The check failed: %(error)s") % {"error": error}) from error
+    except UnicodeEncodeError as error:  # bytes of another encoding, which Python keeps as surrogates
+        raise failure(_("An argument is not valid text. Write it in UTF-8.")) from error
     except ImproperlyConfigured as error:
         text = _("A setting is not valid. Run manage.py check. %(error)s")
         raise failure(text % {"error": error}) from error

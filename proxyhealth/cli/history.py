@@ -2,7 +2,7 @@
 
 import json
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -42,8 +42,8 @@ def run(options: Mapping[str, Any], output: Output) -> int:
     current = listing.current(now=True)
     id, name = _find(options["name"], current)
     representation, _stale = histories.represent(id, HistoryPage(options["limit"]), current)
-    gaps = [_gap_json(gap) for gap in Gap.objects.using(Transition.objects.primary().db)[:_MAX_GAPS]]
-    data = {"id": str(id), "name": name, **json.loads(representation.body), "gaps": gaps}
+    data = {"id": str(id), "name": name, **json.loads(representation.body)}
+    data["gaps"] = _gaps(data["transitions"])
     if output.is_json:
         output.json(data | {"exit_status": FINE})
     else:
@@ -64,9 +64,17 @@ def _find(text: str, current: Listing) -> tuple[UUID, str]:
     return row
 
 
-def _gap_json(gap: Gap) -> dict[str, Any]:
-    begin, end = aware(gap.start), aware(gap.end)
-    return {"start": rfc3339(begin), "end": rfc3339(end), "why": gap.why}
+def _gaps(transitions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last gaps since the first of these transitions, the newest first."""
+    if not transitions:
+        return []
+    # Of the token of a gap, as the rows may have local times.
+    begin = datetime.fromisoformat(transitions[-1]["at"]).timestamp() * 1e6
+    gaps = Gap.objects.using(Transition.objects.primary().db).filter(token__gt=int(begin))
+    return [
+        {"start": rfc3339(aware(gap.start)), "end": rfc3339(aware(gap.end)), "why": gap.why}
+        for gap in gaps[:_MAX_GAPS]
+    ]
 
 
 def _show(data: Mapping[str, Any], current: Listing, output: Output) -> None:

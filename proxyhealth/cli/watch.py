@@ -75,13 +75,14 @@ class _Watch:
         except CommandError as error:  # the proxies are gone
             self.error = str(error)
         except DatabaseError as error:
-            close_if_broken(WorkspaceProxy.objects.primary().db)
             self.error = _("The database cannot be used: %(error)s") % {"error": without_passwords(error)}
         self._note_contact()
 
     def _note_contact(self) -> None:
         has_fault = self.error or self.chosen.snapshot.fault or self.chosen.listing.parts.rows.fault
         self._lost_at = (self._lost_at or time.monotonic()) if has_fault else None
+        if has_fault:  # a restart of the database has closed the connection, which no request ends here
+            close_if_broken(WorkspaceProxy.objects.primary().db)
 
     def draw(self) -> None:
         """Draw the proxies on the whole terminal, which has its old contents again at the end."""

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from proxyhealth import health
 from proxyhealth.models import Gap, Outage, WorkspaceProxy
+from proxyhealth.storage.lease import take_token
 from proxyhealth.tasks import record_history
 from tests.cli.conftest import run
 from tests.support.api import LIST, signed_in
@@ -29,8 +30,13 @@ def outage_of(name):
 def test_history__transitions_uptime_and_gaps(recorded):
     now = timezone.now()
     Gap.objects.create(
-        start=now - timedelta(minutes=90), end=now, why="no_rounds", token=1, microseconds=5_400_000_000
+        start=now - timedelta(minutes=90),
+        end=now,
+        why="no_rounds",
+        token=take_token(),
+        microseconds=5_400_000_000,
     )
+    Gap.objects.create(start=now, end=now, why="offline", token=1, microseconds=0)  # before its time
     result = run("history", "paris")
     assert result.status == 0
     assert result.lines[0] == "paris: unhealthy"
@@ -38,6 +44,7 @@ def test_history__transitions_uptime_and_gaps(recorded):
     assert "unknown  unhealthy" in result.out
     assert "report_errors: kaputt" in result.out
     assert "1 h 30 min  no rounds" in result.out
+    assert "offline" not in result.out
 
 
 def test_history__json_is_that_of_the_api_with_gaps(recorded):
@@ -113,19 +120,17 @@ def test_outages__acknowledge_all_or_none(recorded):
     assert run("outages", "--acknowledge", "9999").err.startswith("There is no outage 9999.")
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
+def test_outages__nonsense_is_refused(recorded):
+    for args, message in (
         (["--by", "nobody"], "There is no user “nobody”. Give the name of a user."),
         (["--note", "x" * 2_001], "The note is not valid. "),
         (["--note", "a\x00b"], "The note is not valid. "),
-    ],
-)
-def test_outages__nonsense_is_refused(recorded, args, message):
-    result = run("outages", "--acknowledge", str(outage_of("paris").pk), *args)
-    assert result.status == 2
-    assert result.err.startswith(message)
-    assert outage_of("paris").acknowledged_at is None
+        (["--note", "\udcff"], "An argument is not valid text. Write it in UTF-8."),
+    ):
+        result = run("outages", "--acknowledge", str(outage_of("paris").pk), *args)
+        assert result.status == 2
+        assert result.err.startswith(message)
+        assert outage_of("paris").acknowledged_at is None
 
 
 def test_outages__note_without_an_outage(recorded):
