@@ -19,7 +19,7 @@ WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help run prometheus test lint types tests pages coverage quick chaos deployment fuzz format docs docs-links \
-	dist start-proxy stop-proxy api-types clean
+	dist start-proxy stop-proxy api-types messages clean
 
 ## List these commands
 help:
@@ -111,6 +111,10 @@ dist: $(VENV)/.installed-dev
 ## Generate the TypeScript types of the JSON API from openapi.json
 api-types: node_modules/.installed
 	$(BIN)/node node_modules/.bin/openapi-typescript proxyhealth/api/openapi.json --output proxyhealth/api/openapi.d.ts --root-types --root-types-no-schema-prefix
+
+## Bring the German catalogue up to date, and report what is not translated
+messages: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.support.catalogue
 
 .PHONY: stop-redis stop-worker stop-beat stop-mail stop-web start-redis start-worker start-beat start-mail start-web
 ## Stop a part of the running demo; a proxy: make stop-proxy NAME=paris
