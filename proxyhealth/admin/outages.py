@@ -11,6 +11,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
 
 from proxyhealth import access
 from proxyhealth.admin import silences
@@ -33,17 +35,21 @@ from proxyhealth.texts import clean
 # Transitions and deliveries on the page of an outage.
 _MAX_ROWS = 100
 
-_ENDED = "The outage has ended. Only the note was saved."
+_ENDED = _("The outage has ended. Only the note was saved.")
 
 
 class StateFilter(admin.SimpleListFilter):
     """A filter for the outages that are open, which have an index of their own."""
 
-    title = "state"
+    title = _("state")
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("open", "Open"), ("unacknowledged", "Open, not acknowledged"), ("ended", "Ended")]
+        return [
+            ("open", gettext("Open")),
+            ("unacknowledged", gettext("Open, not acknowledged")),
+            ("ended", gettext("Ended")),
+        ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         match self.value():
@@ -57,7 +63,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class StatusFilter(admin.SimpleListFilter):
-    title = "status"
+    title = _("status")
     parameter_name = "status"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -70,7 +76,7 @@ class StatusFilter(admin.SimpleListFilter):
 class LabelFilter(admin.SimpleListFilter):
     """A filter by a label of the proxies, as they are now. It lists the most frequent ones."""
 
-    title = "label"
+    title = _("label")
     parameter_name = "label"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
@@ -79,13 +85,13 @@ class LabelFilter(admin.SimpleListFilter):
         for labels in rows.order_by().values_list("labels", flat=True):
             if isinstance(labels, dict):
                 counts.update(f"{key}:{value}" for key, value in labels.items())
-        chosen = [text for text, _ in counts.most_common(MAX_CHOICES)]
+        chosen = [text for text, _count in counts.most_common(MAX_CHOICES)]
         return [(text, clean(text, 128)) for text in sorted(chosen)]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if not self.value():
             return queryset
-        key, _, value = str(self.value()).partition(":")
+        key, _colon, value = str(self.value()).partition(":")
         proxies = WorkspaceProxy.objects.primary().alias(label=KeyTransform(key, "labels"))
         return queryset.filter(proxy_uuid__in=proxies.filter(label=value).order_by().values("pk"))
 
@@ -107,32 +113,32 @@ class OutageAdmin(RowsOfProxiesAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return [field for field in self.fields if field != "note"]
 
-    @admin.display(description="began")
+    @admin.display(description=_("began"))
     def began(self, row: Outage) -> SafeString:
         return time_tag(row.began_at)
 
-    @admin.display(description="ended")
+    @admin.display(description=_("ended"))
     def ended(self, row: Outage) -> SafeString | str:
-        return time_tag(row.ended_at) if row.ended_at else "not yet"
+        return time_tag(row.ended_at) if row.ended_at else gettext("not yet")
 
-    @admin.display(description="status")
+    @admin.display(description=_("status"))
     def shown_status(self, row: Outage) -> SafeString:
         return badge(row.status)
 
-    @admin.display(description="duration")
+    @admin.display(description=_("duration"))
     def lasted(self, row: Outage) -> SafeString:
         if row.ended_at is None:
-            return format_html("open, <bdi>{}</bdi> so far", timesince(row.began_at))
+            return format_html(gettext("open, <bdi>{}</bdi> so far"), timesince(row.began_at))
         seconds = round((row.ended_at - row.began_at).total_seconds())
         return format_html('<bdi dir="ltr">{}</bdi>', timedelta(seconds=seconds))
 
-    @admin.display(description="acknowledged")
+    @admin.display(description=_("acknowledged"))
     def acknowledged(self, row: Outage) -> SafeString | str:
         if row.acknowledged_at is None:
-            return "no"
+            return gettext("no")
         name = clean(row.acknowledged_name, 150).strip()
-        by = format_html(" by <bdi>{}</bdi>", name) if name else ""
-        return format_html("{}{}", time_tag(row.acknowledged_at), by)
+        text = gettext("{time} by <bdi>{name}</bdi>") if name else "{time}"
+        return format_html(text, time=time_tag(row.acknowledged_at), name=name)
 
     # The page of an outage
 
@@ -151,11 +157,11 @@ class OutageAdmin(RowsOfProxiesAdmin):
 
     def save_model(self, request: HttpRequest, obj: Outage, form: Any, change: bool) -> None:
         obj.save(update_fields=["note"])  # only this: the outage may end at this moment
-        done, text = True, "The note was saved."
+        done, text = True, gettext("The note was saved.")
         if "_acknowledge" in request.POST:
-            done, text = acknowledge(obj, request.user), "The outage was acknowledged."
+            done, text = acknowledge(obj, request.user), gettext("The outage was acknowledged.")
         elif "_unacknowledge" in request.POST:
-            done, text = unacknowledge(obj), "The acknowledgement was taken back."
+            done, text = unacknowledge(obj), gettext("The acknowledgement was taken back.")
         if done:
             self.message_user(request, text, messages.SUCCESS)
         else:
@@ -175,12 +181,12 @@ class OutageAdmin(RowsOfProxiesAdmin):
 
     # The list
 
-    @admin.action(description="Acknowledge the selected outages", permissions=["change"])
+    @admin.action(description=_("Acknowledge the selected outages"), permissions=["change"])
     def acknowledge_selected(self, request: HttpRequest, queryset: QuerySet[Outage]) -> None:
         rows = queryset.filter(acknowledged_at__isnull=True)
         count = sum(acknowledge(row, request.user) for row in rows)
-        outages = "outage was" if count == 1 else "outages were"
-        self.message_user(request, f"{number(count)} {outages} acknowledged.", messages.SUCCESS)
+        text = ngettext("%(count)s outage was acknowledged.", "%(count)s outages were acknowledged.", count)
+        self.message_user(request, text % {"count": number(count)}, messages.SUCCESS)
 
 
 def _changes(outage: Outage) -> list[dict[str, Any]]:
