@@ -21,7 +21,9 @@ _ADD_CHANNELS = """
 from django.utils.timezone import now
 from proxyhealth.models import Channel
 for name, kind, target in {channels!r}:
-    Channel.objects.create(name=name, kind=kind, target=target, secret="s" * 32, listens_since=now())
+    Channel.objects.create(
+        name=name, kind=kind, target=target, secret="s" * 32, delay={delay}, listens_since=now()
+    )
 """
 
 # Tables with times that go back if a test lets time pass, and those of their columns that are times.
@@ -63,11 +65,14 @@ class Rows:
 class Telling:
     """A deployment, its fleet, and the recipients of its channels. ``fleet`` changes only by ``turn()``."""
 
-    def __init__(self, deployment: Deployment, count: int, mailbox: Mailbox, *webhooks: Webhook) -> None:
+    def __init__(
+        self, deployment: Deployment, count: int, mailbox: Mailbox, *webhooks: Webhook, delay: int = 0
+    ) -> None:
         self.deployment = deployment
         self.fleet = RandomFleet(count, random.Random(1), changes=0)
         self.mailbox = mailbox
         self.webhooks = webhooks
+        self.delay = delay
 
     @property
     def names(self) -> list[str]:
@@ -89,7 +94,7 @@ class Telling:
     def add_channels(self) -> None:
         channels = [(webhook.name, "webhook", webhook.url) for webhook in self.webhooks]
         channels.append((self.mailbox.name, "email", "operators@example.com"))
-        self.deployment.python(_ADD_CHANNELS.format(channels=channels))
+        self.deployment.python(_ADD_CHANNELS.format(channels=channels, delay=self.delay))
 
     def turn(self, names: Sequence[str], status: str) -> None:
         """Let these proxies have another status from now on."""

@@ -31,7 +31,7 @@ LIMIT = 60  # seconds until all is told, on a busy machine
 def tell(deploy):
     """``tell(webhook, ..., count=10)`` returns a deployment with these channels, and a mailbox."""
 
-    def tell(*webhooks, count, interval=INTERVAL, **settings):
+    def tell(*webhooks, count, interval=INTERVAL, delay=0, **settings):
         mailbox = Mailbox("mailbox")
         env = {
             "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
@@ -39,7 +39,7 @@ def tell(deploy):
             "EMAIL_URL": f"smtp://127.0.0.1:{mailbox.port}",
         }
         deployment = deploy(interval=interval, concurrency=3, env=env)
-        return Telling(deployment, count, mailbox, *webhooks)
+        return Telling(deployment, count, mailbox, *webhooks, delay=delay)
 
     return tell
 
@@ -180,6 +180,30 @@ def test_channel_away__is_told_all_within_a_minute(tell, verdict):
         f"{len(rows.expected)} changes told in {len(away.accepted)} messages, in order, {took:.0f} s after "
         "its return (limit 60 s)"
     )
+
+
+@pytest.mark.fault("Redis killed while a delivery waits")
+def test_redis_killed_while_delivery_waits__is_told(tell, verdict):
+    """A worker that holds a task for later ends with Redis. What is due later must be no such task."""
+    webhook = Webhook("webhook")
+    telling = tell(webhook, count=1, delay=5)
+    deployment = telling.deployment
+    with telling.running():
+        worker = deployment.worker.pid
+        telling.turn(telling.names, "unreachable")
+        wait_for(lambda: telling.read().pending("webhook"), 20, "a delivery waits for the delay")
+        deployment.redis.kill()
+        deployment.worker.wait_for_log("Connection to broker lost")
+        deployment.start_redis()
+        back = time.monotonic()
+        wait_for(lambda: not telling.read().pending(), LIMIT, "all is told")
+        took = time.monotonic() - back
+        rows = telling.read()
+    assert not deployment.exited()
+    assert deployment.worker.pid == worker
+    assert len(rows.expected) == 1
+    check_webhook(webhook, rows)
+    verdict(f"the worker went on, told {took:.1f} s after Redis is back")
 
 
 def wait_of(rows, channel):
