@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 # The labels as text: almost all rows have one of a few texts, and need not be parsed.
 _LABELS_TEXT = Cast("labels", models.TextField())
 _COLUMNS = tuple(field.name if field.name != "labels" else "labels_text" for field in fields(Proxy))
-_TIMES = ("created_at", "updated_at")
 # Characters of all texts of a row, below which a long one needs no cut.
 _USUAL_LENGTH = 512
 _texts_of = attrgetter("name", "display_name", "icon", "url", "wildcard_hostname", "version")
@@ -65,8 +64,8 @@ class WorkspaceProxyQuerySet(models.QuerySet["WorkspaceProxy"]):
 
     def as_proxies(self) -> list[Proxy]:
         """Return the rows, sorted by name, as values that threads can share. Omit and log unreadable ones."""
-        rows = self.order_by(Lower("name")).annotate(labels_text=_LABELS_TEXT).values(*_COLUMNS)
-        proxies, errors = read_rows(rows, _to_proxies)
+        rows = self.order_by(Lower("name")).annotate(labels_text=_LABELS_TEXT)
+        proxies, errors = read_rows(rows.values_list(*_COLUMNS), _to_proxies)
         for error in errors:
             logger.error("a row of the proxies cannot be read, correct or delete it: %r", error)
         return proxies
@@ -167,7 +166,9 @@ class WorkspaceProxy(models.Model):
         """Return the values of the row, as :meth:`WorkspaceProxyQuerySet.as_proxies` does."""
         row = {field.name: getattr(self, field.name) for field in fields(Proxy)}
         row["labels"] = labels_of(row["labels"])
-        proxy = Proxy(**(row if settings.USE_TZ else _with_time_zone(row)))
+        if not settings.USE_TZ:  # an unsaved row has no times yet
+            row |= {name: aware(row[name]) for name in ("created_at", "updated_at") if row[name]}
+        proxy = Proxy(**row)
         with suppress(TypeError):  # bytes, which raw SQL has stored
             return _bounded(proxy)
         return proxy
@@ -176,18 +177,21 @@ class WorkspaceProxy(models.Model):
 def _to_confirmed(rows: Iterable[tuple[Any, ...]]) -> list[Confirmed]:
     end = len(_COLUMNS)
     rows = [row for row in rows if row[end]]
-    proxies = _to_proxies(dict(zip(_COLUMNS, row, strict=False)) for row in rows)
+    proxies = _to_proxies(row[:end] for row in rows)
     found = [Confirmed(proxy, *row[end:]) for proxy, row in zip(proxies, rows, strict=True)]
     for each in found:
         _ = each.at.tzinfo  # as in _to_proxies()
     return found
 
 
-def _to_proxies(rows: Iterable[dict[str, Any]]) -> list[Proxy]:
-    rows = map(_with_labels, rows if settings.USE_TZ else map(_with_time_zone, rows))
-    proxies = [Proxy(**row) for row in rows]
+def _to_proxies(rows: Iterable[tuple[Any, ...]]) -> list[Proxy]:
+    proxies = [
+        Proxy(*values, _parse_labels(labels) if labels != "{}" else NO_LABELS) for *values, labels in rows
+    ]
     for proxy in proxies:
         _ = proxy.created_at.tzinfo, proxy.updated_at.tzinfo  # raises AttributeError for None
+    if not settings.USE_TZ:
+        proxies = list(map(_with_time_zone, proxies))
     return list(map(_bounded, proxies))
 
 
@@ -211,12 +215,6 @@ def _bounded(proxy: Proxy) -> Proxy:
     )
 
 
-def _with_labels(row: dict[str, Any]) -> dict[str, Any]:
-    text = row.pop("labels_text")
-    row["labels"] = _parse_labels(text) if text != "{}" else NO_LABELS
-    return row
-
-
 @lru_cache(maxsize=1_024)
 def _parse_labels(text: str) -> FrozenMapping[str, str]:
     try:
@@ -225,6 +223,5 @@ def _parse_labels(text: str) -> FrozenMapping[str, str]:
         return NO_LABELS
 
 
-def _with_time_zone(row: dict[str, Any]) -> dict[str, Any]:
-    # An unsaved row has no times yet.
-    return row | {name: aware(row[name]) for name in _TIMES if row[name]}
+def _with_time_zone(proxy: Proxy) -> Proxy:
+    return replace(proxy, created_at=aware(proxy.created_at), updated_at=aware(proxy.updated_at))
