@@ -186,7 +186,7 @@ def _to_confirmed(rows: Iterable[tuple[Any, ...]]) -> list[Confirmed]:
 
 def _to_proxies(rows: Iterable[tuple[Any, ...]]) -> list[Proxy]:
     proxies = [
-        Proxy(*values, _parse_labels(labels) if labels != "{}" else NO_LABELS) for *values, labels in rows
+        Proxy(*(*values, _parse_labels(labels) if labels != "{}" else NO_LABELS)) for *values, labels in rows
     ]
     for proxy in proxies:
         _ = proxy.created_at.tzinfo, proxy.updated_at.tzinfo  # raises AttributeError for None

@@ -212,13 +212,10 @@ def _completed(state: _State, cached: Snapshot | None) -> _State:
     if cached and not (copy and copy.checked_at):
         copy = cached
     elif cached and copy:
-        copy = replace(
-            copy,
-            statuses=FrozenMapping({**copy.statuses, **cached.statuses}),
-            result_tokens=list({**copy.tokens, **cached.tokens}.values()),
-            number=cached.number,
-            committed_at=cached.committed_at,
-        )
+        statuses = FrozenMapping({**copy.statuses, **cached.statuses})
+        tokens = list({**copy.tokens, **cached.tokens}.values())
+        copy = replace(copy, statuses=statuses, result_tokens=tokens, number=cached.number)
+        copy = replace(copy, committed_at=cached.committed_at)
     return replace(state, cached=cached, copy=copy, confirmed=confirmed)
 
 
