@@ -143,12 +143,25 @@
     };
   }
 
-  function patch(fresh) {
+  // The focus goes to the next row if its own has left: the keyboard must not begin at the top of the page.
+  function focusToRestore() {
     const focused = document.activeElement;
+    const all = rows();
+    const place = all.indexOf(focused?.closest("[data-proxy]"));
+    return () => {
+      if (focused === document.activeElement) return;
+      const rest = place < 0 ? [] : [...all.slice(place + 1), ...all.slice(0, place).reverse()];
+      const next = rest.find((row) => row.isConnected)?.querySelector("a, button");
+      (focused?.isConnected ? focused : next)?.focus({ preventScroll: true });
+    };
+  }
+
+  function patch(fresh) {
+    const restoreFocus = focusToRestore();
     const restoreSelection = selectionToRestore();
     const restoreScroll = scrollToRestore(fresh);
     morph(fresh);
-    if (focused !== document.activeElement && focused?.isConnected) focused.focus({ preventScroll: true });
+    restoreFocus();
     restoreSelection();
     restoreScroll();
   }
