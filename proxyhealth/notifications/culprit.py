@@ -79,7 +79,7 @@ def fault_of_workers(signs: Presence, clock: Clock = display.clock) -> Fault | N
     if not running:
         return _fault_without_workers(signs, clock)
     if free := unconsumed_queues(signs):
-        return Fault(_("No running Celery worker takes tasks from the queue %s.") % ", ".join(free))
+        return Fault(_("No Celery worker is known to take tasks from the queue %s.") % ", ".join(free))
     takers = [sign for sign in running if sign.items("takes")]
     if all(sign.values.get("connected") is False for sign in takers):
         name = takers[0].text("name") if takers else running[0].text("name")

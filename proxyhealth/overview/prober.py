@@ -103,7 +103,7 @@ def examine() -> Prober:
     parts = [
         each.redis(found["cache"], snapshot, alarms),
         each.database(found["database"]),
-        each.workers(signs),
+        each.workers(signs, snapshot),
         each.beat(signs),
         each.queue(found["queue"], signs),
         each.rounds(rounds),

@@ -133,10 +133,13 @@ def database(part: Part) -> PartState:
     )
 
 
-def workers(signs: Presence | None) -> PartState:
+def workers(signs: Presence | None, value: Snapshot | None = None) -> PartState:
     if signs is None:
         return _without_redis("workers")
     fault, running = culprit.fault_of_workers(signs), signs.running
+    if fault and not running and _has_round_after(signs, value):
+        text = _("Rounds end, although no worker gives a sign. Those of an earlier version do not.")
+        return PartState("workers", State.UNKNOWN, text)
     if fault:
         return _faulty("workers", fault, _START_WORKER if not running else "")
     if not running and signs.settled_for <= GONE_AFTER:
@@ -152,6 +155,14 @@ def workers(signs: Presence | None) -> PartState:
     count = len(running)
     text = ngettext("%(count)s worker runs.", "%(count)s workers run.", count)
     return PartState("workers", State.OK, text % {"count": display.number(count)})
+
+
+def _has_round_after(signs: Presence, value: Snapshot | None) -> bool:
+    """Return True if rounds go on after the last sign of a worker."""
+    if value is None or value.stale or value.checked_at is None:
+        return False
+    last = signs.workers[0].at if signs.workers else None
+    return last is None or value.checked_at > last + timedelta(seconds=GONE_AFTER)
 
 
 def _faulty(name: str, fault: Fault, advice: str | Promise, alert: str = "snapshotstale") -> PartState:

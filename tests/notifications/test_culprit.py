@@ -78,7 +78,7 @@ CASES = {
     ),
     "no worker takes the queue": (
         GOOD._replace(workers=[worker(takes=[], missing=["celery"])]),
-        "No running Celery worker takes tasks from the queue celery.",
+        "No Celery worker is known to take tasks from the queue celery.",
     ),
     "two workers take two queues": (
         GOOD._replace(workers=[worker(missing=["checks"]), worker(takes=["checks"], missing=["celery"])]),

@@ -227,6 +227,16 @@ def test_parts__redis_was_away(redis_client, configure, monkeypatch):
     assert (part("workers").state, part("beat").state) == (State.FAILED, State.UNKNOWN)
 
 
+def test_workers__of_an_earlier_version_give_no_signs(redis_client, serve, sent):
+    """After a return to it, rounds go on, so it would be wrong that no worker runs."""
+    presence.note_worker("a", {"name": "celery@a", "stopped": True})
+    assert part("workers").state is State.FAILED
+    stamp, _, text = redis_client.hget(_presence(), "worker:a").partition(b" ")
+    redis_client.hset(_presence(), "worker:a", b"%d %s" % (int(stamp) - 60_000_000, text))
+    health.force_update()
+    assert part("workers").state is State.UNKNOWN
+
+
 def test_beat__second_one(redis_client):
     presence.note_beat("a", {"host": "a", "pid": 1, "uptime": 100})
     presence.note_beat("b", {"host": "b", "pid": 2, "uptime": 0})
