@@ -148,3 +148,18 @@ def test_watch__fault_at_the_beginning_ends_it(fleet):
         watch(args=["osl"])
     with pytest.raises(CommandError, match="to 3600 seconds"):
         call_command("proxyhealth", "watch", "--interval", "0")
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db(transaction=True)
+def test_watch_pipe__database_that_has_restarted(fleet):
+    def terminate():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            (pid,) = cursor.fetchone()
+        other = connection.copy()
+        with other.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+        other.close()
+
+    assert watch(("2 of 4", terminate), ("The database cannot be read", lambda: None), ("2 of 4", interrupt))
