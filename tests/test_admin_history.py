@@ -15,7 +15,7 @@ from django.urls import path as django_path
 
 from project import urls
 from proxyhealth.admin import history
-from proxyhealth.models import Gap, Transition, WorkspaceProxy
+from proxyhealth.models import Gap, Outage, Transition, WorkspaceProxy
 from tests.support.values import NOW
 
 pytestmark = pytest.mark.django_db
@@ -234,6 +234,18 @@ def test_form__links_to_the_changes_of_its_proxy(admin_client):
     assert f'<a href="{LIST}?proxy={paris.pk}">Status changes</a>' in page(admin_client, form)
     client = staff("view_workspaceproxy")
     assert "Status changes" not in page(client, form)
+
+
+@pytest.mark.parametrize("path", [LIST, "/admin/proxyhealth/outage/"])
+def test_rows__link_to_no_proxy_that_the_user_may_not_see(path):
+    paris = WorkspaceProxy.objects.create(name="paris")
+    row = insert(proxy=paris)
+    Outage.objects.create(proxy=paris, proxy_uuid=paris.pk, proxy_name="paris", began_at=row.at, token=1)
+    client = staff("view_transition", "view_outage")
+    for each in (path, f"{path}{row.pk if path == LIST else Outage.objects.get().pk}/change/"):
+        text = page(client, each)
+        assert "<bdi>paris</bdi>" in text
+        assert "/workspaceproxy/" not in text
 
 
 @pytest.mark.parametrize("model", [WorkspaceProxy, Transition])

@@ -11,7 +11,7 @@ from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.paginator import Paginator
 from django.db import router
-from django.db.models import Q, QuerySet
+from django.db.models import Q, QuerySet, Value
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.urls import NoReverseMatch, URLPattern, reverse
@@ -177,15 +177,24 @@ class RowsOfProxiesAdmin(ReadOnlyAdmin):
     search_fields = ("proxy_name",)  # to have a search; see below
     search_help_text = _("The name of a proxy as it is now, or its id.")
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        # A column gets no request, so the rows tell it whether the user may follow a link to the proxy.
+        site = self.admin_site
+        is_linked = site.is_registered(WorkspaceProxy) and site.get_model_admin(
+            WorkspaceProxy
+        ).has_view_permission(request)
+        rows: QuerySet[Any] = super().get_queryset(request)
+        return rows.annotate(is_linked=Value(is_linked))
+
     @admin.display(description=_("proxy"))
     def shown_proxy(self, row: Any) -> SafeString:
         name = format_html("<bdi>{}</bdi>", clean(row.proxy_name, 64).strip() or row.proxy_uuid)
-        if row.proxy_id is None:
+        if row.proxy_id is None or not row.is_linked:
             return name
         page = f"{self.admin_site.name}:proxyhealth_workspaceproxy_detail"
         try:
             return format_html('<a href="{}">{}</a>', reverse(page, args=[row.proxy_id]), name)
-        except NoReverseMatch:  # the host has unregistered the proxies
+        except NoReverseMatch:  # a subclass of the admin has removed the page
             return name
 
     def get_search_results(
