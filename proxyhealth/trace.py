@@ -133,7 +133,7 @@ def _phases(marks: Sequence[Any]) -> Iterator[Phase]:
 
 
 _time = lru_cache(maxsize=16)(rfc3339)  # all probes of a round have the same
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_time)
+_encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"), default=_time)
 
 
 def encode(course: Mapping[str, Any]) -> str:
