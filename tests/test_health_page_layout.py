@@ -22,7 +22,7 @@ LONG_URL = f"https://{'a' * 60}.{'b' * 60}.example.com:8443"
 # The elements whose text is cut off or that are outside of the window.
 CUT = """() => [...document.querySelectorAll("#proxyhealth-live *")].filter((each) => {
     const box = each.getBoundingClientRect();
-    if (!box.width || each.closest("svg, .visually-hidden, summary")) return false;
+    if (!box.width || each.closest("svg, .visually-hidden, summary, input, select")) return false;
     return box.right > innerWidth + 1 || box.left < -1 || each.scrollWidth > each.clientWidth + 1 &&
         getComputedStyle(each).display !== "inline";
 }).map((each) => each.outerHTML.slice(0, 120))"""
@@ -68,6 +68,10 @@ def test_layout__nothing_is_cut_off_at_any_width(page):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert [width, *page.evaluate(CUT)] == [width]
+    page.goto(f"{page.url}&label={'k' * 60}:{'v' * 60}&q={'W' * 200}".replace("q=e&", ""))
+    expect(page.locator("#proxyhealth-empty")).to_be_visible()
+    assert page.evaluate(CUT) == []
+    page.go_back()
     page.locator("summary").first.click()
     assert page.evaluate(CUT) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 320

@@ -87,6 +87,7 @@ class _Fleet(NamedTuple):
     rows: inventory.Inventory
     statuses: Sequence[ProxyStatus]
     labels: Counter[str]
+    marks_text: str  # all marks, for the ETag
 
     @classmethod
     def read(cls) -> _Fleet:
@@ -100,7 +101,11 @@ class _Fleet(NamedTuple):
             found = snapshot.statuses
             statuses = [health.join(proxy, found.get(proxy.id)) for proxy in rows.proxies]
         labels = before.labels if before else count_labels(rows.proxies)
-        _last_fleet = fleet = cls(snapshot, rows, statuses, labels)
+        if before and before.marks is rows.marks:
+            marks_text = before.marks_text
+        else:
+            marks_text = repr((sorted(rows.marks.silenced.items()), sorted(rows.marks.acknowledged.items())))
+        _last_fleet = fleet = cls(snapshot, rows, statuses, labels, marks_text)
         return fleet
 
     @property
@@ -118,13 +123,12 @@ _last_fleet: _Fleet | None = None
 
 def _tag(request: HttpRequest, fleet: _Fleet, rows: Rows) -> str:
     """Return the ETag of the page, made of all that it depends on. Ages are shown to the minute."""
-    snapshot, marks = fleet.snapshot, fleet.marks
+    snapshot = fleet.snapshot
     outages = Outage.objects.primary().open().aggregate(count=Count("pk"), last=Max("pk"))
     inputs = (
         (snapshot.number, snapshot.token, snapshot.committed_at, snapshot.change),
         (snapshot.checked_at, snapshot.error_at, prober.why_stale(snapshot), snapshot.refusal, fleet.fault),
-        (fleet.rows.changed_at, len(fleet.statuses), sorted(marks.silenced.items()), outages),
-        sorted(marks.acknowledged.items()),
+        (fleet.rows.changed_at, len(fleet.statuses), fleet.marks_text, outages),
         (request.get_full_path(), request.user.pk, rows.permissions),
         (get_language(), get_current_timezone_name(), datetime.now(UTC).strftime("%Y%m%d%H%M")),
     )
