@@ -162,4 +162,5 @@ def test_watch_pipe__database_that_has_restarted(fleet):
             cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
         other.close()
 
-    assert watch(("2 of 4", terminate), ("The database cannot be read", lambda: None), ("2 of 4", interrupt))
+    steps = (("2 of 4", terminate), ("The database cannot be read", lambda: None), ("2 of 4", interrupt))
+    assert watch(*steps).count("\n") == 3
