@@ -82,8 +82,8 @@ def _show(data: Mapping[str, Any], current: Listing, output: Output) -> None:
     state = status.status if status else Transition.REMOVED
     words = status.status if status else _("deleted")
     output.line(Cell(f"{shown.text(data['name'])}: ", "bold"), Cell(words, shown.STYLES.get(state, "")))
-    if data["stale_reason"]:
-        output.line(Cell(shown.text(data["stale_reason"]), "yellow"))
+    if why := shown.why_stale(current):
+        output.line(Cell(why, "yellow"))
     output.line(_("Uptime: %(uptime)s") % {"uptime": ", ".join(map(_uptime, data["uptime"].items()))})
     output.line()
     _show_changes(data, output)

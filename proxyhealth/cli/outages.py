@@ -14,6 +14,7 @@ from django.utils.translation import ngettext
 from proxyhealth import health
 from proxyhealth.api import listing
 from proxyhealth.api import outages as all_outages
+from proxyhealth.api.listing import Listing
 from proxyhealth.api.query import MAX_LIMIT, OutagePage
 from proxyhealth.cli import arguments, people, shown
 from proxyhealth.cli.exits import BAD, FINE, failure
@@ -99,19 +100,20 @@ def _update(ids: Sequence[int], change: Callable[[int], bool]) -> None:
 
 def _list(options: Mapping[str, Any], output: Output) -> int:
     page = OutagePage(options["limit"], open=True if options["open"] else None)
-    representation, _stale = all_outages.represent(page, listing.current(now=True))
+    current = listing.current(now=True)
+    representation, _stale = all_outages.represent(page, current)
     data = json.loads(representation.body)
     status = BAD if any(not outage["ended_at"] for outage in data["outages"]) else FINE
     if output.is_json:
         output.json(data | {"exit_status": status})
     else:
-        _show(data, output)
+        _show(data, current, output)
     return status
 
 
-def _show(data: Mapping[str, Any], output: Output) -> None:
-    if data["stale_reason"]:
-        output.line(Cell(shown.text(data["stale_reason"]), "yellow"))
+def _show(data: Mapping[str, Any], current: Listing, output: Output) -> None:
+    if why := shown.why_stale(current):
+        output.line(Cell(why, "yellow"))
     if not data["outages"]:
         output.line(_("There are no such outages."))
         return

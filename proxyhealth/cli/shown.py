@@ -7,6 +7,7 @@ from uuid import UUID
 
 from django.utils.translation import gettext as _
 
+from proxyhealth.api.listing import Listing
 from proxyhealth.api.representation import public_name
 from proxyhealth.cli.fleet import Chosen
 from proxyhealth.cli.table import Cell, Column
@@ -19,6 +20,7 @@ from proxyhealth.notifications.wording import (
     reason_sentence,
     seconds_between,
 )
+from proxyhealth.overview import prober
 from proxyhealth.overview.headline import Level
 from proxyhealth.snapshot import ProxyStatus
 from proxyhealth.statuses import Status
@@ -128,6 +130,12 @@ def _of_row(status: ProxyStatus) -> list[tuple[str, str]]:
         (_("version"), proxy.version),
         (_("id"), str(proxy.id)),
     ]
+
+
+def why_stale(current: Listing) -> str:
+    """Return why these statuses may be out of date, and which part is missing if that is known, or ''."""
+    snapshot, rows = current.parts.snapshot, current.parts.rows
+    return text(" ".join(filter(None, [prober.why_stale(snapshot), rows.fault])))
 
 
 def text(value: str) -> str:

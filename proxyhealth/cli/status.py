@@ -11,7 +11,6 @@ from proxyhealth.cli.exits import FINE
 from proxyhealth.cli.fleet import Chosen, add_filters
 from proxyhealth.cli.output import Output
 from proxyhealth.cli.table import Cell
-from proxyhealth.display import clock
 
 
 def add_arguments(parser: ArgumentParser) -> list[ArgumentParser]:
@@ -50,7 +49,6 @@ def heading(chosen: Chosen) -> list[list[Cell]]:
     """Return the headline and, of stale statuses, the reason, as lines."""
     headline = chosen.headline()
     lines = [[Cell(headline.text, shown.LEVEL_STYLES[headline.level])]]
-    why = chosen.snapshot.why_stale(clock) or chosen.listing.parts.rows.fault
-    if why:
-        lines.append([Cell(shown.text(why), "yellow")])
+    if why := shown.why_stale(chosen.listing):
+        lines.append([Cell(why, "yellow")])
     return lines

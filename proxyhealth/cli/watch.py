@@ -142,8 +142,8 @@ class _Watch:
                 headline = self.chosen.headline()
                 data = {"headline": headline.text, "stale": state, "stale_reason": reason}
                 line = [Cell(headline.text, shown.LEVEL_STYLES[headline.level])]
-                if reason:
-                    line.append(Cell(f". {shown.text(reason)}"))
+                if why := shown.text(self.error) or shown.why_stale(self.chosen.listing):
+                    line.append(Cell(f". {why}"))
                 self._write({"event": "state", **data}, line)
             time.sleep(self._options["interval"])
             self.read()

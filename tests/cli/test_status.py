@@ -120,6 +120,7 @@ def test_status__before_the_first_round(db):
     result = run("status")
     assert result.status == 2
     assert result.lines[0] == "No round has ended yet: no status is known"
+    assert "worker" in result.lines[1]
 
 
 def test_status__stale_rounds_are_wrong(fleet, configure):
