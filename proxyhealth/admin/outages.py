@@ -1,12 +1,15 @@
 """The list of the outages, and a page for each, on which a person acknowledges it."""
 
+import json
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django.db.models import Count, QuerySet, TextField
 from django.db.models.fields.json import KeyTransform
+from django.db.models.functions import Cast
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -30,6 +33,7 @@ from proxyhealth.history.outages import acknowledge, unacknowledge
 from proxyhealth.models import Delivery, Outage, Transition, WorkspaceProxy
 from proxyhealth.models.outages import BAD_STATUSES
 from proxyhealth.notifications import waiting
+from proxyhealth.snapshot import labels_of
 from proxyhealth.texts import clean
 
 # Transitions and deliveries on the page of an outage.
@@ -80,11 +84,14 @@ class LabelFilter(admin.SimpleListFilter):
     parameter_name = "label"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        rows = WorkspaceProxy.objects.primary().active().exclude(labels={})
+        # Many proxies have the same labels, so the database counts them: that takes a fifth of the time.
+        rows = WorkspaceProxy.objects.primary().active().exclude(labels={}).order_by()
+        texts = rows.values_list(Cast("labels", TextField())).annotate(count=Count("pk"))
         counts: Counter[str] = Counter()
-        for labels in rows.order_by().values_list("labels", flat=True):
-            if isinstance(labels, dict):
-                counts.update(f"{key}:{value}" for key, value in labels.items())
+        for text, count in texts:
+            with suppress(ValueError):  # other programs may have written the row
+                labels = labels_of(json.loads(text))
+                counts.update({f"{key}:{value}": count for key, value in labels.items()})
         chosen = [text for text, _count in counts.most_common(MAX_CHOICES)]
         return [(text, clean(text, 128)) for text in sorted(chosen)]
 

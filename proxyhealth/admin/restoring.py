@@ -64,6 +64,7 @@ class Restoring:
         context = {
             **self._admin.admin_site.each_context(request),
             "opts": self._admin.opts,
+            "media": self._admin.media,
             "title": ngettext("Restore the proxy?", "Restore the proxies?", len(deleted)),
             "rows": [(row, row.name.lower() in names) for row in deleted],
             "any_taken": any(row.name.lower() in names for row in deleted),
