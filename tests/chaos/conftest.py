@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.chaos.deployment import Deployment
 from tests.chaos.template import Template, make_template
+from tests.support.ports import free_port
 
 _WIDTH = 50
 _deployments = pytest.StashKey[list[Deployment]]()
@@ -46,6 +48,18 @@ def deploy(
             return stack.enter_context(deployment)
 
         yield make
+
+
+@pytest.fixture
+def postgresql() -> Iterator[Any]:
+    """A PostgreSQL server if the environment has ``DATABASE=postgresql``, else None, for SQLite."""
+    if os.environ.get("DATABASE", "sqlite") == "sqlite":
+        yield None
+        return
+    from tests.support.postgresql import PostgresqlServer
+
+    with PostgresqlServer(free_port()) as server:
+        yield server
 
 
 @pytest.fixture

@@ -126,6 +126,12 @@ class Deployment:
 
     # Start and end
 
+    def use_database(self, url: str) -> None:
+        """Let all processes use the database at ``url``, before the start."""
+        self.env["DATABASE_URL"] = url
+        for process in self.processes:
+            process.env = {**process.env, "DATABASE_URL": url}
+
     def __enter__(self) -> Self:
         return self
 

@@ -86,9 +86,7 @@ class HistoryChaos:
         self.faults: Counter[str] = Counter()
         self._over = threading.Event()
         if postgresql:
-            deployment.env["DATABASE_URL"] = postgresql.url()
-            for process in deployment.processes:
-                process.env = {**process.env, "DATABASE_URL": postgresql.url()}
+            deployment.use_database(postgresql.url())
         if persistent:
             # Without "everysec", which may delay a write, Redis answers only once the file has it.
             deployment.redis.command = deployment.redis.command.replace(

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 from uuid import UUID
 
+import psycopg
+from psycopg.rows import dict_row
+
 from tests.chaos.deployment import Deployment
 from tests.chaos.random_fleet import RandomFleet
 from tests.support.proxies import wait_for
@@ -24,6 +27,14 @@ for name, kind, target in {channels!r}:
     Channel.objects.create(
         name=name, kind=kind, target=target, secret="s" * 32, delay={delay}, listens_since=now()
     )
+"""
+
+_ADD_ROWS = """
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+from proxyhealth.models import WorkspaceProxy
+urls = {urls!r}
+WorkspaceProxy.objects.bulk_create([WorkspaceProxy(name=name, url=url) for name, url in urls.items()])
 """
 
 # Tables with times that go back if a test lets time pass, and those of their columns that are times.
@@ -80,7 +91,10 @@ class Telling:
 
     @contextmanager
     def running(self) -> Iterator[Self]:
-        self.deployment.add_rows(self.fleet.urls)
+        if self._is_sqlite:
+            self.deployment.add_rows(self.fleet.urls)
+        else:
+            self.deployment.python(_ADD_ROWS.format(urls=self.fleet.urls))
         self.add_channels()
         with ExitStack() as stack:
             for server in (self.fleet, self.mailbox, *self.webhooks):
@@ -117,15 +131,20 @@ class Telling:
         """Set the times of the rows back by so many seconds."""
         with self._database() as database:
             for table, columns in _TIMES.items():
-                values = ", ".join(
-                    f"{name} = strftime('%Y-%m-%d %H:%M:%f', {name}, '-{seconds} seconds')"
-                    for name in columns
-                )
+                values = ", ".join(f"{name} = {self._earlier(name, seconds)}" for name in columns)
                 database.execute(f"UPDATE proxyhealth_{table} SET {values}")
+
+    def _earlier(self, column: str, seconds: float) -> str:
+        if self._is_sqlite:
+            return f"strftime('%Y-%m-%d %H:%M:%f', {column}, '-{seconds} seconds')"
+        return f"{column} - interval '{seconds} seconds'"
 
     def read(self) -> Rows:
         with self._database() as database:
-            database.execute("BEGIN")  # all rows of the same moment
+            # All rows of the same moment.
+            database.execute(
+                "BEGIN" if self._is_sqlite else "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+            )
             transitions, deliveries, channels = (
                 [dict(row) for row in database.execute(sql)]
                 for sql in (
@@ -136,8 +155,16 @@ class Telling:
             )
         return Rows(transitions, deliveries, {row["name"]: row for row in channels})
 
+    @property
+    def _is_sqlite(self) -> bool:
+        return self.deployment.env["DATABASE_URL"].startswith("sqlite")
+
     @contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
+    def _database(self) -> Iterator[Any]:
+        if not self._is_sqlite:
+            with psycopg.connect(self.deployment.env["DATABASE_URL"], row_factory=dict_row) as connection:
+                yield connection
+            return
         with closing(sqlite3.connect(self.deployment.database, timeout=20)) as connection, connection:
             connection.row_factory = sqlite3.Row
             yield connection

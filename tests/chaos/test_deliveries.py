@@ -16,7 +16,8 @@ from tests.chaos.telling import Telling, check_mailbox, check_webhook
 from tests.support.proxies import wait_for
 from tests.support.recipients import Mailbox, Webhook
 
-# For a longer run: KILLS=200 python -m pytest tests/chaos/test_deliveries.py -k killed
+# For a longer run, on PostgreSQL:
+# DATABASE=postgresql KILLS=200 python -m pytest tests/chaos/test_deliveries.py -k test_killed
 KILLS = int(os.environ.get("KILLS", "10"))
 SEED = os.environ.get("SEED", "1")
 TRANSITIONS_PER_KILL = 2.5
@@ -28,7 +29,7 @@ LIMIT = 60  # seconds until all is told, on a busy machine
 
 
 @pytest.fixture
-def tell(deploy):
+def tell(deploy, postgresql):
     """``tell(webhook, ..., count=10)`` returns a deployment with these channels, and a mailbox."""
 
     def tell(*webhooks, count, interval=INTERVAL, delay=0, **settings):
@@ -39,6 +40,8 @@ def tell(deploy):
             "EMAIL_URL": f"smtp://127.0.0.1:{mailbox.port}",
         }
         deployment = deploy(interval=interval, concurrency=3, env=env)
+        if postgresql:
+            deployment.use_database(postgresql.url())
         return Telling(deployment, count, mailbox, *webhooks, delay=delay)
 
     return tell

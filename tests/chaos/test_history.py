@@ -18,7 +18,6 @@ from tests.chaos.comparison import (
     check_times,
 )
 from tests.chaos.history_chaos import HistoryChaos
-from tests.support.ports import free_port
 
 INTERVAL = 1
 STALE_AFTER = 3 * INTERVAL
@@ -28,22 +27,9 @@ STALE_AFTER = 3 * INTERVAL
 KILLS = int(os.environ.get("KILLS", "20"))
 SECONDS = int(os.environ.get("SECONDS", "15"))  # until faults end, if the machine is slow
 SEED = os.environ.get("SEED", "1")
-DATABASE = os.environ.get("DATABASE", "sqlite")
 POOL = os.environ.get("POOL", "prefork")
 LOSSES = 3
 CHILDREN = 3
-
-
-@pytest.fixture
-def postgresql():
-    """A PostgreSQL server, or None for SQLite."""
-    if DATABASE == "sqlite":
-        yield None
-        return
-    from tests.support.postgresql import PostgresqlServer
-
-    with PostgresqlServer(free_port()) as server:
-        yield server
 
 
 @pytest.fixture
