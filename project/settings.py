@@ -111,7 +111,7 @@ CACHES = {
         "BACKEND": "django_prometheus.cache.backends.redis.NativeRedisCache",
         "LOCATION": REDIS_URL,
         "KEY_PREFIX": "project",
-        "OPTIONS": {"socket_timeout": 1, "socket_connect_timeout": 0.5, **_tls},
+        "OPTIONS": {"socket_timeout": 0.9, "socket_connect_timeout": 0.5, **_tls},
     }
 }
 # Sessions stay in the database, Django's default: if Redis is down, operators can still sign in and read

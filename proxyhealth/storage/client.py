@@ -70,7 +70,7 @@ _FAILURES = (RedisError, RedisClusterException, OSError, ValueError, TypeError, 
 
 # Options of connections: those that the host may change, and those that it may not. Reading a snapshot of
 # megabytes in chunks of 64 KB takes three times as long.
-_DEFAULTS = {"socket_timeout": 1.0, "socket_connect_timeout": 0.5, "socket_read_size": 1 << 20}
+_DEFAULTS = {"socket_timeout": 0.9, "socket_connect_timeout": 0.5, "socket_read_size": 1 << 20}
 _FIXED = {"decode_responses": False, "encoding": "utf-8", "encoding_errors": "strict"}
 
 

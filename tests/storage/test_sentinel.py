@@ -86,7 +86,7 @@ def test_sentinel__timeouts_are_short_everywhere(settings, sentinel):
         pool = cache.client.connection_pool
         (lookup,) = pool.sentinel_manager.sentinels
     for options in (pool.connection_kwargs, lookup.get_connection_kwargs()):
-        assert (options["socket_timeout"], options["socket_connect_timeout"]) == (1.0, 0.5)
+        assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.9, 0.5)
         assert options["retry"].get_retries() == 1
 
 
