@@ -57,8 +57,7 @@ def run(options: Mapping[str, Any], output: Output) -> int:
     elif not _check_by_workers(ids, options["wait"], output):
         return _report_request(output)
     # The same proxies, although filters may choose others now.
-    same = {"names": list(map(str, ids or ())), "status": [], "label": [], "search": ""}
-    return _report(before, Chosen.read({**options, **same}), output)
+    return _report(before, Chosen.again(ids), output)
 
 
 def _report_request(output: Output) -> int:

@@ -83,6 +83,13 @@ class Chosen:
         is_all = not (names or selection.is_filtered or chosen.is_filtered)
         return cls(current, selection.sorted(chosen.filter(found, marks), marks), is_all)
 
+    @classmethod
+    def again(cls, ids: Sequence[UUID] | None) -> "Chosen":
+        """Read these proxies now, or all, without those that were deleted meanwhile."""
+        current = listing.current(now=True)
+        found = current.statuses if ids is None else filter(None, map(current.find, map(str, ids)))
+        return cls(current, Selection().sorted(found, current.parts.rows.marks), ids is None)
+
     @property
     def snapshot(self) -> Snapshot:
         return self.listing.parts.snapshot

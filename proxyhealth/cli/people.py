@@ -4,6 +4,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
+from django.core.management.base import CommandError
 from django.utils.translation import gettext as _
 
 from proxyhealth.cli.exits import failure
@@ -20,7 +21,7 @@ def find_user(name: str | None) -> Any:
         raise failure(_("There is no user “%(name)s”. Give the name of a user.") % {"name": name}) from None
 
 
-def invalid(error: ValidationError) -> Any:
+def invalid(error: ValidationError) -> CommandError:
     """Return the error about values that the form would refuse, each with its field."""
     if not hasattr(error, "error_dict"):
         return failure(" ".join(error.messages))

@@ -76,8 +76,8 @@ def ago(at: datetime, now: datetime) -> str:
 
 def reason(status: ProxyStatus) -> str:
     """Return the reason of a status, its first message, and the last result if that contradicts it."""
-    texts = [*status.report.errors[:1], *status.report.warnings[:1]]
-    parts = [reason_code(status.reason), *texts[:1]]
+    messages = [*status.report.errors, *status.report.warnings]
+    parts = [reason_code(status.reason), *messages[:1]]
     if raw := status.raw:
         parts.insert(0, _("last result: %(status)s") % {"status": raw.status})
     return ": ".join(filter(None, parts))
@@ -95,15 +95,9 @@ def _marks(status: ProxyStatus, chosen: Chosen) -> Iterable[str]:
 def details(status: ProxyStatus, chosen: Chosen) -> Iterable[tuple[str, str]]:
     """Yield what is known of one proxy, as names and values."""
     now, proxy, last = datetime.now(UTC), status.proxy, status.last
-    since = _("%(status)s since %(moment)s")
-    yield (
-        _("status"),
-        (
-            since % {"status": status.status, "moment": moment(status.since, now)}
-            if status.since
-            else status.status
-        ),
-    )
+    yield _("status"), status.status
+    if status.since:
+        yield _("since"), moment(status.since, now)
     if status.reason:
         yield _("reason"), f"{reason_code(status.reason)}. {reason_sentence(status.reason)}"
     yield from ((_("error"), text) for text in status.report.errors)

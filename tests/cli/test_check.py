@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxyhealth.models import WorkspaceProxy
+from proxyhealth.rounds import recheck
 from proxyhealth.storage.client import open_cache
 from tests.cli.conftest import run
 from tests.support.proxies import queued
@@ -42,6 +43,18 @@ def test_check_local__reports_the_same_proxies_after_a_change(fleet):
     (change,) = result.json["changes"]
     assert (change["name"], change["before"], change["after"]) == ("paris", "unhealthy", "ok")
     assert (result.json["state"], result.json["exit_status"]) == ("done", 0)
+
+
+def test_check_local__proxy_that_is_deleted_meanwhile(fleet, monkeypatch):
+    def delete(*args, **options):
+        WorkspaceProxy.objects.filter(name="oslo").update(deleted=True)
+        return run_check(*args, **options)
+
+    run_check = recheck.run_check
+    monkeypatch.setattr(recheck, "run_check", delete)
+    result = run("check", "--local", "oslo", "rome")
+    assert result.status == 0
+    assert result.lines[:2] == ["Checked. Changed:", "  oslo: ok → deleted"]
 
 
 def test_check__nothing_chosen(fleet):
