@@ -93,7 +93,7 @@ def headers(message: Message) -> dict[str, str]:
 
 def _short_section(section: Section) -> list[str]:
     if len(section.rows) > 1:
-        names = short_list([row.slug for row in section.rows], _MAX_SHORT_NAMES)
+        names = short_list([row.unique_name for row in section.rows], _MAX_SHORT_NAMES)
         reasons = ", ".join(f"{each.code} ({each.proxies})" for each in section.reasons)
         return [section.headline, names, reasons, section.runbook]
     detail = section.details[0]

@@ -45,6 +45,11 @@ class Row:
         return clean(self.change.proxy_name, 65).strip() or str(self.change.proxy_id)
 
     @property
+    def unique_name(self) -> str:
+        """The name if it is unique: if it is the unique one, but for its case. Otherwise, the unique one."""
+        return self.name if self.name.lower() == self.slug.lower() else self.slug
+
+    @property
     def sort_key(self) -> list[tuple[int, str]]:
         """The name for sorting, with numbers by their value: ``eu-2`` is before ``eu-10``."""
         parts = re.split(r"([0-9]+)", self.slug.lower())
@@ -170,7 +175,7 @@ def _detail(row: Row, message: Message) -> Detail:
     is_urgent = bool(outage) and change.after in BAD_STATUSES
     return Detail(
         name=wording.isolated(row.name),
-        slug=row.slug if row.slug.lower() != row.name.lower() else "",
+        slug=row.slug if row.name != row.unique_name else "",
         badge=status_word(change.after),
         facts=facts(change, message),
         lines=_lines(change),
@@ -272,7 +277,7 @@ def _compact(row: Row) -> str:
         note = wording.times(change.flaps)
     elif change.outage_seconds and row.kind not in (Kind.UNREACHABLE, Kind.UNHEALTHY):
         note = wording.duration(change.outage_seconds)
-    return f"{row.slug} ({note})" if note else row.slug
+    return f"{row.unique_name} ({note})" if note else row.unique_name
 
 
 def _summary(message: Message) -> tuple[str, str]:

@@ -332,3 +332,14 @@ def test_common_part__is_a_whole_part_of_the_names(names, common):
     from proxyhealth.notifications.common import common_part
 
     assert common_part([(name, {}) for name in names]) == common
+
+
+def test_names__are_the_same_everywhere(say):
+    """The display name, if only its case differs from the name. Otherwise the name, which is unique."""
+    names = {"paris": "Paris", "oslo": "Norway", "rome": ""}
+    changes = [begin(n, name, display_name=shown) for n, (name, shown) in enumerate(names.items())]
+    text = forms.short(message(*changes))
+    assert "\noslo, Paris, rome\n" in text
+    many = [begin(n, f"p-{n}", display_name=f"P-{n}") for n in range(30)]
+    assert "P-29" in say(message(*many))
+    assert "p-29" not in say(message(*many))
