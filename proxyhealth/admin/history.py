@@ -183,8 +183,8 @@ class RowsOfProxiesAdmin(ReadOnlyAdmin):
         is_linked = site.is_registered(WorkspaceProxy) and site.get_model_admin(
             WorkspaceProxy
         ).has_view_permission(request)
-        rows: QuerySet[Any] = super().get_queryset(request)
-        return rows.annotate(is_linked=Value(is_linked))
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(is_linked=Value(is_linked))
+        return rows
 
     @admin.display(description=_("proxy"))
     def shown_proxy(self, row: Any) -> SafeString:
