@@ -21,14 +21,14 @@ from proxyhealth.models.outages import BAD_STATUSES, OutageQuerySet
 from proxyhealth.models.rows import using_database_of
 from proxyhealth.overview.headline import Headline, headline, length
 from proxyhealth.overview.pictures import strip
-from proxyhealth.snapshot import ProxyStatus, Snapshot
+from proxyhealth.snapshot import Proxy, ProxyStatus, Snapshot
 from proxyhealth.statuses import Status
 from proxyhealth.texts import without_passwords
 from proxyhealth.utils import aware
 
 logger = logging.getLogger(__name__)
 
-MAX_REGIONS = 500  # on the page; those that are not up come first if there are more
+MAX_REGIONS = 500  # on the page; if there are more, healthy ones are left out
 MAX_OUTAGES = 50  # that have ended
 RECENT = timedelta(days=30)
 
@@ -83,9 +83,8 @@ class Contents:
 
 
 def public_statuses(snapshot: Snapshot) -> list[ProxyStatus]:
-    """Return the statuses of the regions, by name."""
-    statuses = filter(is_public, snapshot.statuses.values())
-    return sorted(statuses, key=lambda each: name_of(each.proxy).casefold())
+    """Return the statuses of the regions."""
+    return list(filter(is_public, snapshot.statuses.values()))
 
 
 def is_public(status: ProxyStatus) -> bool:
@@ -116,6 +115,7 @@ def read_contents(snapshot: Snapshot, *, with_strips: bool = True) -> Contents:
     shown = statuses
     if len(statuses) > MAX_REGIONS:
         shown = sorted(statuses, key=attrgetter("healthy"))[:MAX_REGIONS]
+    shown = sorted(shown, key=lambda each: name_of(each.proxy).casefold())
     ids = {each.proxy.id for each in shown} if with_strips else set()
     history = _read_history(snapshot, statuses, ids, now)
     return Contents(
@@ -173,14 +173,16 @@ def _read_history(
     except _FAILURES as error:
         logger.warning("the history of the status page cannot be read: %s", without_passwords(error))
         return _History({}, _without_rows(statuses, now), [], is_known=False)
-    names = {each.proxy.id: name_of(each.proxy) for each in statuses}
+    public = {each.proxy.id: each.proxy for each in statuses}
     begins = {row.proxy_uuid: row for row in open_rows}
     current = [
-        _outage(begins[each.proxy.id], names, now) if each.proxy.id in begins else _without_row(each, now)
+        _outage(begins[each.proxy.id], each.proxy, now)
+        if each.proxy.id in begins
+        else _without_row(each, now)
         for each in statuses
         if kind_of(each) == "down"
     ]
-    recent = [_outage(row, names, now) for row in ended if row.proxy_uuid in names]
+    recent = [_outage(row, public[row.proxy_uuid], now) for row in ended if row.proxy_uuid in public]
     return _History(cells, _newest_first(current), recent[:MAX_OUTAGES])
 
 
@@ -193,11 +195,11 @@ def _newest_first(outages: Sequence[PastOutage]) -> list[PastOutage]:
     return sorted(outages, key=attrgetter("began_at"), reverse=True)
 
 
-def _outage(row: Outage, names: Mapping[UUID, str], now: datetime) -> PastOutage:
+def _outage(row: Outage, proxy: Proxy, now: datetime) -> PastOutage:
     began_at, ended_at = aware(row.began_at), row.ended_at and aware(row.ended_at)
     seconds = ((ended_at or now) - began_at).total_seconds()
     id = uuid5(row.proxy_uuid, str(row.token))
-    return PastOutage(id, names[row.proxy_uuid], began_at, ended_at, length(seconds))
+    return PastOutage(id, name_of(proxy), began_at, ended_at, length(seconds))
 
 
 def _without_rows(statuses: Sequence[ProxyStatus], now: datetime) -> list[PastOutage]:
