@@ -9,6 +9,7 @@ from uuid import UUID
 
 from django.utils.translation import gettext as _
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from proxyhealth import health
 from proxyhealth.cli import arguments, shown, status
@@ -132,7 +133,9 @@ def _progress_bar(output: Output) -> Iterator[Show]:
     if not output.shows_progress:
         yield lambda done, total, text: None
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    # A narrow terminal wraps the text, as it is the important part.
+    words = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=False))
+    columns = (BarColumn(bar_width=16), TimeElapsedColumn(), words)
     with Progress(*columns, console=output.console(of_errors=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total, text: bar.update(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import pytest
+from django.core.management import CommandError, call_command
 
 from proxyhealth.models import WorkspaceProxy
 from proxyhealth.rounds import recheck
 from proxyhealth.storage.client import open_cache
-from tests.cli.conftest import run
+from tests.cli.conftest import Terminal, run
 from tests.support.proxies import queued
 
 pytestmark = pytest.mark.django_db
@@ -110,12 +113,6 @@ def test_check_local__ctrl_c_leaves_no_lease(fleet, monkeypatch):
 
 
 def test_check_local__shows_a_bar_on_a_terminal(fleet, monkeypatch):
-    from io import StringIO
-
-    from django.core.management import call_command
-
-    from tests.cli.conftest import Terminal
-
     monkeypatch.setenv("TERM", "xterm")
     out, err = StringIO(), Terminal()
     WorkspaceProxy.objects.filter(name__in=["paris", "sydney"]).update(deleted=True)
@@ -123,3 +120,13 @@ def test_check_local__shows_a_bar_on_a_terminal(fleet, monkeypatch):
     assert "Probing" in err.getvalue()
     assert err.getvalue().endswith("\x1b[2K")  # removed
     assert "\x1b" not in out.getvalue()
+
+
+def test_check__narrow_terminal_wraps_the_progress(fleet, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    err = Terminal()
+    with pytest.raises(CommandError, match="has not ended within"):
+        call_command("proxyhealth", "check", "paris", "--wait", "0.3", stdout=StringIO(), stderr=err)
+    words = err.getvalue().split()
+    assert {"The", "check", "waits", "for", "a", "worker."} <= {*words}
