@@ -196,7 +196,7 @@ def check_mailbox(mailbox: Mailbox, rows: Rows) -> int:
     told: dict[UUID, list[int]] = defaultdict(list)
     for delivery in rows.deliveries:
         if delivery["channel"] == mailbox.name and delivery["message"]:
-            told[UUID(delivery["message"])].append(delivery["transition"])
+            told[UUID(str(delivery["message"]))].append(delivery["transition"])
     transitions = []
     for id, text in {UUID(message.id): message.text for message in mailbox.messages}.items():
         missing = [names[transition] for transition in told[id] if names[transition] not in text]
