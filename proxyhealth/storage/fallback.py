@@ -68,11 +68,11 @@ class _Fallback:
             error = self._query()
         except Exception as failure:
             self._snapshot, self._rows, error = None, (), without_passwords(failure)
-        self._took = time.monotonic() - self._begun_at
+        is_new = bool(error) and not self._error
+        self._took, self._error = time.monotonic() - self._begun_at, error
         self._done.set()
-        if error and not self._error:  # once, not after each query
+        if is_new:  # once, not after each query
             logger.warning("not all confirmed statuses can be read from the database: %s", error)
-        self._error = error
 
     def _query(self) -> str:
         """Query the statuses, and return an error of an unreadable row, if there is one."""

@@ -25,10 +25,10 @@ def test_ten_forced_updates__one_more_round(deploy, verdict):
     deployment.start()
     with Poller(deployment) as poller:
         rounds = len(counted.requests)
-        deployment.post(CHECK_ALL)
+        deployment.post(CHECK_ALL, all=1)
         running = silent.wait_for_request(5, before=rounds)
         for _ in range(10):
-            deployment.post(CHECK_ALL)
+            deployment.post(CHECK_ALL, all=1)
         requested = time.monotonic()
         assert running.end is None, "the round ended before the last request"
         wait_for(lambda: len(counted.requests) >= rounds + 2, 3 * timeout, "the requested round begins")

@@ -104,7 +104,7 @@ def test_redis_down__operator_can_work_then_correct(deploy, verdict):
 
         row = deployment.row("oslo")
         pages["check now"] = post(CHANGE, action="check_now", _selected_action=row["id"])
-        pages["check all now"] = post(f"{CHANGE}health/check/")
+        pages["check all now"] = post(f"{CHANGE}health/check/", all=1)
 
         assert "Stale." in deployment.health_page()
         assert UNREADABLE in deployment.health_page()

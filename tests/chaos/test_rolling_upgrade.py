@@ -141,7 +141,7 @@ class Upgrade:
     def request_round(self, version):
         """Request a round on a web server. Wait until all show one that began after the request."""
         last = max(reader.pollers[-1].polls[-1].snapshot["checked_at"] for reader in self.readers)
-        self.deployment.post(f"{version.base}{ADMIN}health/check/")
+        self.deployment.post(f"{version.base}{ADMIN}health/check/", all=1)
         for reader in self.readers:
             reader.wait_until(lambda poll: poll.snapshot["checked_at"] > last, "the round that was requested")
 
@@ -175,7 +175,7 @@ class Upgrade:
 
     def stop_worker_in_round(self, version):
         begun = self.tokens("round shared")
-        self.deployment.post(f"{self.readers[0].base}{ADMIN}health/check/")
+        self.deployment.post(f"{self.readers[0].base}{ADMIN}health/check/", all=1)
         wait_for(lambda: self.tokens("round shared") != begun, LIMIT, "a round begins")
         version.worker.stop()
 

