@@ -5,20 +5,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# The tests of pages in a browser, which take a fifth of the time of all tests.
-PAGES := $(wildcard tests/alive/test_*.py tests/notifications/test_mail_rendering.py tests/project/test_mailbox_page.py \
-	tests/project/test_region_picker_*.py tests/project/test_silence_page.py tests/test_health_page*.py tests/test_prober_page.py \
-	tests/test_proxy_list_page.py tests/status_page/test_status_page.py)
-
-# What `make quick` leaves out as well: commands, and what other programs check.
-SLOW := $(PAGES) tests/project tests/contrib tests/api/test_typescript.py \
-	tests/support/test_pure_tests.py tests/test_frontend.py tests/test_package.py
+# The tests of pages in a browser, of the demo, and of what other programs check.
+PAGES := $(wildcard tests/alive tests/api/test_typescript.py tests/contrib tests/notifications/test_mail_rendering.py \
+	tests/project tests/status_page/test_status_page.py tests/support/test_pure_tests.py tests/test_frontend.py \
+	tests/test_health_page*.py tests/test_package.py tests/test_prober_page.py tests/test_proxy_list_page.py)
 
 # The number of parallel test processes. Most tests wait: for rounds, for a browser, or for data to become stale.
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run prometheus test lint types tests pages coverage quick chaos deployment fuzz format docs docs-links \
+.PHONY: help run prometheus test lint types quick pages coverage chaos deployment fuzz format docs docs-links \
 	dist start-proxy stop-proxy api-types messages clean
 
 ## List these commands
@@ -35,7 +31,7 @@ prometheus: $(VENV)/.installed
 	@$(BIN)/python -m project.prometheus
 
 ## Run the linters, the type checker, and the tests
-test: lint types tests
+test: lint types quick
 
 ## Run the linters
 lint: $(VENV)/.installed-dev
@@ -51,11 +47,11 @@ types: $(VENV)/.installed-dev
 DEVMODE := PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc
 PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-## Run the tests, except those of `make pages`, `make chaos`, and `make deployment`
-tests: $(VENV)/.installed-dev node_modules/.installed
-	$(DEVMODE) $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(PAGES))
+## Run the tests, or those of TESTS, except those of `make pages`, `make chaos`, and `make deployment`
+quick: $(VENV)/.installed-dev
+	$(DEVMODE) $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(PAGES)) $(TESTS)
 
-## Run the tests of pages in a browser
+## Run the tests of pages in a browser, of the demo, and of what other programs check
 pages: $(VENV)/.installed-dev node_modules/.installed
 	$(DEVMODE) $(BIN)/python $(PYTEST) $(PAGES)
 
@@ -64,10 +60,6 @@ coverage: $(VENV)/.installed-dev node_modules/.installed
 	$(DEVMODE) $(BIN)/coverage run $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
-
-## Run the tests that take little time, or those of TESTS
-quick: $(VENV)/.installed-dev
-	$(DEVMODE) $(BIN)/python $(PYTEST) $(addprefix --ignore=,$(SLOW)) $(TESTS)
 
 # Each of these tests starts a whole deployment and has time limits. On two cores, three at once are too slow,
 # but for those that are patient.

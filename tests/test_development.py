@@ -32,7 +32,7 @@ def test_pre_commit__runs_the_commands_of_ci():
     hooks = [hook["entry"].removeprefix("make --no-print-directory ") for hook in repository["hooks"]]
     assert hooks == ["format", "lint", "types", "docs"]
     assert set(hooks) < commands()
-    assert re.search(r"^test: lint types tests$", MAKEFILE, re.MULTILINE)
+    assert re.search(r"^test: lint types quick$", MAKEFILE, re.MULTILINE)
 
 
 def test_nox__covers_every_python_and_django():

@@ -53,6 +53,8 @@ def name(settings, redis_client):
         url = f"redis://127.0.0.1:{forwarder.port}/0"
         settings.CACHES = {"default": {**django_settings.CACHES["default"], "LOCATION": url}}
         yield forwarder
+        with client.open_cache() as cache:
+            cache.client.connection_pool.disconnect()
 
 
 @pytest.fixture
