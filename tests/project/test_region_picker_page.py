@@ -37,10 +37,10 @@ def test_regions__nearest_first_with_icon_status_and_latency(page, demo):
     nearest_first = [member.display_name for member in sorted(AVAILABLE, key=lambda member: member.latency)]
 
     def nearest_is_first() -> bool:
-        names = row_names(page)  # one slow measurement may change the order until the next
+        names = row_names(page)  # on a busy machine, the order is right only after some measurements
         return [name for name in names if name in nearest_first] == nearest_first
 
-    wait_for(nearest_is_first, 10, "the nearest region is first")
+    wait_for(nearest_is_first, 40, "the nearest region is first")
     names = row_names(page)
     assert {member.display_name for member in FLEET} <= set(names)
     states = [radio(page, name).is_enabled() for name in names]
