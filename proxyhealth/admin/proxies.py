@@ -102,11 +102,12 @@ class WorkspaceProxyAdmin(ProxyColumns, GrantedAdmin):
 
     # Actions
 
-    def get_actions(self, request: HttpRequest) -> Any:
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> Any:
         """Return the actions that fit the rows of the list: deleted ones, others, or both."""
         shown = request.GET.get(DeletedFilter.parameter_name)
         unfit = {"yes": ("check_now", "silence", "delete_selected"), "all": ()}.get(shown or "", ("restore",))
-        actions = super().get_actions(request)
+        location = {} if action_location is None else {"action_location": action_location}  # since Django 6.1
+        actions = super().get_actions(request, **location)
         return {name: action for name, action in actions.items() if name not in unfit}
 
     @admin.action(description=_("Check now"), permissions=["change"])

@@ -4,12 +4,14 @@ All of it is in the Redis cache, and its failures raise ``StoreError``.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
+from proxyhealth.exceptions import StoreError
 from proxyhealth.storage.client import open_cache, run_script
+from proxyhealth.texts import clean
 
 _TTL = 600  # seconds for which a request and a failure can be read
 
@@ -83,7 +85,7 @@ def save_request(ids: Sequence[UUID] | None) -> UUID:
 
 
 def load_request(id: UUID) -> Request | None:
-    """Return a request, or None if it is too old."""
+    """Return a request, or None if it is too old. Raise ``StoreError`` also for damaged values."""
     with open_cache() as cache:
         pipe = cache.client.pipeline(transaction=True)
         pipe.get(cache.key(_key(id)))
@@ -94,24 +96,44 @@ def load_request(id: UUID) -> Request | None:
         pipe.smembers(cache.key("pending"))
         pipe.lrange(cache.key("check-failures"), 0, -1)
         value, time, last_token, holder, stats, pending, failures = pipe.execute()
-        if value is None:
-            return None
-        token, failed, *words = value.decode().split()
-        outcomes = (b"failure", b"offline", b"incomplete")
-        failed_now = sum(int(stats.get(b"count:" + outcome, 0)) for outcome in outcomes)
-        return Request(
-            token=int(token),
-            ids=list(map(UUID, words[1:])) if words else None,
-            now=time[0] * 1_000_000 + time[1],
-            last_token=int(last_token or 0),
-            holder=int(holder or 0),
-            full=int(stats.get(b"full", 0)),
-            closed=int(stats.get(b"closed", 0)),
-            error=stats.get(b"error", b"").decode(errors="replace"),
-            has_failed_round=failed_now > int(failed),
-            pending=frozenset(id.decode(errors="replace") for id in pending),
-            failures=[Failure(each[0], frozenset(each[1]), each[2]) for each in map(json.loads, failures)],
-        )
+    if value is None:
+        return None
+    try:
+        return _parse(value, time, last_token, holder, stats, pending, failures)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StoreError(f"the request is damaged: {clean(str(error), 200)}") from error
+
+
+def _parse(
+    value: bytes,
+    time: Sequence[int],
+    last_token: bytes | None,
+    holder: bytes | None,
+    stats: Mapping[bytes, bytes],
+    pending: Collection[bytes],
+    failures: Iterable[bytes],
+) -> Request:
+    token, failed, *words = value.decode().split()
+    outcomes = (b"failure", b"offline", b"incomplete")
+    failed_now = sum(int(stats.get(b"count:" + outcome, 0)) for outcome in outcomes)
+    return Request(
+        token=int(token),
+        ids=list(map(UUID, words[1:])) if words else None,
+        now=time[0] * 1_000_000 + time[1],
+        last_token=int(last_token or 0),
+        holder=int(holder or 0),
+        full=int(stats.get(b"full", 0)),
+        closed=int(stats.get(b"closed", 0)),
+        error=stats.get(b"error", b"").decode(errors="replace"),
+        has_failed_round=failed_now > int(failed),
+        pending=frozenset(id.decode(errors="replace") for id in pending),
+        failures=[_failure(json.loads(each)) for each in failures],
+    )
+
+
+def _failure(entry: Sequence[Any]) -> Failure:
+    token, ids, error = entry
+    return Failure(int(token), frozenset(map(str, ids)), str(error))
 
 
 def add_failure(token: int, ids: Collection[UUID], error: str) -> None:

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 from celery.contrib.testing.worker import start_worker
+from django.core.cache import caches
 from django.db import connection
 
 from project.celery import app
@@ -176,6 +177,26 @@ def test_progress__redis_emptied_meanwhile(paris, redis_client):
     current = request(paris)
     redis_client.flushall()
     assert current() is None
+
+
+def key(name):
+    return caches["default"].make_key(f"proxyhealth:{name}")
+
+
+@pytest.mark.parametrize("value", ["", "x", "1", "1 2 3 4", "1 x", b"\xff 1"])
+def test_progress__damaged_request(paris, redis_client, value):
+    id = progress.begin([paris.pk])
+    redis_client.set(key(f"request:{id.hex}"), value)
+    with pytest.raises(StoreError, match="the request is damaged"):
+        read_progress(id)
+
+
+@pytest.mark.parametrize("value", ["", "{", "1", "{}", "[1]", "[1, 2, 3]", '["x", [], ""]', b"\xff"])
+def test_progress__damaged_failure(paris, redis_client, value):
+    id = progress.begin([paris.pk])
+    redis_client.rpush(key("check-failures"), value)
+    with pytest.raises(StoreError, match="the request is damaged"):
+        read_progress(id)
 
 
 def test_progress__redis_down(paris, stopped):
