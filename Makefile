@@ -14,7 +14,7 @@ PAGES := $(wildcard tests/alive tests/api/test_typescript.py tests/contrib tests
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run prometheus test lint types quick pages coverage chaos deployment fuzz format docs docs-links \
+.PHONY: help run prometheus test lint types quick pages coverage chaos deployment screenshots fuzz format docs docs-links \
 	dist start-proxy stop-proxy api-types messages clean
 
 ## List these commands
@@ -72,6 +72,10 @@ chaos: $(VENV)/.installed-dev
 ## Follow the documents: install, deploy, build the site; test the API and the alerts with other programs
 deployment: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/deployment --quiet --no-header --numprocesses 2 --dist loadfile
+
+## Take pictures of the pages of a new demo, in var/screenshots
+screenshots: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.support.screenshots
 
 ## Send random input to the probe, and put random contents into Redis; the same SEED produces the same input
 fuzz: $(VENV)/.installed-dev

@@ -167,7 +167,7 @@ def test_check_local__ctrl_c_at_a_terminal(site):
             wait_for(lambda: paris.requests > requests, 30)
             terminal.wait_for("Probing")
             assert client.keys("*:lease")
-            assert terminal.end(signal.SIGINT) == 130
+            assert terminal.end(signal.SIGINT) == 130, terminal.output
         finally:
             paris.gate.set()
         assert client.keys("*:lease") == []

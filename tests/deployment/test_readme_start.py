@@ -98,7 +98,7 @@ def test_start__samples_of_other_documents_run(project):
     reader, _ = project
     texts = [(ROOT / "README.md").read_text(), (DOCS / "python.md").read_text()]
     samples = [sample for text in texts for sample in blocks("python", text)]
-    assert len(samples) == 8
+    assert len(samples) == 9
     row = "from proxyhealth.models import WorkspaceProxy; proxy = WorkspaceProxy.objects.first()"
     call = "import json; assert set(json.loads(proxies(None).content)) == {'stale', 'proxies'}"
     reader.shell("\n".join([row, *samples, call]))
