@@ -85,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """What all rows of a page have in common."""
+    """The values that all rows of a page have in common."""
 
     permissions: Permissions
     snapshot: Snapshot

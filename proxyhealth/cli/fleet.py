@@ -104,7 +104,7 @@ class Chosen:
 
     @property
     def exit_status(self) -> int:
-        """What the exit status says of these proxies."""
+        """The exit status that these proxies give."""
         snapshot, rows = self.snapshot, self.listing.parts.rows
         statuses = {status.status for status in self.statuses}
         if snapshot.fault or rows.fault or snapshot.checked_at is None:

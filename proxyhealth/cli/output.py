@@ -22,7 +22,7 @@ _MIN_WIDTH = 20
 
 
 class Output:
-    """Where a command writes. ``is_closed`` is True once nobody reads it any more, as after ``head``."""
+    """The output of a command. ``is_closed`` is True once nobody reads it any more, as after ``head``."""
 
     def __init__(self, stdout: OutputWrapper, stderr: OutputWrapper, options: Mapping[str, Any]) -> None:
         self.is_json = bool(options.get("json"))

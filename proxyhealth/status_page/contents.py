@@ -153,7 +153,7 @@ def _uptime(cells: Sequence[Cell]) -> str:
 
 
 class _History(NamedTuple):
-    """What the database knows: the strips by proxy, and the outages."""
+    """The part that the database knows: the strips by proxy, and the outages."""
 
     cells: Mapping[UUID, Sequence[Cell]]
     current: Sequence[PastOutage]
