@@ -142,6 +142,8 @@ def test_upgrade__user_without_the_new_permissions_loses_no_change(start, redis_
         with pytest.raises(StoreError, match="permissions"):
             full_round(start + MINUTE, make_status(paris, Status.UNREACHABLE))
     finally:
+        with open_cache() as cache:
+            cache.client.connection_pool.disconnect()
         settings.CACHES = {"default": default}
         redis_client.execute_command("ACL", "DELUSER", "earlier")
     full_round(start + 2 * MINUTE, make_status(paris, Status.UNREACHABLE))
